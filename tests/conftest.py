@@ -1,0 +1,66 @@
+"""The tests run inside a real ComfyUI, which boots once, before any test module is collected.
+
+`python run.py test` sets COMFYUI_PATH. Under plain pytest the ComfyUI that run.py has fetched is taken.
+"""
+
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def _packages():
+    """devtools/packages.py by its path: nothing of the repository is importable yet."""
+    spec = importlib.util.spec_from_file_location("_packages", REPO / "devtools" / "packages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+import_package = _packages().import_package
+import_package("devtools")
+
+from devtools import inprocess  # noqa: E402
+from devtools.environment import NEWEST, tree  # noqa: E402
+
+COMFYUI = Path(os.environ.get("COMFYUI_PATH") or tree(NEWEST))
+if not (COMFYUI / "main.py").is_file():
+    raise pytest.UsageError(f"No ComfyUI in {COMFYUI}. Run `python run.py test` once, or set COMFYUI_PATH.")
+_base = tempfile.TemporaryDirectory(prefix="ebca_tests_", ignore_cleanup_errors=True)
+# EBCA_HOST_FLAGS runs the same tests with other flags, say `--cpu --use-split-cross-attention` or none for a GPU.
+inprocess.boot(COMFYUI, Path(_base.name), os.environ.get("EBCA_HOST_FLAGS", inprocess.CPU_FLAGS))
+
+for _name in ("ebca_core", "demo"):
+    if (REPO / _name / "__init__.py").is_file():
+        import_package(_name)
+
+from support import host  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def comfyui_root() -> Path:
+    """The folder of the ComfyUI that the tests run in."""
+    return COMFYUI
+
+
+@pytest.fixture(scope="session")
+def comfy():
+    """ComfyUI's `nodes` module with its built-in extras and this pack, loaded as ComfyUI loads them."""
+    return host.load_nodes(REPO)
+
+
+@pytest.fixture(scope="session")
+def pack(comfy):
+    """This pack's own package as ComfyUI loaded it: `pack.comfyui_binding` and so on are its subpackages."""
+    return sys.modules[host.module_name(REPO)]
+
+
+@pytest.fixture(scope="session")
+def run_prompt(comfy):
+    """A function that runs a prompt in API format through ComfyUI's validation and executor."""
+    return host.run_prompt

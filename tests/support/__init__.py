@@ -1,0 +1,1 @@
+"""Helpers of the tests: the host, tiny models, sampling, reference numbers."""
