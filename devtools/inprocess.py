@@ -7,6 +7,11 @@ from pathlib import Path
 CPU_FLAGS = "--cpu --use-pytorch-cross-attention"
 
 
+def arguments(flags: str, base: Path) -> list[str]:
+    """ComfyUI's command line for `flags`, without nodes that call services, in the base directory `base`."""
+    return [*shlex.split(flags), "--disable-api-nodes", "--base-directory", str(base)]
+
+
 def boot(root: Path, base: Path, flags: str = CPU_FLAGS) -> None:
     """Make ComfyUI's modules importable, with `flags` as its command line.
 
@@ -32,7 +37,7 @@ def boot(root: Path, base: Path, flags: str = CPU_FLAGS) -> None:
 
     comfy.options.enable_args_parsing()
     # comfy.cli_args reads sys.argv when it is imported, and pytest's arguments are not ComfyUI's.
-    argv, sys.argv = sys.argv, ["main.py", *shlex.split(flags), "--disable-api-nodes", "--base-directory", str(base)]
+    argv, sys.argv = sys.argv, ["main.py", *arguments(flags, base)]
     try:
         import comfy.cli_args
     finally:

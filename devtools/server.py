@@ -1,0 +1,248 @@
+"""A real ComfyUI server, started for as long as a `with` block lasts. Standard library only.
+
+    with Server(host.comfyui, host.python, packs={"energy-based-cross-attention": REPO}) as server:
+        history = server.run(prompt)
+        picture = server.images(history)[0]
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import inprocess
+
+# The name of this pack's folder in custom_nodes when it is installed from the registry.
+PACK = "energy-based-cross-attention"
+# What a copy of the pack does without, where links are not allowed.
+_NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "output", "dist", "tests")
+
+
+class ServerError(Exception):
+    """ComfyUI did not start, refused a prompt, or a node failed; the message holds what ComfyUI said."""
+
+
+class Server:
+    """ComfyUI with a base directory of its own, which is gone when the server is.
+
+    Args:
+        comfyui: the folder with ComfyUI's main.py.
+        python: the interpreter that runs it.
+        packs: {name in custom_nodes: the pack's folder}.
+        models: {path below models, say "checkpoints/x.safetensors": the file}.
+        flags: further command line flags.
+        threads: for torch; tiny models are fastest with 1. None leaves it to torch.
+        settings: the front end's settings.
+        patience: seconds to wait for the start.
+
+    Attributes:
+        url: the server's address. base: its base directory (input, output, models, custom_nodes, user).
+        log: the file with everything the server printed. started_in: seconds that the start took.
+    """
+
+    def __init__(
+        self,
+        comfyui: Path,
+        python: Path = Path(sys.executable),
+        packs: Mapping[str, Path] | None = None,
+        models: Mapping[str, Path] | None = None,
+        flags: str = inprocess.CPU_FLAGS,
+        threads: int | None = 1,
+        settings: Mapping[str, Any] | None = None,
+        patience: float = 180,
+    ):
+        self.comfyui, self.python, self.patience = Path(comfyui), python, patience
+        self.packs, self.models = dict(packs or {}), dict(models or {})
+        self.flags, self.threads = flags, threads
+        self.settings = {"Comfy.TutorialCompleted": True, **(settings or {})}
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> "Server":
+        self.base = Path(tempfile.mkdtemp(prefix="ebca_server_"))
+        self.log = self.base / "server.log"
+        try:
+            self._furnish()
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process:
+            _stop(self._process)
+            self._process = None
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def _furnish(self) -> None:
+        for name, folder in self.packs.items():
+            link_or_copy(Path(folder), self.base / "custom_nodes" / name)
+        for name, file in self.models.items():
+            link_or_copy(Path(file), self.base / "models" / name)
+        settings = self.base / "user" / "default" / "comfy.settings.json"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps(self.settings))
+        for name in ("input", "output", "temp"):
+            (self.base / name).mkdir()
+
+    def _start(self) -> None:
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        # The default database lies in ComfyUI's own folder, where servers that run side by side lock each other out.
+        database = f"sqlite:///{(self.base / 'comfyui.db').as_posix()}"
+        command = [
+            self.python, self.comfyui / "main.py", *inprocess.arguments(self.flags, self.base), "--listen", "127.0.0.1",
+            "--port", str(port), "--disable-auto-launch", "--database-url", database,
+        ]  # fmt: skip
+        variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        if self.threads:
+            variables["OMP_NUM_THREADS"] = str(self.threads)
+        begun = time.monotonic()
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self.comfyui, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() - begun > self.patience:
+                raise ServerError(f"ComfyUI did not start. The end of its log:\n{self.log_text()[-4000:]}")
+            time.sleep(0.1)
+        self.started_in = time.monotonic() - begun
+
+    def _answers(self) -> bool:
+        try:
+            self.get("/system_stats")
+        except OSError:
+            return False
+        return True
+
+    def log_text(self) -> str:
+        """All that the server has printed so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str) -> Any:
+        """The JSON at a path of the server."""
+        return json.loads(self._read(path))
+
+    def post(self, path: str, body: Any) -> Any:
+        """The JSON answer to a JSON body, None where the answer is empty."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def object_info(self) -> dict[str, Any]:
+        """What the server says of its nodes."""
+        return self.get("/object_info")
+
+    def queue(self, prompt: Mapping[str, Any]) -> str:
+        """Queue a prompt in API format; its id.
+
+        Raises:
+            ServerError: the prompt was refused; the message names node, input and reason.
+        """
+        try:
+            return self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})["prompt_id"]
+        except urllib.error.HTTPError as error:
+            raise ServerError(_refusal(json.loads(error.read()))) from None
+
+    def wait(self, prompt_id: str, timeout: float = 300) -> dict[str, Any]:
+        """The history entry of a queued prompt, once it is finished.
+
+        Raises:
+            ServerError: a node failed, or the time is over.
+        """
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            if entry and entry.get("status"):
+                if entry["status"].get("status_str") != "success":
+                    raise ServerError(_failure(entry["status"]))
+                return entry
+            if self._process.poll() is not None:
+                raise ServerError(f"ComfyUI stopped while it ran. The end of its log:\n{self.log_text()[-4000:]}")
+            time.sleep(0.05)
+        raise ServerError(f"Not finished after {timeout:.0f} s. The end of the log:\n{self.log_text()[-4000:]}")
+
+    def run(self, prompt: Mapping[str, Any], timeout: float = 300) -> dict[str, Any]:
+        """Queue a prompt in API format and wait for its history entry."""
+        return self.wait(self.queue(prompt), timeout)
+
+    def images(self, history: Mapping[str, Any], node_id: str | None = None) -> list[bytes]:
+        """The picture files that a run saved or previewed, in the order of the node ids; of one node if given."""
+        outputs = history["outputs"]
+        nodes = [node_id] if node_id else sorted(outputs, key=_numeric)
+        infos = [info for node in nodes for info in outputs[node].get("images", [])]
+        return [self._read("/view?" + urllib.parse.urlencode(info)) for info in infos]
+
+    def _read(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return answer.read()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` stand for `source`: a link, or a copy where links are not allowed (Windows)."""
+    if not source.exists():
+        raise FileNotFoundError(f"Expected a file or folder at {source}, found nothing.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.symlink_to(source.absolute(), target_is_directory=source.is_dir())
+    except OSError:
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=_NOT_COPIED)
+        else:
+            shutil.copyfile(source, target)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Ask, then insist."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _numeric(node_id: str) -> tuple[int, str]:
+    return (int(node_id) if node_id.isdigit() else sys.maxsize, node_id)
+
+
+def _refusal(answer: dict) -> str:
+    """ComfyUI's answer to a prompt that it refuses, in lines."""
+    lines = [f"ComfyUI refused the prompt: {answer.get('error', {}).get('message', answer)}"]
+    for node_id, node in answer.get("node_errors", {}).items():
+        lines += [f"  node {node_id} ({node['class_type']}): {e['message']} {e['details']}" for e in node["errors"]]
+    return "\n".join(lines)
+
+
+def _failure(status: dict) -> str:
+    """What the status of a failed run says, in lines."""
+    for kind, data in status.get("messages", []):
+        if kind == "execution_error":
+            return (
+                f"Node {data['node_id']} ({data['node_type']}) failed: {data['exception_type']}: "
+                f"{data['exception_message']}\n{''.join(data['traceback'])}"
+            )
+        if kind == "execution_interrupted":
+            return f"Interrupted at node {data['node_id']} ({data['node_type']})."
+    return f"The run failed: {status}"

@@ -1,0 +1,84 @@
+"""Everything one does with a checkout, in one command each (Python 3.11 to 3.13, standard library only).
+
+    python run.py demo                        before/after pictures on the model that ships with the repository
+    python run.py test                        all tests
+    python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
+    python run.py test --host 0.24.1          all tests on another version of ComfyUI
+    python run.py bench                       speed and memory
+
+The first call makes an environment in `.host` and fetches ComfyUI, unless COMFYUI_PATH names one or the pack lies in
+one's custom_nodes.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from devtools import children, environment
+
+REPO = Path(__file__).absolute().parent
+
+
+def demo(options: argparse.Namespace, rest: list[str]) -> int:
+    host = environment.prepare(options.host)
+    script = REPO / "demo" / "before_after.py"
+    return children.call([host.python, script, "--comfyui", host.comfyui, "--out", REPO / "output", *rest])
+
+
+def bench(options: argparse.Namespace, rest: list[str]) -> int:
+    host = environment.prepare(options.host)
+    return children.call([host.python, REPO / "bench" / "speed.py", "--comfyui", host.comfyui, *rest])
+
+
+def test(options: argparse.Namespace, rest: list[str]) -> int:
+    host = environment.prepare(options.host)
+    runs = []
+    if rest or options.host:
+        runs.append((f"tests in {host.comfyui.name}", lambda: _pytest(host, rest)))
+    else:
+        runs.append(("ruff", lambda: children.call([host.python, "-m", "ruff", "check", REPO])))
+        runs.append((f"tests in {host.comfyui.name}", lambda: _pytest(host, rest)))
+        if host.fetched:
+            oldest = environment.prepare(environment.OLDEST)
+            fast = ["-m", "not slow and not server"]
+            runs.append((f"fast tests in {oldest.comfyui.name}", lambda: _pytest(oldest, fast)))
+    return _report([(label, *_timed(label, run)) for label, run in runs])
+
+
+def _pytest(host: environment.Host, arguments: list[str]) -> int:
+    call = [host.python, "-m", "pytest", f"--rootdir={REPO}", *(arguments or [REPO / "tests"])]
+    return children.call(call, COMFYUI_PATH=host.comfyui, PYTHONDONTWRITEBYTECODE="1")
+
+
+def _timed(label: str, run) -> tuple[int, float]:
+    print(f"\n== {label}", flush=True)
+    start = time.monotonic()
+    return run(), time.monotonic() - start
+
+
+def _report(results: list[tuple[str, int, float]]) -> int:
+    print()
+    for label, code, seconds in results:
+        print(f"{'passed' if code == 0 else 'FAILED'}  {label} ({seconds:.0f} s)")
+    return next((code for _, code, _ in results if code), 0)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["demo", "test", "bench"])
+    parser.add_argument("--host", metavar="VERSION", help=f"ComfyUI version: {', '.join(environment.VERSIONS)}")
+    options, rest = parser.parse_known_args(arguments)
+    children.exit_on_terminate()
+    try:
+        return {"demo": demo, "test": test, "bench": bench}[options.command](options, rest)
+    except environment.EnvironmentProblem as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
