@@ -1,0 +1,44 @@
+"""G @ W_k: the way from a step in the keys back to a step in the context, for every way ComfyUI stores W_k."""
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.ops
+import torch
+from torch import Tensor
+
+
+def project_to_context(step: Tensor, to_k: torch.nn.Module, width: int) -> Tensor:
+    """step [b, t, (h d)] @ W_k [(h d), c] -> [b, t, c]; c is `width`, and `step` has the keys' type and device.
+
+    A layer of ComfyUI's own lends its weight as its forward pass would see it: cast, on the right device, with LoRAs.
+    Any other linear module (bypass LoRA, GGUF, unknown packs) is asked for W_k by the identity matrix, at every call,
+    for it may change during a run and keeping all layers' copies would take hundreds of megabytes in SDXL.
+    """
+    if _lends_its_weight(to_k):
+        return _with_lent_weight(to_k, step)
+    return step @ _weight_by_identity(to_k, width, step)
+
+
+def _lends_its_weight(to_k: torch.nn.Module) -> bool:
+    """Whether nothing but ComfyUI's own code stands between the module's weight and its output."""
+    own_forward = "forward" not in vars(to_k) and type(to_k).forward.__module__ == comfy.ops.__name__
+    hooked = to_k._forward_hooks or to_k._forward_pre_hooks
+    own_cast = not hasattr(to_k, "cast_bias_weight")
+    return isinstance(to_k, comfy.ops.CastWeightBiasOp) and own_forward and not hooked and own_cast
+
+
+def _with_lent_weight(to_k: torch.nn.Module, step: Tensor) -> Tensor:
+    weight, bias, loan = comfy.ops.cast_bias_weight(to_k, step, offloadable=True)
+    try:
+        dense = weight.dequantize() if isinstance(weight, comfy.ops.QuantizedTensor) else weight
+        out = step @ dense.to(step.dtype)
+    finally:
+        comfy.ops.uncast_bias_weight(to_k, weight, bias, loan)
+    scale = getattr(to_k, "pre_quant_scale", None)  # multiplies the layer's input, so it belongs to W_k's columns
+    return out if scale is None else out * comfy.model_management.cast_to_device(scale, out.device, out.dtype)
+
+
+def _weight_by_identity(to_k: torch.nn.Module, width: int, like: Tensor) -> Tensor:
+    """W_k [(h d), c] of any linear module: its columns are what it makes of the unit vectors, less its bias."""
+    units = torch.eye(width, dtype=like.dtype, device=like.device)
+    return (to_k(units) - to_k(torch.zeros_like(units[:1]))).T

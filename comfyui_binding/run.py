@@ -1,0 +1,202 @@
+"""What one sampling run knows about its prompts, and what its edits carry from call to call."""
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..ebca_core import Window, mask_on_grid
+from .settings import Edit, Settings
+
+log = logging.getLogger("ebca")
+
+T = TypeVar("T", bound=Hashable)
+Found = TypeVar("Found")
+Area = tuple[int, ...]  # height, width, top, left, in latent pixels
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One entry of a conditioning: its role, its own number of tokens and its area, where these are known."""
+
+    positive: bool
+    tokens: int | None = None
+    area: Area | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """The rows of a U-Net call that belong to one prompt, and which image of the batch each of them is."""
+
+    rows: slice
+    prompt: Prompt
+    cond: Hashable
+    images: tuple[int, ...]
+
+
+#: Whose context is carried: an edit's for one prompt and image, or (edit None) the negative one that all edits share.
+CarryKey = tuple["Edit | None", Hashable, int]
+
+
+class Run:
+    """One sampling run. Made when the sampler starts and gone with it; calls in several threads may share it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model_sampling: Any,
+        conds: Mapping[str, Sequence[dict]] | None = None,
+        latent_size: tuple[int, int] | None = None,
+    ):
+        self.settings = settings
+        self.latent_size = latent_size
+        self.was_reached = False
+        self._bounds = {
+            window: (model_sampling.percent_to_sigma(window.start_percent), model_sampling.percent_to_sigma(window.end_percent))
+            for window in settings.windows
+        }
+        self._prompts = _prompts_by_uuid(conds or {})
+        self._carried: dict[CarryKey, tuple[Tensor, float]] = {}
+        self._cache: dict[Hashable, Any] = {}
+        self._warned: set[str] = set()
+        self._lock = threading.Lock()
+
+    # --- when -------------------------------------------------------------------------------------------------------
+
+    @property
+    def needs_sigma(self) -> bool:
+        """Whether what is on depends on sigma. Reading sigma makes the host wait for the device, so ask first."""
+        return bool(self.settings.edits) or any(window != Window() for window in self.settings.windows)
+
+    def is_on(self, window: Window, sigma: float | None) -> bool:
+        if sigma is None:
+            return True
+        start, end = self._bounds[window]
+        return end < sigma <= start
+
+    def is_active(self, sigma: float | None) -> bool:
+        """Whether anything is on at this sigma."""
+        return any(self.is_on(update.window, sigma) for update in self.settings.updates) or any(
+            (edit.weight != 0 and self.is_on(edit.window, sigma)) or (edit.is_updated and self.is_on(edit.gamma_window, sigma))
+            for edit in self.settings.edits
+        )
+
+    # --- who --------------------------------------------------------------------------------------------------------
+
+    def chunks(self, transformer_options: Mapping[str, Any], batch: int) -> list[Chunk]:
+        """The prompts of a call with `batch` rows; none if the call does not say."""
+        indices = transformer_options.get("cond_or_uncond") or [0]
+        uuids = transformer_options.get("uuids") or [None] * len(indices)
+        if batch % len(indices) or len(uuids) != len(indices):
+            return []
+        size = batch // len(indices)
+        images = _images(transformer_options, size)
+        chunks = []
+        for position, (index, uuid) in enumerate(zip(indices, uuids, strict=True)):
+            prompt = self._prompt(uuid, index)
+            rows = slice(position * size, (position + 1) * size)
+            chunks.append(Chunk(rows, prompt, (uuid, prompt.positive), images))
+        return chunks
+
+    def _prompt(self, uuid: Hashable, index: int) -> Prompt:
+        """The index in cond_or_uncond is only a position: other guiders and packs give it other meanings."""
+        by_role = self._prompts.get(uuid, {})
+        if len(by_role) == 1:
+            return next(iter(by_role.values()))
+        return by_role.get(index == 0, Prompt(positive=index == 0))
+
+    # --- what is carried ------------------------------------------------------------------------------------------------
+
+    def carried(self, edit: Edit | None, chunk: Chunk, tokens: int, like: Tensor) -> Tensor | None:
+        """Change of a context so far, [b, tokens, c]; a shorter prompt's change is repeated as its tokens are."""
+        changes = [self._carried.get((edit, chunk.cond, image)) for image in chunk.images]
+        known = next((change for change, _ in filter(None, changes)), None)
+        if known is None:
+            return None
+        stacked = torch.stack([torch.zeros_like(known) if change is None else change[0] for change in changes])
+        return stacked.to(like.device).repeat(1, tokens // known.shape[0], 1)
+
+    def commit(self, edit: Edit | None, chunk: Chunk, change: Tensor, sigma: float) -> None:
+        """Keep a context's change [b, t, c]. Of consecutive calls at one sigma (PAG and SAG repeat one) the first counts."""
+        own = change[:, : chunk.prompt.tokens] if edit is None else change
+        with self._lock:
+            for row, image in enumerate(chunk.images):
+                key = (edit, chunk.cond, image)
+                if key not in self._carried or self._carried[key][1] != sigma:
+                    self._carried[key] = (own[row], sigma)
+
+    # --- tensors of the settings on the run's device --------------------------------------------------------------------
+
+    def cast(self, tensor: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A settings tensor on the device of `like`, in its type or the given one; copied there once a run."""
+        dtype = dtype or like.dtype
+        return self._cached(("cast", id(tensor), like.device, dtype), lambda: tensor.to(like.device, dtype))
+
+    def edit_rows(self, edit: Edit, chunk: Chunk, like: Tensor) -> Tensor:
+        """An edit's context for each row of a chunk, [b, t, c]; a copy, for fast fp8 layers clamp their input in place."""
+        context = self.cast(edit.context, like)
+        key = ("edit", edit, chunk.images, like.device, like.dtype)
+        return self._cached(key, lambda: torch.stack([context[image % context.shape[0]] for image in chunk.images]))
+
+    def mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], grid: tuple[int, int], like: Tensor) -> Tensor:
+        """Mask [b, height, width] -> [rows of the chunks, n, 1] on a layer's grid, cropped to the prompts' areas."""
+        key = ("mask", id(mask), tuple((chunk.prompt.area, chunk.images) for chunk in chunks), grid, like.device, like.dtype)
+        return self._cached(key, lambda: torch.cat([
+            mask_on_grid(self._latent_mask(self.cast(mask, like, torch.float32), chunk, grid), grid) for chunk in chunks
+        ]).to(like.dtype))
+
+    def _latent_mask(self, mask: Tensor, chunk: Chunk, grid: tuple[int, int]) -> Tensor:
+        size = self.latent_size or grid
+        mask = torch.nn.functional.interpolate(mask.unsqueeze(1), size=size, mode="bilinear").squeeze(1)
+        if chunk.prompt.area is not None:
+            height, width, top, left = chunk.prompt.area
+            mask = mask[:, top : top + height, left : left + width]
+        return mask[[image % mask.shape[0] for image in chunk.images]]
+
+    def once(self, subject: T, find: Callable[[T], Found]) -> Found:
+        """What `find` says of a subject (hashable), found out once a run."""
+        return self._cached((find, subject), lambda: find(subject))
+
+    def _cached(self, key: Hashable, make: Callable[[], Found]) -> Found:
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+    # --- what the user should know --------------------------------------------------------------------------------------
+
+    def warn_once(self, message: str) -> None:
+        with self._lock:
+            if message in self._warned:
+                return
+            self._warned.add(message)
+        log.warning(message)
+
+
+def _prompts_by_uuid(conds: Mapping[str, Sequence[dict]]) -> dict[Hashable, dict[bool, Prompt]]:
+    """uuid -> {is positive: prompt}. Core copies an entry, uuid and all, into another role to cover an area twice."""
+    prompts: dict[Hashable, dict[bool, Prompt]] = {}
+    if "positive" not in conds:
+        return prompts
+    for role, entries in conds.items():
+        for entry in entries:
+            context = entry.get("model_conds", {}).get("c_crossattn")
+            prompt = Prompt(
+                positive=role == "positive",
+                tokens=None if context is None else context.cond.shape[1],
+                area=tuple(entry["area"]) if "area" in entry else None,
+            )
+            prompts.setdefault(entry["uuid"], {})[prompt.positive] = prompt
+    return prompts
+
+
+def _images(transformer_options: Mapping[str, Any], size: int) -> tuple[int, ...]:
+    """Which images of the batch the rows of a chunk are: all, in order, unless a context window picked some."""
+    window = transformer_options.get("context_window")
+    if window is not None and getattr(window, "dim", None) == 0 and len(window.index_list) == size:
+        return tuple(window.index_list)
+    return tuple(range(size))

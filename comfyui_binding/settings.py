@@ -1,0 +1,141 @@
+"""What the nodes store on a MODEL."""
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..ebca_core import Window, smallest_denominator
+from .families import LayerKey, context_width
+from .token_weights import TokenWeights
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+log = logging.getLogger("ebca")
+
+#: Key of the settings, the wrappers and the run in ComfyUI's options.
+KEY = "ebca"
+#: Denominators of the composition below this make each layer's output many times its usual size.
+SMALL_DENOMINATOR = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class ContextUpdate:
+    """One EBCAContextUpdate: an update of the prompt's own context. mask [b, height, width], layers None for all."""
+
+    gamma_attn: float
+    gamma_norm: float
+    window: Window = Window()
+    token_weights: TokenWeights | None = None
+    mask: Tensor | None = None
+    positive_only: bool = False
+    layers: frozenset[LayerKey] | None = None
+
+    @property
+    def is_off(self) -> bool:
+        return self.gamma_attn == 0 and self.gamma_norm == 0
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One EBCAEditContext: a further prompt [b, t, c] to compose in, weight = direction * alpha."""
+
+    context: Tensor
+    weight: float
+    window: Window
+    gamma_attn: float
+    gamma_norm: float
+    gamma_window: Window
+    mask: Tensor | None = None
+
+    @property
+    def is_updated(self) -> bool:
+        return self.gamma_attn != 0 or self.gamma_norm != 0
+
+    @property
+    def is_off(self) -> bool:
+        return self.weight == 0 and not self.is_updated
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """Everything the EBCA nodes before a sampler ask for."""
+
+    updates: tuple[ContextUpdate, ...] = ()
+    edits: tuple[Edit, ...] = ()
+    windows: frozenset[Window] = field(init=False)
+
+    def __post_init__(self):
+        windows = {update.window for update in self.updates}
+        windows |= {window for edit in self.edits for window in (edit.window, edit.gamma_window)}
+        object.__setattr__(self, "windows", frozenset(windows))
+
+
+def settings_of(model: ModelPatcher) -> Settings:
+    """The settings stored on a model, empty ones if there are none."""
+    return model.model_options["transformer_options"].get(KEY, Settings())
+
+
+def with_update(model: ModelPatcher, update: ContextUpdate) -> ModelPatcher:
+    """A clone of the model with one more context update; the model itself if the update is off."""
+    if update.is_off:
+        return model
+    settings = settings_of(model)
+    return _with_settings(model, replace(settings, updates=(*settings.updates, update)))
+
+
+def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
+    """A clone of the model with further edits; the model itself if all of them are off.
+
+    Raises ValueError for an edit of another width than the model's context, and for weights that could sum to -1 or
+    less; earlier edits of the model count.
+    """
+    edits = [edit for edit in edits if not edit.is_off]
+    if not edits:
+        return model
+    settings = settings_of(model)
+    edits = [*settings.edits, *edits]
+    _check_widths(model, edits)
+    _check_denominator(edits)
+    return _with_settings(model, replace(settings, edits=tuple(edits)))
+
+
+def _with_settings(model: ModelPatcher, settings: Settings) -> ModelPatcher:
+    from .hooks import install
+
+    clone = model.clone()
+    clone.model_options["transformer_options"][KEY] = settings
+    install(clone)
+    return clone
+
+
+def _check_widths(model: ModelPatcher, edits: list[Edit]) -> None:
+    width = context_width(model)
+    for edit in edits:
+        if edit.context.shape[-1] != width:
+            raise ValueError(
+                f"Expected edits of width {width}, as {type(model.model).__name__} reads them, but got one of width "
+                f"{edit.context.shape[-1]}. Encode the edit with the CLIP of the checkpoint that the model comes from."
+            )
+
+
+def _check_denominator(edits: list[Edit]) -> None:
+    weighted = [edit for edit in edits if edit.weight != 0]
+    if not weighted:
+        return
+    weights = [edit.weight for edit in weighted]
+    smallest = smallest_denominator(weights, [edit.window for edit in weighted], [edit.mask for edit in weighted])
+    listed = ", ".join(f"{weight:+g}" for weight in weights)
+    if smallest <= 0:
+        raise ValueError(
+            f"Expected 1 + the sum of the edits' signed alphas to stay above 0, but it can reach {smallest:.4g} "
+            f"(signed alphas: {listed}). Lower the alpha of the edits that remove, or add something in their place."
+        )
+    if smallest < SMALL_DENOMINATOR:
+        log.warning(
+            "1 + the sum of the edits' signed alphas can fall to %.4g (signed alphas: %s): below %g images tend to "
+            "break up. Lower the alpha of the edits that remove.", smallest, listed, SMALL_DENOMINATOR
+        )

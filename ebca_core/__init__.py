@@ -1,0 +1,23 @@
+"""Energy-Based Cross Attention (Park et al., NeurIPS 2023, arXiv 2306.09869) on plain tensors.
+
+Letters in the shapes: b batch, n image tokens (pixels of a layer's grid), t text tokens, h heads, d width of a head,
+c width of the text context.
+"""
+from .composition import composition_weight_sum, mix_contexts, smallest_denominator
+from .energy import attention_energy, norm_energy
+from .mask import mask_on_grid
+from .update import attention_term, key_step, norm_term
+from .window import Window
+
+__all__ = [
+    "Window",
+    "attention_energy",
+    "attention_term",
+    "composition_weight_sum",
+    "key_step",
+    "mask_on_grid",
+    "mix_contexts",
+    "norm_energy",
+    "norm_term",
+    "smallest_denominator",
+]

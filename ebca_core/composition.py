@@ -1,0 +1,58 @@
+"""Composition of contexts: a linear combination of the cross-attention outputs of several prompts (paper, section 3.3).
+
+Edit i has a signed weight w_i = direction_i * alpha_i; in every layer
+    out = (out_main + sum_i w_i out_i) / (1 + sum_i w_i).
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+
+from torch import Tensor
+
+from .window import Window
+
+Weight = float | Tensor
+
+
+def composition_weight_sum(weights: Sequence[Weight]) -> Weight:
+    """sum_i w_i, with w_i a number or, under a mask, [b or 1, n, 1]."""
+    return reduce(add, weights)
+
+
+def mix_contexts(main: Tensor, edits: Sequence[Tensor], weights: Sequence[Weight]) -> Tensor:
+    """What composition adds to the main output: sum_i w_i (out_i - out_main) / (1 + sum_i w_i).
+
+    main and each of edits [b, n, (h d)]; each weight a number or [b or 1, n, 1] -> [b, n, (h d)].
+    In this form an output with other branches on top (an image prompt, say) keeps them unscaled, and where every
+    weight is zero the result is exactly zero.
+    """
+    pull = reduce(add, (weight * (edit - main) for edit, weight in zip(edits, weights, strict=True)))
+    return pull / (1 + composition_weight_sum(weights))
+
+
+def smallest_denominator(
+    weights: Sequence[float], windows: Sequence[Window], masks: Sequence[Tensor | None]
+) -> float:
+    """The least value that 1 + sum_i w_i m_i can take over the run and the image, for a check before it starts.
+
+    weights: signed; windows: when each is on; masks [b, height, width] in [0, 1], None for everywhere. Exact for masks
+    of one shape; of masks that differ in shape the worst overlap is assumed.
+    """
+    return min(_least_at(window.start_percent, weights, windows, masks) for window in windows)
+
+
+def _least_at(
+    percent: float, weights: Sequence[float], windows: Sequence[Window], masks: Sequence[Tensor | None]
+) -> float:
+    on = [
+        (weight, mask)
+        for weight, window, mask in zip(weights, windows, masks, strict=True)
+        if window.covers(percent)
+    ]
+    whole = 1 + sum(weight for weight, mask in on if mask is None)
+    masked = [(weight, mask) for weight, mask in on if mask is not None]
+    if len({mask.shape for _, mask in masked}) == 1:
+        return whole + float(sum(weight * mask for weight, mask in masked).min())
+    return whole + sum(min(weight, 0.0) for weight, _ in masked)

@@ -1,0 +1,6 @@
+"""What users wire. Each file ends in the list of its nodes."""
+from __future__ import annotations
+
+from . import context_update, edit
+
+NODES = [*context_update.NODES, *edit.NODES]
