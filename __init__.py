@@ -1,4 +1,5 @@
 """ComfyUI nodes for Energy-Based Cross Attention (Park et al., NeurIPS 2023)."""
+
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension

@@ -1,4 +1,5 @@
 """Reading a CONDITIONING as the context of one edit."""
+
 from __future__ import annotations
 
 import torch

@@ -5,6 +5,7 @@ hands the layer the context as updated so far; `attn2_replace`, around any other
 keys and computes what the context of the next layer will be. Changes are kept apart from the contexts they belong to
 (`context + change`), so that whatever other packs do to a context in between stays in force.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -46,8 +47,8 @@ class DenoiserCall:
         ]
         self._scale = max((max(part.update.gamma_attn, part.update.gamma_norm) for part in self._parts), default=1.0)
         self._edits = run.settings.edits
-        self._weighted = [edit for edit in self._edits if edit.weight != 0 and run.is_on(edit.window, sigma)]
-        self._moving = [edit for edit in self._edits if edit.is_updated and run.is_on(edit.gamma_window, sigma)]
+        self._weighted = [edit for edit in self._edits if run.is_weighted(edit, sigma)]
+        self._moving = [edit for edit in self._edits if run.is_moving(edit, sigma)]
         self._composes = bool(self._weighted or self._moving)
         self._carried = self._read_carried(context) if self._composes else {}
         self._begin()
@@ -66,14 +67,14 @@ class DenoiserCall:
         return [UpdatePart(update, chunk.rows, [chunk]) for chunk in self._chunks if chunk.prompt.positive]
 
     def _read_carried(self, context: Tensor) -> dict[tuple[Edit | None, Chunk], Tensor | None]:
-        """Changes of every edit's context for each positive prompt, of the shared negative one for each other prompt."""
+        """Changes of each edit's context for every positive prompt, of the shared negative one for every other."""
         return {
-            (edit, chunk): self._run.carried(edit, chunk, context.shape[1] if edit is None else edit.context.shape[1], context)
+            (edit, chunk): self._run.carried(edit, chunk, (context if edit is None else edit.context).shape[1], context)
             for chunk in self._chunks
             for edit in (self._edits if chunk.prompt.positive else (None,))
         }
 
-    # --- ComfyUI's side ---------------------------------------------------------------------------------------------
+    # --- ComfyUI's side ---
 
     def patched(self, options: dict[str, Any]) -> dict[str, Any]:
         """The two entries of transformer_options that differ during the call."""
@@ -132,7 +133,7 @@ class DenoiserCall:
             self._update(layer)
         return out
 
-    # --- the context update of the prompts themselves ---------------------------------------------------------------------
+    # --- the context update of the prompts themselves ---
 
     def _update(self, layer: Layer) -> None:
         step = None
@@ -142,7 +143,9 @@ class DenoiserCall:
         if step is None:
             return
         if layer.has_split_text:
-            self._run.warn_once("Another node gives keys and values different texts: EBCA's update moves the keys alone.")
+            self._run.warn_once(
+                "Another node gives keys and values different texts: EBCA's update moves only the keys."
+            )
         shape = layer.context.shape
         self._changes[shape] = _accumulated(self._changes.get(shape), layer.project(step), self._scale)
 
@@ -156,9 +159,14 @@ class DenoiserCall:
         rows = part.rows if layer.q.shape[0] == self._context_shape[0] else slice(None)
         repeats = self._repeats_in(layer)
         step = key_step(
-            layer.k[rows], layer.q[rows], layer.heads, layer.attend_exchanged,
-            update.gamma_attn / self._scale, update.gamma_norm / self._scale,
-            self._token_weights(part, layer), self._mask(update.mask, part.chunks, layer),
+            layer.k[rows],
+            layer.q[rows],
+            layer.heads,
+            layer.attend_exchanged,
+            update.gamma_attn / self._scale,
+            update.gamma_norm / self._scale,
+            self._token_weights(part, layer),
+            self._mask(update.mask, part.chunks, layer),
             None if repeats is None else repeats[rows],
         )
         if total is None and step.shape == layer.k.shape:
@@ -218,12 +226,14 @@ class DenoiserCall:
         counts = [tokens // (chunk.prompt.tokens or tokens) for chunk in self._chunks]
         if set(counts) == {1}:
             return None
-        return torch.cat([
-            layer.k.new_full((len(chunk.images), 1, 1), count, dtype=torch.float32)
-            for chunk, count in zip(self._chunks, counts, strict=True)
-        ])
+        return torch.cat(
+            [
+                layer.k.new_full((len(chunk.images), 1, 1), count, dtype=torch.float32)
+                for chunk, count in zip(self._chunks, counts, strict=True)
+            ]
+        )
 
-    # --- composition ----------------------------------------------------------------------------------------------------
+    # --- composition ---
 
     def _compose(self, layer: Layer, out: Tensor, has_other_branches: bool) -> Tensor:
         """Mix the edits' outputs into the layer's, and move the edits' contexts."""
@@ -237,7 +247,8 @@ class DenoiserCall:
             text = out[rows]
             if has_other_branches and self._weighted:
                 text = layer.attend(layer.q[rows], layer.k[rows], layer.v[rows])
-            pull = self._edit_positive(layer, chunk, text) if chunk.prompt.positive else self._edit_negative(layer, chunk, text)
+            edited = self._edit_positive if chunk.prompt.positive else self._edit_negative
+            pull = edited(layer, chunk, text)
             if pull is not None:
                 out[rows] += pull
         return out
@@ -277,8 +288,15 @@ class DenoiserCall:
         return pull
 
     def _move(
-        self, edit: Edit | None, chunk: Chunk, layer: Layer, q: Tensor, k: Tensor,
-        gamma_attn: float, gamma_norm: float, repeats: Tensor | None = None,
+        self,
+        edit: Edit | None,
+        chunk: Chunk,
+        layer: Layer,
+        q: Tensor,
+        k: Tensor,
+        gamma_attn: float,
+        gamma_norm: float,
+        repeats: Tensor | None = None,
     ) -> None:
         scale = max(gamma_attn, gamma_norm)
         step = key_step(

@@ -1,4 +1,5 @@
 """Which models have text cross-attention that EBCA can reach, and the names of its layers."""
+
 from __future__ import annotations
 
 import re
@@ -38,7 +39,7 @@ class LayerKey(NamedTuple):
 
 
 def unet_of(model: ModelPatcher) -> UNetModel:
-    """The model's U-Net. Raises ValueError, naming the model's class, if EBCA cannot reach text cross-attention in it."""
+    """The model's U-Net. Raises ValueError, naming the model's class, if it has no text cross-attention to reach."""
     name = type(model.model).__name__
     unet = model.get_model_object("diffusion_model")
     unet = getattr(unet, "_orig_mod", unet)
@@ -105,7 +106,7 @@ def _parse_item(item: str, names: dict[tuple[str, int, int], LayerKey]) -> list[
     first = match.group(1, 2, 3)
     last = match.group(4, 5, 6) if match.group(4) else first
     order = list(names)
-    inside = order[_find(first, order, names)[0]: _find(last, order, names)[-1] + 1]
+    inside = order[_find(first, order, names)[0] : _find(last, order, names)[-1] + 1]
     if not inside:
         raise ValueError(f"Expected a range from front to back, but got '{item}': the model passes {_describe(names)}.")
     return [names[name] for name in inside]
@@ -114,8 +115,7 @@ def _parse_item(item: str, names: dict[tuple[str, int, int], LayerKey]) -> list[
 def _find(wanted: tuple[str, str, str | None], order: list[tuple[str, int, int]], names: dict) -> list[int]:
     letter, block, depth = wanted
     found = [
-        index for index, name in enumerate(order)
-        if name[:2] == (letter, int(block)) and depth in (None, str(name[2]))
+        index for index, name in enumerate(order) if name[:2] == (letter, int(block)) and depth in (None, str(name[2]))
     ]
     if not found:
         asked = f"{letter}{block}" + (f".{depth}" if depth is not None else "")

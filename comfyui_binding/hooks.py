@@ -1,4 +1,5 @@
 """The three ComfyUI hooks. None keeps anything: a run's state goes from one to the next in the options of its calls."""
+
 from __future__ import annotations
 
 from contextlib import contextmanager

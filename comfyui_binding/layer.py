@@ -1,4 +1,5 @@
 """One cross-attention layer at work, as a replaced attention of ComfyUI sees it."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

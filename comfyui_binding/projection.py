@@ -1,4 +1,5 @@
 """G @ W_k: the way from a step in the keys back to a step in the context, for every way ComfyUI stores W_k."""
+
 from __future__ import annotations
 
 import comfy.model_management

@@ -1,4 +1,5 @@
 """What one sampling run knows about its prompts, and what its edits carry from call to call."""
+
 from __future__ import annotations
 
 import logging
@@ -56,17 +57,15 @@ class Run:
         self.settings = settings
         self.latent_size = latent_size
         self.was_reached = False
-        self._bounds = {
-            window: (model_sampling.percent_to_sigma(window.start_percent), model_sampling.percent_to_sigma(window.end_percent))
-            for window in settings.windows
-        }
+        to_sigma = model_sampling.percent_to_sigma
+        self._bounds = {w: (to_sigma(w.start_percent), to_sigma(w.end_percent)) for w in settings.windows}
         self._prompts = _prompts_by_uuid(conds or {})
         self._carried: dict[CarryKey, tuple[Tensor, float]] = {}
         self._cache: dict[Hashable, Any] = {}
         self._warned: set[str] = set()
         self._lock = threading.Lock()
 
-    # --- when -------------------------------------------------------------------------------------------------------
+    # --- when ---
 
     @property
     def needs_sigma(self) -> bool:
@@ -81,12 +80,21 @@ class Run:
 
     def is_active(self, sigma: float | None) -> bool:
         """Whether anything is on at this sigma."""
-        return any(self.is_on(update.window, sigma) for update in self.settings.updates) or any(
-            (edit.weight != 0 and self.is_on(edit.window, sigma)) or (edit.is_updated and self.is_on(edit.gamma_window, sigma))
-            for edit in self.settings.edits
+        return (
+            any(self.is_on(update.window, sigma) for update in self.settings.updates)
+            or any(self.is_weighted(edit, sigma) for edit in self.settings.edits)
+            or any(self.is_moving(edit, sigma) for edit in self.settings.edits)
         )
 
-    # --- who --------------------------------------------------------------------------------------------------------
+    def is_weighted(self, edit: Edit, sigma: float | None) -> bool:
+        """Whether an edit is mixed into the outputs at this sigma."""
+        return edit.weight != 0 and self.is_on(edit.window, sigma)
+
+    def is_moving(self, edit: Edit, sigma: float | None) -> bool:
+        """Whether an edit's own context is updated at this sigma."""
+        return edit.is_updated and self.is_on(edit.gamma_window, sigma)
+
+    # --- who ---
 
     def chunks(self, transformer_options: Mapping[str, Any], batch: int) -> list[Chunk]:
         """The prompts of a call with `batch` rows; none if the call does not say."""
@@ -110,7 +118,7 @@ class Run:
             return next(iter(by_role.values()))
         return by_role.get(index == 0, Prompt(positive=index == 0))
 
-    # --- what is carried ------------------------------------------------------------------------------------------------
+    # --- what is carried ---
 
     def carried(self, edit: Edit | None, chunk: Chunk, tokens: int, like: Tensor) -> Tensor | None:
         """Change of a context so far, [b, tokens, c]; a shorter prompt's change is repeated as its tokens are."""
@@ -122,7 +130,7 @@ class Run:
         return stacked.to(like.device).repeat(1, tokens // known.shape[0], 1)
 
     def commit(self, edit: Edit | None, chunk: Chunk, change: Tensor, sigma: float) -> None:
-        """Keep a context's change [b, t, c]. Of consecutive calls at one sigma (PAG and SAG repeat one) the first counts."""
+        """Keep a change [b, t, c]. Of calls in a row at one sigma (PAG and SAG repeat it) the first counts."""
         own = change[:, : chunk.prompt.tokens] if edit is None else change
         with self._lock:
             for row, image in enumerate(chunk.images):
@@ -130,7 +138,7 @@ class Run:
                 if key not in self._carried or self._carried[key][1] != sigma:
                     self._carried[key] = (own[row], sigma)
 
-    # --- tensors of the settings on the run's device --------------------------------------------------------------------
+    # --- the settings' tensors on the run's device ---
 
     def cast(self, tensor: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """A settings tensor on the device of `like`, in its type or the given one; copied there once a run."""
@@ -138,17 +146,24 @@ class Run:
         return self._cached(("cast", id(tensor), like.device, dtype), lambda: tensor.to(like.device, dtype))
 
     def edit_rows(self, edit: Edit, chunk: Chunk, like: Tensor) -> Tensor:
-        """An edit's context for each row of a chunk, [b, t, c]; a copy, for fast fp8 layers clamp their input in place."""
+        """An edit's context for each row of a chunk, [b, t, c]: copies, as fast fp8 layers clamp inputs in place."""
         context = self.cast(edit.context, like)
         key = ("edit", edit, chunk.images, like.device, like.dtype)
         return self._cached(key, lambda: torch.stack([context[image % context.shape[0]] for image in chunk.images]))
 
     def mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], grid: tuple[int, int], like: Tensor) -> Tensor:
         """Mask [b, height, width] -> [rows of the chunks, n, 1] on a layer's grid, cropped to the prompts' areas."""
-        key = ("mask", id(mask), tuple((chunk.prompt.area, chunk.images) for chunk in chunks), grid, like.device, like.dtype)
-        return self._cached(key, lambda: torch.cat([
-            mask_on_grid(self._latent_mask(self.cast(mask, like, torch.float32), chunk, grid), grid) for chunk in chunks
-        ]).to(like.dtype))
+        regions = tuple((chunk.prompt.area, chunk.images) for chunk in chunks)
+        key = ("mask", id(mask), regions, grid, like.device, like.dtype)
+        return self._cached(
+            key,
+            lambda: torch.cat(
+                [
+                    mask_on_grid(self._latent_mask(self.cast(mask, like, torch.float32), chunk, grid), grid)
+                    for chunk in chunks
+                ]
+            ).to(like.dtype),
+        )
 
     def _latent_mask(self, mask: Tensor, chunk: Chunk, grid: tuple[int, int]) -> Tensor:
         size = self.latent_size or grid
@@ -167,7 +182,7 @@ class Run:
             self._cache[key] = make()
         return self._cache[key]
 
-    # --- what the user should know --------------------------------------------------------------------------------------
+    # --- what the user should know ---
 
     def warn_once(self, message: str) -> None:
         with self._lock:

@@ -1,4 +1,5 @@
 """What the nodes store on a MODEL."""
+
 from __future__ import annotations
 
 import logging
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..ebca_core import Window, smallest_denominator
-from .families import LayerKey, context_width
+from .families import LayerKey, context_width, unet_of
 from .token_weights import TokenWeights
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class ContextUpdate:
 
     gamma_attn: float
     gamma_norm: float
-    window: Window = Window()
+    window: Window
     token_weights: TokenWeights | None = None
     mask: Tensor | None = None
     positive_only: bool = False
@@ -80,7 +81,11 @@ def settings_of(model: ModelPatcher) -> Settings:
 
 
 def with_update(model: ModelPatcher, update: ContextUpdate) -> ModelPatcher:
-    """A clone of the model with one more context update; the model itself if the update is off."""
+    """A clone of the model with one more context update; the model itself if the update is off.
+
+    Raises ValueError for a model that EBCA cannot reach.
+    """
+    unet_of(model)
     if update.is_off:
         return model
     settings = settings_of(model)
@@ -91,8 +96,9 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
     """A clone of the model with further edits; the model itself if all of them are off.
 
     Raises ValueError for an edit of another width than the model's context, and for weights that could sum to -1 or
-    less; earlier edits of the model count.
+    less (earlier edits of the model count), and for a model that EBCA cannot reach.
     """
+    unet_of(model)
     edits = [edit for edit in edits if not edit.is_off]
     if not edits:
         return model
@@ -137,5 +143,8 @@ def _check_denominator(edits: list[Edit]) -> None:
     if smallest < SMALL_DENOMINATOR:
         log.warning(
             "1 + the sum of the edits' signed alphas can fall to %.4g (signed alphas: %s): below %g images tend to "
-            "break up. Lower the alpha of the edits that remove.", smallest, listed, SMALL_DENOMINATOR
+            "break up. Lower the alpha of the edits that remove.",
+            smallest,
+            listed,
+            SMALL_DENOMINATOR,
         )

@@ -3,6 +3,7 @@
 Letters in the shapes: b batch, n image tokens (pixels of a layer's grid), t text tokens, h heads, d width of a head,
 c width of the text context.
 """
+
 from .composition import composition_weight_sum, mix_contexts, smallest_denominator
 from .energy import attention_energy, norm_energy
 from .mask import mask_on_grid

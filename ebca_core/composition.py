@@ -3,6 +3,7 @@
 Edit i has a signed weight w_i = direction_i * alpha_i; in every layer
     out = (out_main + sum_i w_i out_i) / (1 + sum_i w_i).
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -32,9 +33,7 @@ def mix_contexts(main: Tensor, edits: Sequence[Tensor], weights: Sequence[Weight
     return pull / (1 + composition_weight_sum(weights))
 
 
-def smallest_denominator(
-    weights: Sequence[float], windows: Sequence[Window], masks: Sequence[Tensor | None]
-) -> float:
+def smallest_denominator(weights: Sequence[float], windows: Sequence[Window], masks: Sequence[Tensor | None]) -> float:
     """The least value that 1 + sum_i w_i m_i can take over the run and the image, for a check before it starts.
 
     weights: signed; windows: when each is on; masks [b, height, width] in [0, 1], None for everywhere. Exact for masks
@@ -47,9 +46,7 @@ def _least_at(
     percent: float, weights: Sequence[float], windows: Sequence[Window], masks: Sequence[Tensor | None]
 ) -> float:
     on = [
-        (weight, mask)
-        for weight, window, mask in zip(weights, windows, masks, strict=True)
-        if window.covers(percent)
+        (weight, mask) for weight, window, mask in zip(weights, windows, masks, strict=True) if window.covers(percent)
     ]
     whole = 1 + sum(weight for weight, mask in on if mask is None)
     masked = [(weight, mask) for weight, mask in on if mask is not None]

@@ -1,4 +1,5 @@
 """The two energies of one cross-attention layer. The update (update.py) descends them and never needs their values."""
+
 from __future__ import annotations
 
 import torch

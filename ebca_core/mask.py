@@ -1,4 +1,5 @@
 """Masks on a layer's grid."""
+
 from __future__ import annotations
 
 import torch

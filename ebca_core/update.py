@@ -3,6 +3,7 @@
 The gradient with respect to the keys is `key_step`; as K = C W_k^T, the context moves by `key_step @ W_k`. Whoever
 owns the weights does that product, for W_k may be quantised, patched or on another device.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from torch import Tensor
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-def attention_term(keys: Tensor, queries: Tensor, heads: int, attention: Attention, mask: Tensor | None = None) -> Tensor:
+def attention_term(
+    keys: Tensor, queries: Tensor, heads: int, attention: Attention, mask: Tensor | None = None
+) -> Tensor:
     """-dE(K | Q)/dk_t = sum over n of softmax_n(beta k_t . q_n) m_n q_n: attention with exchanged roles.
 
     keys [b, t, (h d)], queries [b, n, (h d)], mask [b or 1, n, 1] in [0, 1] -> [b, t, (h d)].

@@ -1,4 +1,5 @@
 """When a strength is on."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

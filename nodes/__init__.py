@@ -1,6 +1,7 @@
 """What users wire. Each file ends in the list of its nodes."""
+
 from __future__ import annotations
 
-from . import context_update, edit
+from . import context_update, edit, token_weights
 
-NODES = [*context_update.NODES, *edit.NODES]
+NODES = [*context_update.NODES, *edit.NODES, *token_weights.NODES]

@@ -1,35 +1,36 @@
 """Inputs that several nodes have."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
 from torch import Tensor
+
+TokenWeightsType = io.Custom("EBCA_TOKEN_WEIGHTS")
 
 
 def gamma_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.0001, tooltip=tooltip)
 
 
-def start_input(default: float, what: str, advice: str = "", name: str = "start_percent") -> io.Float.Input:
-    return io.Float.Input(
-        name, default=default, min=0.0, max=1.0, step=0.001,
-        tooltip=f"When {what} begins: 0 is pure noise, 1 the finished image. {advice}".strip(),
-    )
+def start_input(default: float, what: str, name: str = "start_percent", advice: str = "") -> io.Float.Input:
+    tooltip = f"When {what} begins: 0 is pure noise, 1 the finished image. {advice}".strip()
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
 
 
 def end_input(what: str, name: str = "end_percent") -> io.Float.Input:
-    return io.Float.Input(name, default=1.0, min=0.0, max=1.0, step=0.001, tooltip=f"When {what} ends. Must be after its start.")
+    tooltip = f"When {what} ends. Must be after its start."
+    return io.Float.Input(name, default=1.0, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
 
 
 def checked_mask(mask: Tensor | None) -> Tensor | None:
     """A MASK as [b, height, width] in [0, 1]. Raises ValueError for other shapes and values."""
     if mask is None:
         return None
-    mask = mask.reshape(-1, *mask.shape[-2:]) if mask.ndim >= 2 else mask
-    if mask.ndim != 3 or mask.numel() == 0:
+    if mask.ndim < 2 or mask.numel() == 0:
         raise ValueError(f"Expected a mask of shape [batch, height, width], but got {list(mask.shape)}.")
     if not (mask >= 0).logical_and(mask <= 1).all():
         raise ValueError(
             f"Expected mask values from 0 to 1, but got {float(mask.min()):g} to {float(mask.max()):g}. "
             "Make the mask from an image or with ComfyUI's mask nodes."
         )
-    return mask
+    return mask.reshape(-1, *mask.shape[-2:])
