@@ -105,8 +105,8 @@ class EBCACompose(io.ComfyNode):
             display_name="EBCA Compose",
             category="energy attention",
             description="Adds things to the picture and removes others while it is sampled: every cross-attention "
-            "layer answers with a linear combination of the prompt and the edits. A further edit costs an attention call "
-            "per layer, not another pass of the model.",
+            "layer answers with a linear combination of the prompt and the edits. A further edit costs an attention "
+            "call per layer, not another pass of the model.",
             search_aliases=["energy", "compositional editing", "CACAO", "edit", "composable", "style mixing"],
             inputs=[
                 io.Model.Input(
