@@ -70,7 +70,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("command", choices=["demo", "test", "bench"])
     parser.add_argument("--host", metavar="VERSION", help=f"ComfyUI version: {', '.join(environment.VERSIONS)}")
     options, rest = parser.parse_known_args(arguments)
-    children.exit_on_terminate()
     try:
         return {"demo": demo, "test": test, "bench": bench}[options.command](options, rest)
     except environment.EnvironmentProblem as problem:
@@ -81,4 +80,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    children.exit_on_terminate()
     sys.exit(main(sys.argv[1:]))

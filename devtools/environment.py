@@ -172,7 +172,7 @@ def _install(environment: Path, requirements: list[Path]) -> None:
 
 
 def _pip(python: Path, command: str, *arguments: str | Path) -> None:
-    call = [python, "-m", "pip", command, "--quiet", "--disable-pip-version-check", *arguments]
+    call = [python, "-m", "pip", command, "-qq", "--disable-pip-version-check", *arguments]
     if subprocess.run(call).returncode:
         raise EnvironmentProblem(
             f"pip {command} failed, see above. A network that pip cannot reach through is the usual reason: "

@@ -4,6 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
+FOLDERS = ("custom_nodes", "models", "input", "output", "temp")  # what ComfyUI expects in its base directory
 CPU_FLAGS = "--cpu --use-pytorch-cross-attention"
 
 
@@ -30,7 +31,7 @@ def boot(root: Path, base: Path, flags: str = CPU_FLAGS) -> None:
         raise RuntimeError("ComfyUI is already imported in this process: call boot() once, before any `import comfy`.")
     if not (Path(root) / "main.py").is_file():
         raise FileNotFoundError(f"Expected ComfyUI's main.py in {root}, found none.")
-    for folder in ("custom_nodes", "models", "input", "output", "temp"):
+    for folder in FOLDERS:
         (Path(base) / folder).mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, str(root))
     import comfy.options

@@ -94,8 +94,8 @@ class Server:
         settings = self.base / "user" / "default" / "comfy.settings.json"
         settings.parent.mkdir(parents=True)
         settings.write_text(json.dumps(self.settings))
-        for name in ("input", "output", "temp"):
-            (self.base / name).mkdir()
+        for name in inprocess.FOLDERS:
+            (self.base / name).mkdir(exist_ok=True)
 
     def _start(self) -> None:
         port = _free_port()

@@ -27,6 +27,7 @@ import_package("devtools")
 
 from devtools import inprocess  # noqa: E402
 from devtools.environment import NEWEST, tree  # noqa: E402
+from devtools.server import PACK, Server  # noqa: E402
 
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or tree(NEWEST))
 if not (COMFYUI / "main.py").is_file():
@@ -35,11 +36,12 @@ _base = tempfile.TemporaryDirectory(prefix="ebca_tests_", ignore_cleanup_errors=
 # EBCA_HOST_FLAGS runs the same tests with other flags, say `--cpu --use-split-cross-attention` or none for a GPU.
 inprocess.boot(COMFYUI, Path(_base.name), os.environ.get("EBCA_HOST_FLAGS", inprocess.CPU_FLAGS))
 
-for _name in ("ebca_core", "demo"):
-    if (REPO / _name / "__init__.py").is_file():
-        import_package(_name)
+import_package("ebca_core")
 
 from support import host  # noqa: E402
+
+SHAPES_FAMILY = REPO / "demo" / "shapes_family"
+SHAPES_MODEL = REPO / "demo" / "shapes.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +66,24 @@ def pack(comfy):
 def run_prompt(comfy):
     """A function that runs a prompt in API format through ComfyUI's validation and executor."""
     return host.run_prompt
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A running ComfyUI with the pack, the shapes model and a checkpoint of random weights in SD 1.5's layout.
+
+    Its checkpoints are shapes.safetensors and random_sd15.ckpt. Tests with this fixture carry the mark `server`.
+    """
+    from support.genuine import write_checkpoint
+
+    random_sd15 = write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "random_sd15.ckpt")
+    packs = {PACK: REPO, "shapes_family": SHAPES_FAMILY}
+    models = {"checkpoints/random_sd15.ckpt": random_sd15, "checkpoints/shapes.safetensors": SHAPES_MODEL}
+    with Server(COMFYUI, packs=packs, models={k: v for k, v in models.items() if v.exists()}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def object_info(server) -> dict:
+    """What the running server says of its nodes; `devtools.workflows.to_api` wants it."""
+    return server.object_info()

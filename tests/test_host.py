@@ -3,6 +3,7 @@
 import comfy.samplers
 import pytest
 import torch
+
 from support import reference, toy
 from support.host import node
 from support.sampling import relative_error, sample, sample_sigmas

@@ -1,0 +1,133 @@
+"""Which ComfyUI and which Python run.py takes, and what it says when it cannot."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from devtools import children, environment
+from devtools.environment import EnvironmentProblem
+
+_spec = importlib.util.spec_from_file_location("run", environment.REPO / "run.py")
+run = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(run)
+
+
+@pytest.fixture
+def comfyui(tmp_path):
+    """A folder that looks like a ComfyUI."""
+    root = tmp_path / "ComfyUI"
+    (root / "custom_nodes" / "pack").mkdir(parents=True)
+    (root / "main.py").write_text("")
+    return root
+
+
+def test_comfyui_path_comes_first(comfyui, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(comfyui))
+    assert environment.own_comfyui() == comfyui
+
+
+def test_comfyui_path_without_comfyui_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    with pytest.raises(EnvironmentProblem, match=r"COMFYUI_PATH is .*, where there is no main.py"):
+        environment.own_comfyui()
+
+
+def test_comfyui_around_the_pack_is_found(comfyui, monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setattr(environment, "REPO", comfyui / "custom_nodes" / "pack")
+    assert environment.own_comfyui() == comfyui
+
+
+def test_a_checkout_by_itself_has_no_comfyui(tmp_path, monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setattr(environment, "REPO", tmp_path / "pack")
+    assert environment.own_comfyui() is None
+
+
+def test_own_python_of_a_comfyui_is_used_and_left_alone(comfyui, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(comfyui))
+    monkeypatch.setattr(environment, "_tools_environment", lambda interpreter: ("tools over", interpreter))
+    host = environment.prepare()
+    assert host == environment.Host(("tools over", Path(sys.executable)), comfyui, fetched=False)
+
+
+def test_unknown_version_names_the_known_ones():
+    with pytest.raises(EnvironmentProblem, match=r"Expected one of the ComfyUI versions .*0\.30\.0, got 9\.9"):
+        environment._fetched_comfyui(Path(sys.executable), "9.9")
+
+
+def test_other_python_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "PYTHONS", ((3, 98), (3, 99)))
+    with pytest.raises(EnvironmentProblem, match=r"Expected Python 3\.98 to 3\.99, got 3\."):
+        environment._make_venv(Path(sys.executable), tmp_path / "venv")
+
+
+def test_python_without_venv_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "_imports", lambda interpreter, module: module != "ensurepip")
+    with pytest.raises(EnvironmentProblem, match="has no venv module"):
+        environment._make_venv(Path(sys.executable), tmp_path / "venv")
+
+
+def test_stamp_tells_requirements_apart(tmp_path):
+    python = environment.interpreter_in(tmp_path)
+    python.parent.mkdir(parents=True)
+    python.write_text("")
+    assert not environment._is_stamped(tmp_path, "a")
+    (tmp_path / "stamp").write_text("a")
+    assert environment._is_stamped(tmp_path, "a")
+    assert not environment._is_stamped(tmp_path, "b")
+
+
+def test_stage_prints_its_seconds(capsys):
+    with environment.stage("Waiting"):
+        pass
+    assert capsys.readouterr().out == "Waiting ... 0 s\n"
+
+
+def test_exit_code_of_a_child_is_passed_on():
+    assert children.call([sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CODE']))"], CODE="7") == 7
+
+
+def test_problem_is_printed_without_a_traceback(monkeypatch, capsys):
+    def fail(version):
+        raise EnvironmentProblem("no network")
+
+    monkeypatch.setattr(environment, "prepare", fail)
+    assert run.main(["bench"]) == 2
+    assert capsys.readouterr().err == "no network\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["demo"], "demo/before_after.py"),
+        (["bench", "--quick"], "bench/speed.py --comfyui /comfyui --quick"),
+        (["test", "tests/x.py", "-k", "y"], "tests/x.py -k y"),
+        (["test", "--host", "0.24.1", "-x"], "-x"),
+    ],
+)
+def test_commands_call_their_program(command, expected, monkeypatch):
+    calls = []
+
+    def call(program, **_):
+        calls.append(" ".join(Path(part).as_posix() for part in program))
+        return 0
+
+    monkeypatch.setattr(environment, "prepare", lambda version: environment.Host(Path("/py"), Path("/comfyui"), True))
+    monkeypatch.setattr(children, "call", call)
+    assert run.main(command) == 0
+    assert len(calls) == 1
+    assert expected in calls[0]
+
+
+def test_all_tests_run_on_the_newest_and_the_fast_ones_on_the_oldest(monkeypatch):
+    calls = []
+    monkeypatch.setattr(environment, "prepare", lambda version=None: environment.Host(
+        Path("py"), Path(version or environment.NEWEST), fetched=True))  # fmt: skip
+    monkeypatch.setattr(children, "call", lambda call, **variables: calls.append((call, variables)) or 1)
+    assert run.main(["test"]) == 1
+    assert [str(variables.get("COMFYUI_PATH")) for _, variables in calls] == ["None", "0.30.0", "0.16.3"]
+    assert "ruff" in calls[0][0]
+    assert "not slow and not server" in calls[2][0]
