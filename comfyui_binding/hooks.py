@@ -10,15 +10,16 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
+from .call import Call
 from .denoiser_call import DenoiserCall
 from .run import Run, log
-from .settings import KEY
+from .settings import KEY, Settings
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 RUN_KEY = "ebca_run"
-#: (run, sigma) of a model call in which something is on.
+#: (run, sigma, height and width of the latent) of a model call in which something is on.
 CALL_KEY = "ebca_call"
 #: Among the arguments of BaseModel.apply_model and of UNetModel.forward alike.
 TRANSFORMER_OPTIONS = 5
@@ -40,7 +41,7 @@ def install(model: ModelPatcher) -> None:
 def sampler_sample(executor: WrapperExecutor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
     """A sampling run: begin with a fresh state, which dies with the run's own options."""
     options = extra_args["model_options"]["transformer_options"]
-    run = Run(options[KEY], guider.inner_model.model_sampling, guider.conds, tuple(noise.shape[-2:]))
+    run = Run(options.get(KEY, Settings()), guider.inner_model.model_sampling, guider.conds, tuple(noise.shape[-2:]))
     options[RUN_KEY] = run
     samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
     if not run.was_reached:
@@ -54,12 +55,12 @@ def sampler_sample(executor: WrapperExecutor, guider, sigmas, extra_args, callba
 def apply_model(executor: WrapperExecutor, *args, **kwargs):
     """A call of the model: decide whether anything is on, and keep compiled code from running without it."""
     options = args[TRANSFORMER_OPTIONS]
-    run = options.get(RUN_KEY) or Run(options[KEY], executor.class_obj.model_sampling)
+    run = options.get(RUN_KEY) or Run(options.get(KEY, Settings()), executor.class_obj.model_sampling)
     sigma = float(args[1].flatten()[0]) if run.needs_sigma else None
     if not run.is_active(sigma):
         run.was_reached = True
         return executor(*_with_options(args, _without_unet_hook(options)), **kwargs)
-    args = _with_options(args, {**options, CALL_KEY: (run, sigma)})
+    args = _with_options(args, {**options, CALL_KEY: (run, sigma, tuple(args[0].shape[-2:]))})
     if not run.once(executor.class_obj, _has_compiled_parts) and not _is_compiled_by_core(options):
         return executor(*args, **kwargs)
     run.warn_once("torch.compile rests while EBCA is on: compiled code would leave the context update out.")
@@ -70,7 +71,7 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
 def diffusion_model(executor: WrapperExecutor, *args, **kwargs):
     """A call of the U-Net: put the update and the composition into its cross-attention layers, for this call only."""
     options = args[TRANSFORMER_OPTIONS]
-    run, sigma = options.get(CALL_KEY, (None, None))
+    run, sigma, latent_size = options.get(CALL_KEY, (None, None, None))
     if run is None or args[CONTEXT] is None:
         return executor(*args, **kwargs)
     run.was_reached = True
@@ -80,7 +81,7 @@ def diffusion_model(executor: WrapperExecutor, *args, **kwargs):
     if obstacle is not None:
         run.warn_once(f"EBCA is off for some calls of the model: {obstacle}.")
         return executor(*args, **kwargs)
-    call = DenoiserCall(run, sigma, unet, context, chunks)
+    call = DenoiserCall(Call(run, sigma, latent_size, chunks, context), unet)
     with _replaced(options, call.patched(options)):
         out = executor(*args, **kwargs)
     call.finish()

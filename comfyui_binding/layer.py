@@ -70,3 +70,15 @@ class Layer:
 def is_replaceable(attn2: torch.nn.Module) -> bool:
     """Whether the layer's forward pass is ComfyUI's own, so that replacing its attention drops nobody else's work."""
     return "forward" not in vars(attn2) and type(attn2).forward is host.CrossAttention.forward
+
+
+def moved(context: Tensor, change: Tensor | None) -> Tensor:
+    """context [b, t, c] + its change, in the context's type."""
+    return context if change is None else (context + change).to(context.dtype)
+
+
+def accumulated(change: Tensor | None, step: Tensor, unit: float) -> Tensor:
+    """change + unit * step, in float32 at least: the sum of many small steps."""
+    if change is None:
+        return step.to(torch.promote_types(step.dtype, torch.float32)) * unit
+    return torch.add(change, step, alpha=unit)

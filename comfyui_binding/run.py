@@ -55,11 +55,11 @@ class Run:
         latent_size: tuple[int, int] | None = None,
     ):
         self.settings = settings
-        self.latent_size = latent_size
+        self._latent_size = latent_size
         self.was_reached = False
         to_sigma = model_sampling.percent_to_sigma
         self._bounds = {w: (to_sigma(w.start_percent), to_sigma(w.end_percent)) for w in settings.windows}
-        self._prompts = _prompts_by_uuid(conds or {})
+        self._prompts = _prompts_by_uuid(conds or {}, latent_size)
         self._carried: dict[CarryKey, tuple[Tensor, float]] = {}
         self._cache: dict[Hashable, Any] = {}
         self._warned: set[str] = set()
@@ -120,14 +120,15 @@ class Run:
 
     # --- what is carried ---
 
-    def carried(self, edit: Edit | None, chunk: Chunk, tokens: int, like: Tensor) -> Tensor | None:
-        """Change of a context so far, [b, tokens, c]; a shorter prompt's change is repeated as its tokens are."""
+    def carried(self, edit: Edit | None, chunk: Chunk, context: Tensor) -> Tensor | None:
+        """Change of an edit's context so far, [b, t, c]; of the shared copy (edit None) repeated as `context` is."""
         changes = [self._carried.get((edit, chunk.cond, image)) for image in chunk.images]
         known = next((change for change, _ in filter(None, changes)), None)
         if known is None:
             return None
-        stacked = torch.stack([torch.zeros_like(known) if change is None else change[0] for change in changes])
-        return stacked.to(like.device).repeat(1, tokens // known.shape[0], 1)
+        rows = [torch.zeros_like(known) if change is None else change[0] for change in changes]
+        repeats = 1 if edit is not None else context.shape[1] // known.shape[0]
+        return torch.stack(rows).to(context.device).repeat(1, repeats, 1)
 
     def commit(self, edit: Edit | None, chunk: Chunk, change: Tensor, sigma: float) -> None:
         """Keep a change [b, t, c]. Of calls in a row at one sigma (PAG and SAG repeat it) the first counts."""
@@ -151,27 +152,30 @@ class Run:
         key = ("edit", edit, chunk.images, like.device, like.dtype)
         return self._cached(key, lambda: torch.stack([context[image % context.shape[0]] for image in chunk.images]))
 
-    def mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], grid: tuple[int, int], like: Tensor) -> Tensor:
-        """Mask [b, height, width] -> [rows of the chunks, n, 1] on a layer's grid, cropped to the prompts' areas."""
+    def expected_size(self, chunk: Chunk, otherwise: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the latent that a prompt should be asked about: its area, or the whole image."""
+        return chunk.prompt.area[:2] if chunk.prompt.area is not None else self._latent_size or otherwise
+
+    def mask_rows(
+        self, mask: Tensor, chunks: Sequence[Chunk], latent_size: tuple[int, int], grid: tuple[int, int], like: Tensor
+    ) -> Tensor:
+        """Mask [b, height, width] -> [rows of the chunks, n, 1] on a layer's grid, cropped to the prompts' areas.
+
+        latent_size: of the whole image, where the run itself does not know it.
+        """
         regions = tuple((chunk.prompt.area, chunk.images) for chunk in chunks)
         key = ("mask", id(mask), regions, grid, like.device, like.dtype)
-        return self._cached(
-            key,
-            lambda: torch.cat(
-                [
-                    mask_on_grid(self._latent_mask(self.cast(mask, like, torch.float32), chunk, grid), grid)
-                    for chunk in chunks
-                ]
-            ).to(like.dtype),
-        )
+        return self._cached(key, lambda: self._make_mask_rows(mask, chunks, latent_size, grid, like))
 
-    def _latent_mask(self, mask: Tensor, chunk: Chunk, grid: tuple[int, int]) -> Tensor:
-        size = self.latent_size or grid
-        mask = torch.nn.functional.interpolate(mask.unsqueeze(1), size=size, mode="bilinear").squeeze(1)
-        if chunk.prompt.area is not None:
-            height, width, top, left = chunk.prompt.area
-            mask = mask[:, top : top + height, left : left + width]
-        return mask[[image % mask.shape[0] for image in chunk.images]]
+    def _make_mask_rows(
+        self, mask: Tensor, chunks: Sequence[Chunk], latent_size: tuple[int, int], grid: tuple[int, int], like: Tensor
+    ) -> Tensor:
+        mask = self.cast(mask, like, torch.float32).unsqueeze(1)
+        latent = torch.nn.functional.interpolate(mask, size=self._latent_size or latent_size, mode="bilinear").squeeze(
+            1
+        )
+        rows = [mask_on_grid(_region(latent, chunk), grid) for chunk in chunks]
+        return torch.cat(rows).to(like.dtype)
 
     def once(self, subject: T, find: Callable[[T], Found]) -> Found:
         """What `find` says of a subject (hashable), found out once a run."""
@@ -192,7 +196,9 @@ class Run:
         log.warning(message)
 
 
-def _prompts_by_uuid(conds: Mapping[str, Sequence[dict]]) -> dict[Hashable, dict[bool, Prompt]]:
+def _prompts_by_uuid(
+    conds: Mapping[str, Sequence[dict]], latent_size: tuple[int, int] | None
+) -> dict[Hashable, dict[bool, Prompt]]:
     """uuid -> {is positive: prompt}. Core copies an entry, uuid and all, into another role to cover an area twice."""
     prompts: dict[Hashable, dict[bool, Prompt]] = {}
     if "positive" not in conds:
@@ -203,10 +209,23 @@ def _prompts_by_uuid(conds: Mapping[str, Sequence[dict]]) -> dict[Hashable, dict
             prompt = Prompt(
                 positive=role == "positive",
                 tokens=None if context is None else context.cond.shape[1],
-                area=tuple(entry["area"]) if "area" in entry else None,
+                area=_clipped(entry["area"], latent_size) if "area" in entry else None,
             )
             prompts.setdefault(entry["uuid"], {})[prompt.positive] = prompt
     return prompts
+
+
+def _clipped(area: Sequence[int], latent_size: tuple[int, int]) -> Area:
+    height, width, top, left = area
+    return min(height, latent_size[0] - top), min(width, latent_size[1] - left), top, left
+
+
+def _region(mask: Tensor, chunk: Chunk) -> Tensor:
+    """The part of a latent-sized mask [b, height, width] that a chunk is about, one for each of its images."""
+    if chunk.prompt.area is not None:
+        height, width, top, left = chunk.prompt.area
+        mask = mask[:, top : top + height, left : left + width]
+    return torch.stack([mask[image % mask.shape[0]] for image in chunk.images])
 
 
 def _images(transformer_options: Mapping[str, Any], size: int) -> tuple[int, ...]:

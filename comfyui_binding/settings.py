@@ -39,6 +39,10 @@ class ContextUpdate:
     def is_off(self) -> bool:
         return self.gamma_attn == 0 and self.gamma_norm == 0
 
+    def reaches(self, layer: LayerKey) -> bool:
+        """Whether this layer computes the update."""
+        return self.layers is None or layer in self.layers
+
 
 @dataclass(frozen=True, eq=False)
 class Edit:

@@ -39,7 +39,8 @@ def smallest_denominator(weights: Sequence[float], windows: Sequence[Window], ma
     weights: signed; windows: when each is on; masks [b, height, width] in [0, 1], None for everywhere. Exact for masks
     of one shape; of masks that differ in shape the worst overlap is assumed.
     """
-    return min(_least_at(window.start_percent, weights, windows, masks) for window in windows)
+    changes = {percent for window in windows for percent in (window.start_percent, window.end_percent)}
+    return min(_least_at(percent, weights, windows, masks) for percent in changes)
 
 
 def _least_at(
