@@ -12,7 +12,7 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from .call import Call
 from .denoiser_call import DenoiserCall
-from .run import Run, log
+from .run import Run
 from .settings import KEY, Settings
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def sampler_sample(executor: WrapperExecutor, guider, sigmas, extra_args, callba
     options[RUN_KEY] = run
     samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
     if not run.was_reached:
-        log.warning(
+        run.warn_once(
             "EBCA had no effect: another node runs the model without ComfyUI's hooks, so the image is the one without "
             "EBCA. Remove the node that replaces the model's function or its forward pass."
         )
@@ -72,14 +72,16 @@ def diffusion_model(executor: WrapperExecutor, *args, **kwargs):
     """A call of the U-Net: put the update and the composition into its cross-attention layers, for this call only."""
     options = args[TRANSFORMER_OPTIONS]
     run, sigma, latent_size = options.get(CALL_KEY, (None, None, None))
-    if run is None or args[CONTEXT] is None:
+    if run is None:
         return executor(*args, **kwargs)
-    run.was_reached = True
     unet, x, context = executor.class_obj, args[0], args[CONTEXT]
+    if context is None:
+        run.was_reached = True
+        return executor(*args, **kwargs)
     chunks = run.chunks(options, x.shape[0])
     obstacle = _obstacle(unet, x, context, chunks)
     if obstacle is not None:
-        run.warn_once(f"EBCA is off for some calls of the model: {obstacle}.")
+        run.warn_once(f"EBCA is off for calls of the model in which {obstacle}.")
         return executor(*args, **kwargs)
     call = DenoiserCall(Call(run, sigma, latent_size, chunks, context), unet)
     with _replaced(options, call.patched(options)):

@@ -56,6 +56,7 @@ class Run:
     ):
         self.settings = settings
         self._latent_size = latent_size
+        #: Whether any call got as far as it should, or the user has been told why it could not.
         self.was_reached = False
         to_sigma = model_sampling.percent_to_sigma
         self._bounds = {w: (to_sigma(w.start_percent), to_sigma(w.end_percent)) for w in settings.windows}
@@ -193,6 +194,7 @@ class Run:
             if message in self._warned:
                 return
             self._warned.add(message)
+        self.was_reached = True
         log.warning(message)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,9 @@ class ContextUpdate:
     positive_only: bool = False
     layers: frozenset[LayerKey] | None = None
 
+    def __post_init__(self):
+        _check_strengths(gamma_attn=self.gamma_attn, gamma_norm=self.gamma_norm)
+
     @property
     def is_off(self) -> bool:
         return self.gamma_attn == 0 and self.gamma_norm == 0
@@ -55,6 +59,9 @@ class Edit:
     gamma_norm: float
     gamma_window: Window
     mask: Tensor | None = None
+
+    def __post_init__(self):
+        _check_strengths(alpha=abs(self.weight), gamma_attn=self.gamma_attn, gamma_norm=self.gamma_norm)
 
     @property
     def is_updated(self) -> bool:
@@ -111,6 +118,12 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
     _check_widths(model, edits)
     _check_denominator(edits)
     return _with_settings(model, replace(settings, edits=tuple(edits)))
+
+
+def _check_strengths(**strengths: float) -> None:
+    for name, value in strengths.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"Expected {name} to be a number from 0 up, but got {value}. 0 switches it off.")
 
 
 def _with_settings(model: ModelPatcher, settings: Settings) -> ModelPatcher:
