@@ -66,7 +66,9 @@ class DenoiserCall:
 
     def _hand_context(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any], **kwargs):
         """attn2_patch: give the layer the updated context, and keep what it was before."""
-        position = self._order[(*extra_options["block"], extra_options["block_index"])]
+        position = self._order.get((*extra_options.get("block", ()), extra_options.get("block_index")))
+        if position is None:  # a transformer that another pack put into the U-Net
+            return n, context, value
         if position <= self._position:
             self._prompt_update.begin()
             self._composition.begin()
