@@ -1,5 +1,6 @@
 """Run the programs that run.py consists of. Standard library only."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,26 +12,29 @@ from pathlib import Path
 def call(command: Sequence[str | Path], **variables: str | Path) -> int:
     """Run a program with further environment variables; its exit code.
 
-    When this process is interrupted or asked to end, the program is interrupted and given time to put things away:
-    a server that it started must not outlive it.
+    When this process is interrupted or asked to end, so is the program, and it gets time to put things away: a server
+    that it started must not outlive it.
     """
     environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
     process = subprocess.Popen(list(map(str, command)), env=environment)
     try:
         return process.wait()
+    except KeyboardInterrupt:
+        # Ctrl-C reaches every program of the terminal: the child is ending by itself, and a second signal would cut
+        # that short.
+        _wait(process)
+        raise
     finally:
-        _end(process)
+        process.terminate()
+        if not _wait(process):
+            process.kill()
+            process.wait()
 
 
-def _end(process: subprocess.Popen) -> None:
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
-    try:
-        process.wait(30)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        process.kill()
-        process.wait()
+def _wait(process: subprocess.Popen, seconds: float = 20) -> bool:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return process.poll() is not None
 
 
 def exit_on_terminate() -> None:

@@ -118,7 +118,9 @@ def _tools_environment(interpreter: Path) -> Path:
         return interpreter_in(environment)
     with stage("Making an environment for the tools"):
         _make_venv(interpreter, environment)
-        (_site_packages(environment) / "comfyui_packages.pth").write_text("\n".join(json.loads(seen)))
+        # addsitedir and not bare paths: it also follows the .pth files there (packages installed in place, say).
+        lines = [f"import site; site.addsitedir({path!r})\n" for path in json.loads(seen)]
+        (_site_packages(environment) / "comfyui_packages.pth").write_text("".join(lines))
         _install(environment, [_TOOLS])
     (environment / "stamp").write_text(stamp)
     return interpreter_in(environment)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -70,6 +71,7 @@ class Server:
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "Server":
+        _interrupt_on_terminate()
         self.base = Path(tempfile.mkdtemp(prefix="ebca_server_"))
         self.log = self.base / "server.log"
         try:
@@ -206,15 +208,20 @@ def link_or_copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, target)
 
 
+def _interrupt_on_terminate() -> None:
+    """Let a request to end this process (SIGTERM) unwind it as Ctrl-C does, so that its server ends too."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def _stop(process: subprocess.Popen) -> None:
     """Ask, then insist."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    process.wait()
+    process.terminate()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _free_port() -> int:
