@@ -48,7 +48,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _pytest(host: environment.Host, arguments: list[str]) -> int:
     call = [host.python, "-m", "pytest", f"--rootdir={REPO}", *(arguments or [REPO / "tests"])]
-    return children.call(call, COMFYUI_PATH=host.comfyui, PYTHONDONTWRITEBYTECODE="1")
+    return children.call(call, COMFYUI_PATH=host.comfyui)
 
 
 def _timed(label: str, run) -> tuple[int, float]:
