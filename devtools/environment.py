@@ -99,6 +99,11 @@ def _pinned_environment() -> Path:
     stamp = _stamp(sys.version_info[:2], *[p.read_text() for p in requirements], *_cpu_wheels_texts())
     if _is_stamped(environment, stamp):
         return interpreter_in(environment)
+    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        raise EnvironmentProblem(
+            f"Expected Python {PYTHONS[0][0]}.{PYTHONS[0][1]} to {PYTHONS[1][0]}.{PYTHONS[1][1]}, got "
+            f"{sys.version_info[0]}.{sys.version_info[1]} ({sys.executable}). Call run.py with one of them."
+        )
     with stage("Making the environment"):
         _make_venv(Path(sys.executable), environment)
         _install(environment, requirements)
@@ -154,11 +159,6 @@ def _make_venv(interpreter: Path, environment: Path) -> None:
     made, version = interpreter_in(environment), _version(interpreter)
     if made.is_file() and _imports(made, "pip") and _version(made) == version:
         return  # by an earlier call, perhaps one that was interrupted: go on with it
-    if not PYTHONS[0] <= version <= PYTHONS[1]:
-        raise EnvironmentProblem(
-            f"Expected Python {PYTHONS[0][0]}.{PYTHONS[0][1]} to {PYTHONS[1][0]}.{PYTHONS[1][1]}, got "
-            f"{version[0]}.{version[1]} ({interpreter}). Call run.py with one of them."
-        )
     if not (_imports(interpreter, "venv") and _imports(interpreter, "ensurepip")):
         raise EnvironmentProblem(
             f"{interpreter} has no venv module. Install it (on Debian and Ubuntu: apt install python3-venv), "

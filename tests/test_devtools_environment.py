@@ -59,9 +59,10 @@ def test_unknown_version_names_the_known_ones():
 
 
 def test_other_python_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "HOST", tmp_path)
     monkeypatch.setattr(environment, "PYTHONS", ((3, 98), (3, 99)))
     with pytest.raises(EnvironmentProblem, match=r"Expected Python 3\.98 to 3\.99, got 3\."):
-        environment._make_venv(Path(sys.executable), tmp_path / "venv")
+        environment._pinned_environment()
 
 
 def test_python_without_venv_is_refused(tmp_path, monkeypatch):
