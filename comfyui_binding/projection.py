@@ -22,10 +22,15 @@ def project_to_context(step: Tensor, to_k: torch.nn.Module, width: int) -> Tenso
 
 def _lends_its_weight(to_k: torch.nn.Module) -> bool:
     """Whether nothing but ComfyUI's own code stands between the module's weight and its output."""
-    own_forward = "forward" not in vars(to_k) and type(to_k).forward.__module__ == comfy.ops.__name__
+    own_passes = all(_is_comfyuis(to_k, name) for name in ("forward", "forward_comfy_cast_weights"))
     hooked = to_k._forward_hooks or to_k._forward_pre_hooks
     own_cast = not hasattr(to_k, "cast_bias_weight")
-    return isinstance(to_k, comfy.ops.CastWeightBiasOp) and own_forward and not hooked and own_cast
+    return isinstance(to_k, comfy.ops.CastWeightBiasOp) and own_passes and own_cast and not hooked
+
+
+def _is_comfyuis(module: torch.nn.Module, method: str) -> bool:
+    function = getattr(type(module), method, None)
+    return method not in vars(module) and getattr(function, "__module__", None) == comfy.ops.__name__
 
 
 def _with_lent_weight(to_k: torch.nn.Module, step: Tensor) -> Tensor:
