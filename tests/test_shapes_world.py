@@ -10,9 +10,9 @@ from shapes.grammar import Scene, Wanted, describe, parse, training_caption
 from shapes.scorer import judge, read, verdict
 from shapes.world import COLOURS, GROUNDS, RARE, SHAPES, SIZES, Picture, Thing, holds
 
-RED_CIRCLE = Thing("red", "circle", 0.25, 0.3, 0.18)
-BLUE_SQUARE = Thing("blue", "square", 0.7, 0.7, 0.18)
-GREEN_STAR = Thing("green", "star", 0.7, 0.25, 0.18)
+RED_CIRCLE = Thing("red", "circle", 0.25, 0.3, 0.20)
+BLUE_SQUARE = Thing("blue", "square", 0.7, 0.7, 0.20)
+GREEN_STAR = Thing("green", "star", 0.7, 0.25, 0.20)
 
 
 def picture(*things: Thing, ground: str = "white") -> np.ndarray:
@@ -98,7 +98,7 @@ def test_flags_of_place_size_and_ground():
 
 
 def test_of_two_alike_the_one_of_the_size_asked_for_is_matched():
-    small, large = replace(RED_CIRCLE, radius=0.13), replace(RED_CIRCLE, x=0.65, y=0.65, radius=0.27)
+    small, large = replace(RED_CIRCLE, radius=0.15), replace(RED_CIRCLE, x=0.65, y=0.65, radius=0.30)
     judged = verdict(picture(small, large), "a large red circle and a small red circle")
     assert judged.complete
     assert [judged.reading.found[i].size for i in judged.matched] == ["large", "small"]
@@ -163,7 +163,7 @@ def test_captions_outside_the_grammar_are_refused(caption, named):
 def test_random_pictures_keep_objects_apart_and_inside():
     for drawn, _ in pictures(300, seed=4):
         masks = [coverage(t.shape, t.x, t.y, t.radius) for t in drawn.things]
-        assert sum(masks).max() <= 1.001
+        assert np.clip(sum(masks) - 1, 0, None).sum() < 1  # pixels; corners of squares may just touch
         assert all(mask[[0, -1]].max() == mask[:, [0, -1]].max() == 0 for mask in masks)
         assert all(any(low <= t.radius <= high for low, high in SIZES.values()) for t in drawn.things)
 

@@ -20,7 +20,7 @@ SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross", "star")
 GROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "grey": (150, 150, 150), "black": (20, 20, 20)}
 
 # Radius of an object by its size; only small and large have a word, the gaps keep the sizes apart.
-SIZES: dict[str, tuple[float, float]] = {"small": (0.12, 0.15), "medium": (0.17, 0.22), "large": (0.25, 0.30)}
+SIZES: dict[str, tuple[float, float]] = {"small": (0.14, 0.17), "medium": (0.19, 0.24), "large": (0.28, 0.34)}
 
 # Pairs that training shows alone but never beside another object: seldom seen together, for alignment measurements.
 RARE: frozenset[tuple[str, str]] = frozenset({
