@@ -1,6 +1,6 @@
 """Small checkpoints that ComfyUI's loader takes for SD 1.5 and SDXL. Needs a booted host.
 
-Only the U-Net's widths are genuine: it has as few blocks as ComfyUI's detection accepts. The weights are random.
+Only the U-Net's widths are genuine: it has few blocks, and several cross-attention layers. The weights are random.
 """
 
 from pathlib import Path
@@ -8,17 +8,18 @@ from pathlib import Path
 import comfy.ldm.modules.diffusionmodules.openaimodel
 import comfy.ops
 import comfy.sd1_clip
+import comfy.sdxl_clip
 import comfy.supported_models
 import comfy.taesd.taesd
 import torch
 
 _SDXL = dict(context_dim=2048, use_linear_in_transformer=True, adm_in_channels=2816, num_classes="sequential",
              transformer_depth_middle=-2)  # fmt: skip
-# name: the class of comfy.supported_models, the smallest U-Net that is detected as it
+# name: the class of comfy.supported_models, a small U-Net that is detected as it
 LAYOUTS = {
-    "sd15": ("SD15", dict(num_res_blocks=[1], channel_mult=[1], transformer_depth=[1], transformer_depth_output=[0, 0],
-                          transformer_depth_middle=-2, context_dim=768, use_linear_in_transformer=False,
-                          adm_in_channels=None)),
+    "sd15": ("SD15", dict(num_res_blocks=[1, 1], channel_mult=[1, 1], transformer_depth=[1, 1],
+                          transformer_depth_output=[1, 1, 1, 1], transformer_depth_middle=1, context_dim=768,
+                          use_linear_in_transformer=False, adm_in_channels=None)),
     "sdxl": ("SDXL", dict(num_res_blocks=[2, 2, 2], channel_mult=[1, 1, 1], transformer_depth=[0, 0, 2, 2, 10, 10],
                           transformer_depth_output=[0] * 9, **_SDXL)),
     "vega": ("Segmind_Vega", dict(num_res_blocks=[2, 2, 2], channel_mult=[1, 1, 1],
@@ -29,17 +30,26 @@ LAYOUTS = {
 
 
 def write_checkpoint(path: Path, layout: str = "sd15", seed: int = 0) -> Path:
-    """Write a checkpoint of one of LAYOUTS as a .ckpt file; "sd15" holds a text encoder, the others none.
+    """Write a checkpoint of one of LAYOUTS as a .ckpt file; "sd15" and "sdxl" hold their text encoders, in full size.
 
     The file keeps the strides of its tensors: each weight is a view into one random vector (row i starts at number i),
     which is of full rank and takes a few megabytes where the weights would take gigabytes.
     """
     shapes = _unet_shapes(layout) | _shapes(comfy.taesd.taesd.TAESD(latent_channels=4), "first_stage_model.")
+    torch.save({"state_dict": _views(shapes | _text_encoder_shapes(layout), seed)}, path)
+    return path
+
+
+def _text_encoder_shapes(layout: str) -> dict[str, torch.Size]:
     if layout == "sd15":
         encoder = _shapes(comfy.sd1_clip.SDClipModel(device="meta", dtype=torch.float32), "cond_stage_model.")
-        shapes |= {k: v for k, v in encoder.items() if not k.endswith(("logit_scale", "text_projection.weight"))}
-    torch.save({"state_dict": _views(shapes, seed)}, path)
-    return path
+        return {k: v for k, v in encoder.items() if not k.endswith(("logit_scale", "text_projection.weight"))}
+    if layout == "sdxl":
+        encoders = comfy.sdxl_clip.SDXLClipModel(device="meta", dtype=torch.float32).state_dict()
+        # ComfyUI's own way from its names back to those of the published checkpoints; it needs nothing of the model.
+        saved = comfy.supported_models.SDXL.process_clip_state_dict_for_saving(None, encoders)
+        return {k: v.shape for k, v in saved.items() if not k.endswith("position_ids")}
+    return {}
 
 
 def _unet_shapes(layout: str) -> dict[str, torch.Size]:
