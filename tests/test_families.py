@@ -1,0 +1,239 @@
+"""Every supported family in its full size is accepted and its layers are found; every other family is refused."""
+from __future__ import annotations
+
+import importlib
+
+import comfy.model_detection
+import comfy.supported_models
+import pytest
+import torch
+
+from support import toy
+from support.host import node
+from support.sampling import relative_error, sample
+
+META = torch.device("meta")
+
+
+def config(channels, context, **options):
+    """A U-Net's configuration as ComfyUI detects it in a checkpoint."""
+    return dict(
+        image_size=32, in_channels=4, out_channels=4, model_channels=channels, use_spatial_transformer=True,
+        use_checkpoint=False, legacy=False, use_temporal_attention=False, use_temporal_resblock=False,
+        context_dim=context, use_linear_in_transformer=True, adm_in_channels=None, **options,
+    )  # fmt: skip
+
+
+def depths(down, middle, up, channel_mult):
+    """Transformers' depths; `up` in the order of the model's output blocks reversed, as configurations have it."""
+    return dict(
+        num_res_blocks=[len(down) // len(channel_mult)] * len(channel_mult), channel_mult=channel_mult,
+        transformer_depth=down, transformer_depth_middle=middle, transformer_depth_output=up,
+    )  # fmt: skip
+
+
+_FOUR = depths([1, 1, 1, 1, 1, 1, 0, 0], 1, [1] * 9 + [0] * 3, [1, 2, 4, 4])
+SD1 = config(320, 768, **_FOUR) | dict(use_linear_in_transformer=False)
+SD2 = config(320, 1024, **_FOUR)
+
+
+def sdxl(down=(0, 0, 2, 2, 10, 10), middle=10, up=(0, 0, 0, 2, 2, 2, 10, 10, 10), channels=320, context=2048, adm=2816,
+         mult=(1, 2, 4)):  # fmt: skip
+    return config(channels, context, **depths(list(down), middle, list(up), list(mult))) | dict(
+        adm_in_channels=adm, num_classes="sequential"
+    )
+
+
+REFINER = sdxl((0, 0, 4, 4, 4, 4, 0, 0), 4, (0, 0, 0, 4, 4, 4, 4, 4, 4, 0, 0, 0), 384, 1280, 2560, (1, 2, 4, 4))
+SVD = dict(in_channels=8, use_temporal_attention=True, use_temporal_resblock=True, num_classes="sequential",
+           use_spatial_context=True, extra_ff_mix_layer=True, merge_strategy="learned_with_images", merge_factor=0.0,
+           video_kernel_size=[3, 1, 1])  # fmt: skip
+
+#: name: (ComfyUI's class, configuration, layers of the blocks on the way down, in the middle, up)
+SUPPORTED = {
+    "SD 1.5": ("SD15", SD1, [1] * 6, [1], [1] * 9),
+    "SD 1.5 inpainting": ("SD15", SD1 | dict(in_channels=9), [1] * 6, [1], [1] * 9),
+    "SD 1.5 InstructPix2Pix": ("SD15_instructpix2pix", SD1 | dict(in_channels=8), [1] * 6, [1], [1] * 9),
+    "SD 2.x": ("SD20", SD2, [1] * 6, [1], [1] * 9),
+    "SD 2.x inpainting": ("SD20", SD2 | dict(in_channels=9), [1] * 6, [1], [1] * 9),
+    "SD 2.1 unCLIP": ("SD21UnclipH", SD2 | dict(adm_in_channels=2048, num_classes="sequential"), [1] * 6, [1], [1] * 9),
+    "SDXL": ("SDXL", sdxl(), [2, 2, 10, 10], [10], [10, 10, 10, 2, 2, 2]),
+    "SDXL inpainting": ("SDXL", sdxl() | dict(in_channels=9), [2, 2, 10, 10], [10], [10, 10, 10, 2, 2, 2]),
+    "SDXL InstructPix2Pix": (
+        "SDXL_instructpix2pix", sdxl() | dict(in_channels=8), [2, 2, 10, 10], [10], [10, 10, 10, 2, 2, 2]
+    ),
+    "SDXL refiner": ("SDXLRefiner", REFINER, [4] * 4, [4], [4] * 6),
+    "SSD-1B": (
+        "SSD1B", sdxl((0, 0, 2, 2, 4, 4), -1, (0, 0, 0, 1, 1, 2, 10, 4, 4)), [2, 2, 4, 4], [], [4, 4, 10, 2, 1, 1]
+    ),
+    "Segmind Vega": (
+        "Segmind_Vega", sdxl((0, 0, 1, 1, 2, 2), -1, (0, 0, 0, 1, 1, 1, 2, 2, 2)), [1, 1, 2, 2], [], [2, 2, 2, 1, 1, 1]
+    ),
+    "KOALA 700M": ("KOALA_700M", sdxl((0, 2, 5), -2, (0, 0, 2, 2, 5, 5)), [2, 5], [], [5, 5, 2, 2]),
+    "KOALA 1B": ("KOALA_1B", sdxl((0, 2, 6), 6, (0, 0, 2, 2, 6, 6)), [2, 6], [6], [6, 6, 2, 2]),
+    "SDXS": ("SD15", SD1 | depths([0, 1, 1], -2, [0, 0, 1, 1, 1, 1], [1, 2, 4]), [1, 1], [], [1] * 4),
+}  # fmt: skip
+TOTALS = {"SD 1.5": 16, "SD 2.x": 16, "SDXL": 70, "SDXL refiner": 44, "SSD-1B": 34, "Segmind Vega": 15,
+          "KOALA 700M": 21, "KOALA 1B": 30, "SDXS": 6}  # fmt: skip
+#: name: (ComfyUI's class, configuration, what the message says besides the class's name)
+REFUSED = {
+    "SVD": ("SVD_img2vid", SD2 | SVD | dict(adm_in_channels=768), "makes videos from an image, without text"),
+    "SV3D_u": ("SV3D_u", SD2 | SVD | dict(adm_in_channels=256), "makes videos from an image, without text"),
+    "SV3D_p": ("SV3D_p", SD2 | SVD | dict(adm_in_channels=1280), "makes videos from an image, without text"),
+    "x4 upscaler": (
+        "SD_X4Upscaler",
+        config(256, 1024, **depths([0, 0, 1, 1, 1, 1, 1, 1], 1, [1] * 9 + [0] * 3, [1, 2, 2, 4])) | dict(in_channels=7),
+        "self-attention layers read the text too",
+    ),
+    "SDXS 0.9": (
+        "SD20",
+        SD2 | depths([1, 1, 1], -2, [1] * 6, [1, 2, 4]) | dict(disable_self_attentions=[True, False, False]),
+        "self-attention layers read the text too",
+    ),
+    "Stable Zero123": ("Stable_Zero123", SD1 | dict(in_channels=8), "an image and a camera position, not text"),
+    "Lotus": ("LotusD", SD2 | dict(adm_in_channels=4), "always reads an empty prompt"),
+    "no transformers": ("SDXL", sdxl([0] * 6, 0, [0] * 9), "no cross-attention layers"),
+    "Flux": ("Flux", dict(
+        image_model="flux", in_channels=16, patch_size=2, out_channels=16, vec_in_dim=32, context_in_dim=64,
+        hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000,
+        qkv_bias=True, guidance_embed=False, txt_ids_dims=[],
+    ), "no cross-attention to text that EBCA can reach"),
+    "SD 3": ("SD3", dict(
+        in_channels=16, patch_size=2, out_channels=16, depth=2, input_size=None, adm_in_channels=64,
+        pos_embed_max_size=8, pos_embed_scaling_factor=None,
+        context_embedder_config=dict(target="torch.nn.Linear", params=dict(in_features=64, out_features=128)),
+    ), "no cross-attention to text that EBCA can reach"),
+    "Wan": ("WAN21_T2V", dict(
+        image_model="wan2.1", model_type="t2v", dim=48, ffn_dim=64, in_dim=16, out_dim=16, num_heads=2, num_layers=1,
+        patch_size=(1, 2, 2), freq_dim=16, qk_norm=True, cross_attn_norm=True, eps=1e-6,
+    ), "no cross-attention to text that EBCA can reach"),
+    "PixArt": ("PixArtAlpha", dict(
+        image_model="pixart_alpha", hidden_size=64, num_heads=4, depth=1, model_max_length=16, caption_channels=32,
+        in_channels=4, pred_sigma=True, input_size=8, micro_condition=False, patch_size=2,
+    ), "no cross-attention to text that EBCA can reach"),
+}  # fmt: skip
+
+
+def built(class_name, settings):
+    """The MODEL on the meta device: every layer, no weights."""
+    made = getattr(comfy.supported_models, class_name)(dict(settings))
+    made.set_inference_dtype(torch.float16, None)
+    with torch.no_grad():
+        return toy.patcher(made.get_model(weights_of(class_name), device=META))
+
+
+def weights_of(class_name):
+    """Weights that a class asks for outside its U-Net."""
+    if class_name != "Stable_Zero123":
+        return {}
+    shapes = {"cc_projection.weight": (768, 772), "cc_projection.bias": (768,)}
+    return {name: torch.empty(*shape, device=META) for name, shape in shapes.items()}
+
+
+def named(side, layers_per_block):
+    return {(side, block, depth) for block, layers in enumerate(layers_per_block) for depth in range(layers)}
+
+
+@pytest.fixture(scope="module")
+def families(pack):
+    return importlib.import_module(f"{pack.__name__}.comfyui_binding.families")
+
+
+# --- supported -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_configuration_is_the_family_that_comfyui_detects(name):
+    class_name, settings, *_ = SUPPORTED[name]
+    assert type(comfy.model_detection.model_config_from_unet_config(settings, {})).__name__ == class_name
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_supported_family_is_accepted_with_all_its_layers(comfy, families, name):
+    class_name, settings, down, middle, up = SUPPORTED[name]
+    model = built(class_name, settings)
+    names = families.named_layers(families.unet_of(model))
+
+    assert set(names) == named("d", down) | named("m", middle) | named("u", up)
+    assert len(set(names.values())) == len(names) == TOTALS.get(name, len(names))
+    assert families.context_width(model) == settings["context_dim"]
+    assert_accepted(comfy, model)
+
+
+def assert_accepted(comfy, model):
+    (updated,) = node(comfy, "EBCAContextUpdate").execute(model=model)
+    conditioning = [[torch.zeros(1, 77, model.model.model_config.unet_config["context_dim"]), {}]]
+    (edit,) = node(comfy, "EBCAEditContext").execute(conditioning=conditioning)
+    (composed,) = node(comfy, "EBCACompose").execute(model=updated, edits={"edit0": edit})
+    assert composed is not updated is not model
+
+
+@pytest.mark.parametrize(("name", "blocks", "count"), [
+    ("SD 1.5", "", None), ("SD 1.5", "d0", 1), ("SD 1.5", "d0-d5", 6), ("SD 1.5", "d0-d5,m0,u0-u8", 16),
+    ("SD 1.5", "d5-u0", 3), ("SD 1.5", "u8", 1), ("SD 1.5", "d0,d0,d0-d1", 2), ("SD 1.5", " d1 , m0 ", 2),
+    ("SD 1.5", "d1 m0\nu3", 3), ("SDXL", "d0", 2), ("SDXL", "m0", 10), ("SDXL", "u0.4", 1), ("SDXL", "u0.4-u1.2", 9),
+    ("SDXL", "u0-u2", 30), ("SDXL", "d0-u5", 70), ("KOALA 700M", "d1.4", 1), ("KOALA 700M", "d0-u3", 21),
+    ("SSD-1B", "u2", 10), ("SDXL refiner", "m0.0-m0.3", 4),
+])  # fmt: skip
+def test_blocks_name_layers(families, name, blocks, count):
+    layers = families.parse_blocks(families.unet_of(built(*SUPPORTED[name][:2])), blocks)
+    assert layers is None if count is None else len(layers) == count
+
+
+def test_block_names_are_comfyui_s_own_layers(families):
+    unet = families.unet_of(built(*SUPPORTED["SDXL"][:2]))
+    found = {text: set(families.parse_blocks(unet, text)) for text in ("d1.1", "m0.9", "u0.4", "u5")}
+    assert found == {"d1.1": {("input", 5, 1)}, "m0.9": {("middle", 0, 9)}, "u0.4": {("output", 0, 4)},
+                     "u5": {("output", 5, 0), ("output", 5, 1)}}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", toy.FAMILIES)
+def test_layers_are_in_the_order_of_a_model_call(families, family):
+    model, passed = toy.model(family).clone(), []
+
+    def note(n, context, value, extra_options):
+        passed.append((*extra_options["block"], extra_options["block_index"]))
+        return n, context, value
+
+    model.set_model_attn2_patch(note)
+    sample(model, toy.conditioning(1), steps=1, cfg=1.0, latent=toy.latent(1, 8, 8))
+    assert passed == list(families.cross_attention_layers(families.unet_of(model)))
+
+
+@pytest.mark.parametrize("family", toy.FAMILIES)
+def test_every_family_samples_with_both_methods(comfy, family):
+    model, latent = toy.model(family), toy.latent(1, 8, 8)
+    (updated,) = node(comfy, "EBCAContextUpdate").execute(model=model)
+    (edit,) = node(comfy, "EBCAEditContext").execute(conditioning=toy.conditioning(2), start_percent=0.0)
+    (composed,) = node(comfy, "EBCACompose").execute(model=model, edits={"edit0": edit})
+    plain, *changed = (
+        sample(m, toy.conditioning(1), steps=2, latent=latent) for m in (model, updated, composed)
+    )
+    for out in changed:
+        assert torch.isfinite(out).all()
+        assert relative_error(out, plain) > 1e-5
+
+
+# --- refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.0], ids=["on", "off"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_family_is_refused_by_name_at_both_nodes(comfy, name, gamma):
+    class_name, settings, reason = REFUSED[name]
+    model = built(class_name, settings)
+    (edit,) = node(comfy, "EBCAEditContext").execute(conditioning=toy.conditioning(2), alpha=gamma)
+    for node_id, inputs in (("EBCAContextUpdate", dict(gamma_attn=gamma, gamma_norm=gamma)),
+                            ("EBCACompose", dict(edits={"edit0": edit}))):  # fmt: skip
+        with pytest.raises(ValueError) as refusal:
+            node(comfy, node_id).execute(model=model, **inputs)
+        message = str(refusal.value)
+        assert type(model.model).__name__ in message
+        assert reason in message
+        assert "EBCA works with U-Net models that read text through cross-attention: SD 1.x, SD 2.x, SDXL" in message
+
+
+@pytest.mark.parametrize("family", toy.REFUSED)
+def test_refused_toy_family_is_refused(comfy, family):
+    with pytest.raises(ValueError, match="EBCA works with U-Net models that read text"):
+        node(comfy, "EBCAContextUpdate").execute(model=toy.model(family))
