@@ -246,6 +246,13 @@ def test_two_composes_are_one_with_both_edits(comfy):
     assert relative_error(run(composed(comfy, composed(comfy, toy.model(), cat), dog)), one) < 1e-5
 
 
+def test_one_edit_wired_twice_is_two_edits(comfy):
+    edit = an_edit(comfy, alpha=0.3)
+    twice, two = composed(comfy, toy.model(), edit, edit), composed(comfy, toy.model(), edit, an_edit(comfy, alpha=0.3))
+    assert relative_error(run(twice), run(two)) < 1e-5
+    assert relative_error(run(composed(comfy, composed(comfy, toy.model(), edit), edit)), run(two)) < 1e-5
+
+
 def test_update_and_compose_agree_in_either_order(comfy):
     edit = an_edit(comfy)
     one, other = updated(comfy, composed(comfy, toy.model(), edit)), composed(comfy, updated(comfy, toy.model()), edit)
