@@ -1,0 +1,117 @@
+"""Neighbours with which EBCA cannot act, or not in full: one warning, and the image without what is left out."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from support import by_hand, neighbours, toy
+from support.host import node
+from support.neighbours import Scene
+from support.sampling import relative_error
+
+
+class Row(NamedTuple):
+    wire: Callable[..., Scene]
+    asks: str
+    warns: str
+
+
+REPLACED = "whose forward pass another node has replaced"
+NOT_THERE = "EBCA had no effect"
+COUPLE = neighbours.attention_couple()
+TABLE = {
+    # what                                          neighbour                  EBCA asks for   a part of the warning
+    "attn2 replaced, update": Row(neighbours.replaced_attn2(), "update", REPLACED),
+    "attn2 replaced, edit": Row(neighbours.replaced_attn2(), "edit", REPLACED),
+    "grown context, update": Row(neighbours.grown_context, "update", "3 prompts for 2 images"),
+    "grown context, edit": Row(neighbours.grown_context, "edit", "3 prompts for 2 images"),
+    "bypassing function, update": Row(neighbours.bypassing_function, "update", NOT_THERE),
+    "bypassing function, edit": Row(neighbours.bypassing_function, "edit", NOT_THERE),
+    "regions, positive only": Row(COUPLE, "positive", "regions"),
+    "regions, token weights": Row(COUPLE, "words", "regions"),
+    "regions, mask": Row(COUPLE, "mask", "regions"),
+    "regions, edit": Row(COUPLE, "edit", "regions"),
+}
+
+
+def with_ebca(comfy, pack, scene: Scene, asks: str) -> Scene:
+    if asks == "edit":
+        edit = node(comfy, "EBCAEditContext").execute(
+            conditioning=toy.conditioning(8), start_percent=0.0, gamma_start_percent=0.0, gamma_attn=0.004
+        )[0]
+        return replace(scene, model=node(comfy, "EBCACompose").execute(model=scene.model, edits={"edit0": edit})[0])
+    options = {
+        "update": {},
+        "positive": {"apply_to": "positive"},
+        "words": {"token_weights": pack.comfyui_binding.token_weights.TokenWeights(torch.full((77,), 2.0))},
+        "mask": {"mask": torch.ones(1, 16, 16)},
+    }[asks]
+    return replace(scene, model=node(comfy, "EBCAContextUpdate").execute(model=scene.model, **options)[0])
+
+
+def sampled_with_warnings(comfy, caplog, scene: Scene) -> tuple[torch.Tensor, list[str]]:
+    caplog.clear()
+    samples = scene.sampled(comfy)
+    return samples, [record.getMessage() for record in caplog.records if record.name == "ebca"]
+
+
+@pytest.mark.parametrize("neighbour_first", [True, False], ids=["neighbour first", "EBCA first"])
+@pytest.mark.parametrize("name", TABLE)
+def test_left_out_with_one_warning(comfy, pack, caplog, name, neighbour_first):
+    row, scene = TABLE[name], neighbours.scene()
+    alone = row.wire(comfy, scene).sampled(comfy)
+    if neighbour_first:
+        scene = with_ebca(comfy, pack, row.wire(comfy, scene), row.asks)
+    else:
+        scene = row.wire(comfy, with_ebca(comfy, pack, scene, row.asks))
+
+    together, warnings = sampled_with_warnings(comfy, caplog, scene)
+
+    assert torch.equal(together, alone)
+    assert len(warnings) == 1, warnings
+    assert row.warns in warnings[0]
+
+
+@pytest.mark.parametrize("neighbour_first", [True, False], ids=["neighbour first", "EBCA first"])
+@pytest.mark.parametrize("asks", ["update", "edit"])
+def test_one_replaced_layer_leaves_the_others_at_work(comfy, pack, caplog, asks, neighbour_first):
+    key, scene = ("middle", 0, 0), neighbours.scene()
+    wire = neighbours.replaced_attn2(only=key)
+    if neighbour_first:
+        got = with_ebca(comfy, pack, wire(comfy, scene), asks)
+    else:
+        got = wire(comfy, with_ebca(comfy, pack, scene, asks))
+    asked = {"update": dict(updates=[by_hand.Update(0.01, 0.02)]),
+             "edit": dict(edits=[by_hand.Edit(toy.conditioning(8)[0][0][0], 0.7, 0.004, 0.0005)])}[asks]
+    sampling = scene.model.get_model_object("model_sampling")
+    with by_hand.at_work(scene.model, by_hand.Ebca(sampling, scene.prompts(), **asked, untouched=[key])):
+        expected = scene.sampled(comfy)
+
+    together, warnings = sampled_with_warnings(comfy, caplog, got)
+
+    assert relative_error(together, expected) < 1e-5
+    assert len(warnings) == 1, warnings
+    assert REPLACED in warnings[0]
+
+
+@pytest.mark.parametrize("name", ["attn2 replaced, update", "grown context, update", "bypassing function, update"])
+def test_a_neighbour_that_is_gone_leaves_nothing(comfy, pack, caplog, name):
+    wire, scene = TABLE[name].wire, neighbours.scene()
+    expected = with_ebca(comfy, pack, neighbours.scene(fresh=True), "update").sampled(comfy)
+    wire(comfy, scene).sampled(comfy)
+
+    together, warnings = sampled_with_warnings(comfy, caplog, with_ebca(comfy, pack, scene, "update"))
+
+    assert torch.equal(together, expected)
+    assert not warnings
+
+
+@pytest.mark.parametrize("wire", [neighbours.grown_context, COUPLE])
+def test_the_neighbour_is_felt(comfy, wire):
+    """The other two compute what the model does, by a way of their own."""
+    scene = neighbours.scene()
+    assert relative_error(wire(comfy, scene).sampled(comfy), scene.sampled(comfy)) > 1e-3

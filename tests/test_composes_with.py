@@ -1,0 +1,199 @@
+"""EBCA next to other nodes and packs, in both orders: each gives the numbers of an independent computation."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from support import by_hand, neighbours, toy
+from support.by_hand import Neighbour
+from support.host import node
+from support.neighbours import Scene, on_the_model
+from support.sampling import relative_error
+
+AROUND = "its own code around hand-made attention"
+ONE = ("EBCA first",)
+MERGED = "hand-made attention in a U-Net whose weights were changed by hand"
+FORMULA = "hand-made attention with its formula"
+
+
+class Row(NamedTuple):
+    """One neighbour: how it is wired, the independent computation, and how close EBCA must come to it.
+
+    formula: what it does in cross-attention, if it acts there; hand: how the hand-made run gets the rest of it (by
+    default as wired, or not at all with a formula); orders: of the nodes, where it can matter; warns: a part of the one
+    warning that EBCA gives; only: what of EBCA is documented to work with it; family: of the toy model.
+    """
+
+    wire: Callable[..., Scene]
+    equals: str
+    tolerance: float
+    formula: Neighbour | None = None
+    hand: Callable[..., Scene] | None = None
+    orders: tuple[str, ...] = ("EBCA first", "neighbour first")
+    warns: str = ""
+    only: tuple[str, ...] = ("update", "words", "compose")
+    family: str = "sd1"
+
+
+CORE = {
+    # neighbour: wired as a user does, the independent computation, the tolerance
+    "LoRA": Row(neighbours.lora("LoraLoaderModelOnly"), MERGED, 1e-5, hand=neighbours.hand_merged_lora),
+    "bypass LoRA": Row(neighbours.lora("LoraLoaderBypassModelOnly"), MERGED, 1e-5, hand=neighbours.hand_merged_lora),
+    "hook LoRA": Row(neighbours.hook_lora, AROUND, 1e-5, orders=ONE),
+    "ModelMergeSimple": Row(neighbours.model_merge, MERGED, 1e-5, hand=neighbours.hand_merged_model),
+    "ControlNet": Row(neighbours.controlnet, AROUND, 1e-5, orders=ONE),
+    "GLIGEN": Row(neighbours.gligen, AROUND, 1e-5, orders=ONE),
+    "ConditioningCombine": Row(neighbours.combine, AROUND, 1e-5, orders=ONE),
+    "area": Row(neighbours.area, AROUND, 1e-5, orders=ONE),
+    "mask": Row(neighbours.mask, AROUND, 1e-5, orders=ONE),
+    "timestep ranges": Row(neighbours.timestep_range, AROUND, 1e-5, orders=ONE),
+    "PerpNeg": Row(neighbours.perp_neg, AROUND, 1e-5, orders=ONE),
+    "DualCFG": Row(neighbours.dual_cfg, AROUND, 1e-5, orders=ONE),
+    "PAG": Row(on_the_model("PerturbedAttentionGuidance", scale=2.0), AROUND, 1e-5),
+    "SAG": Row(on_the_model("SelfAttentionGuidance", scale=0.8), AROUND, 1e-5),
+    "NAG (core)": Row(on_the_model("NAGuidance"), AROUND, 1e-5),
+    "HyperTile": Row(on_the_model("HyperTile", tile_size=32), AROUND, 1e-5),
+    "FreeU": Row(on_the_model("FreeU"), AROUND, 1e-5),
+    "FreeU V2": Row(on_the_model("FreeU_V2"), AROUND, 1e-5),
+    "Deep Shrink": Row(on_the_model("PatchModelAddDownscale", block_number=1, end_percent=0.5), AROUND, 1e-5),
+    "EasyCache": Row(neighbours.easy_cache("EasyCache"), AROUND, 1e-5),
+    "LazyCache": Row(neighbours.easy_cache("LazyCache"), AROUND, 1e-5),
+    "context windows": Row(neighbours.context_windows(causal_window_fix=False), AROUND, 1e-5),
+    "context windows, anchored": Row(neighbours.context_windows(), AROUND, 1e-5),
+}
+IMAGE, TWO_IMAGES = neighbours.image_branch((1, 0.8)), neighbours.image_branch((1, 0.8), (2, 0.5))
+PACKS = {
+    "image prompt": Row(neighbours.image_prompt(2), FORMULA, 1e-5, IMAGE),
+    "image prompt in SDXL": Row(neighbours.image_prompt(3), FORMULA, 1e-5, IMAGE, family="sdxl"),
+    "two image prompts": Row(neighbours.two_image_prompts, FORMULA, 1e-5, TWO_IMAGES),
+    "NegPip": Row(neighbours.negpip, FORMULA, 1e-5, neighbours.NEGPIP, neighbours.hand_interleaved,
+                  warns="gives keys and values different texts", only=("update", "compose")),
+    "attention couple": Row(neighbours.attention_couple(), FORMULA, 1e-5, neighbours.COUPLE, only=("update",)),
+    "attention couple, values apart": Row(neighbours.attention_couple(own_values=True), FORMULA, 1e-5,
+                                          neighbours.COUPLE, only=("update",)),
+    "attention override": Row(neighbours.attention_override, FORMULA, 1e-5, neighbours.SHARPENED,
+                              neighbours.attention_override),
+    "step cache": Row(neighbours.skip_cache, AROUND, 1e-5),
+    "DeepCache": Row(neighbours.deep_cache, AROUND, 1e-5, orders=ONE),
+    "reference image": Row(neighbours.reference_only, AROUND, 1e-5),
+    "model function": Row(neighbours.model_function, AROUND, 1e-5),
+}
+TABLE = CORE | PACKS
+
+WORDS = torch.ones(77).index_fill(0, torch.tensor([2, 5, 6]), 2.5)
+ADDED, REMOVED = (toy.conditioning(seed)[0][0][0] for seed in (8, 9))
+EDITS = [by_hand.Edit(ADDED, 0.8, 0.004, 0.003), by_hand.Edit(REMOVED, -0.5, 0.002, 0.0)]
+HAND = {
+    "update": dict(updates=[by_hand.Update(0.01, 0.02)]),
+    "words": dict(updates=[by_hand.Update(0.015, 0.01, WORDS)]),
+    "compose": dict(edits=EDITS, updates=[by_hand.Update(0.01, 0.0)]),
+}
+BETWEEN_STEPS = dict(start_percent=0.1, end_percent=0.11)
+
+
+def with_ebca(comfy, pack, scene: Scene, method: str, **window: float) -> Scene:
+    """The scene with the nodes that HAND[method] computes."""
+    model, hand = scene.model, HAND[method]
+    for update in hand["updates"]:
+        weights = update.token_weights
+        words = None if weights is None else pack.comfyui_binding.token_weights.TokenWeights(weights)
+        (model,) = node(comfy, "EBCAContextUpdate").execute(
+            model=model, gamma_attn=update.gamma_attn, gamma_norm=update.gamma_norm, token_weights=words, **window
+        )
+    window = window or dict(start_percent=0.0, end_percent=1.0)
+    edits = {
+        f"edit{i}": node(comfy, "EBCAEditContext").execute(
+            conditioning=[[edit.text.unsqueeze(0), {}]], direction="add" if edit.weight > 0 else "remove",
+            alpha=abs(edit.weight), gamma_attn=edit.gamma_attn, gamma_norm=edit.gamma_norm, **window,
+            **{f"gamma_{name}": percent for name, percent in window.items()},
+        )[0]
+        for i, edit in enumerate(hand.get("edits", ()))
+    }
+    if edits:
+        (model,) = node(comfy, "EBCACompose").execute(model=model, edits=edits)
+    return replace(scene, model=model)
+
+
+def plain(name: str) -> Scene:
+    return neighbours.scene(TABLE[name].family)
+
+
+@functools.cache
+def alone(comfy, name: str) -> torch.Tensor:
+    """The neighbour without EBCA."""
+    return TABLE[name].wire(comfy, plain(name)).sampled(comfy)
+
+
+@functools.cache
+def ebca_alone(comfy, pack, family: str, method: str, images: int, steps: int) -> torch.Tensor:
+    """EBCA without the neighbour."""
+    scene = neighbours.scene(family, latent=toy.latent(images), steps=steps)
+    return with_ebca(comfy, pack, scene, method).sampled(comfy)
+
+
+@functools.cache
+def by_hand_run(comfy, name: str, method: str) -> torch.Tensor:
+    row = TABLE[name]
+    scene = plain(name) if row.formula and not row.hand else (row.hand or row.wire)(comfy, plain(name))
+    sampling = scene.model.get_model_object("model_sampling")
+    with by_hand.at_work(scene.model, by_hand.Ebca(sampling, scene.prompts(), **HAND[method], neighbour=row.formula)):
+        return scene.sampled(comfy)
+
+
+def wired(comfy, pack, name: str, order: str, methods: Sequence[str], **window: float) -> Scene:
+    def ebca(comfy, scene: Scene) -> Scene:
+        return functools.reduce(lambda scene, method: with_ebca(comfy, pack, scene, method, **window), methods, scene)
+
+    first, second = (TABLE[name].wire, ebca) if order == "neighbour first" else (ebca, TABLE[name].wire)
+    return second(comfy, first(comfy, plain(name)))
+
+
+NAMES_AND_ORDERS = [(name, order) for name, row in TABLE.items() for order in row.orders]
+METHODS = [(name, method) for name, row in TABLE.items() for method in row.only]
+CASES = [(name, method, order) for name, method in METHODS for order in TABLE[name].orders]
+#: Images of a batch do not feel each other, so that a batch may be split as one likes.
+UNFELT = ("context windows", "context windows, anchored")
+
+
+@pytest.mark.parametrize(("name", "method", "order"), CASES, ids=map("-".join, CASES))
+def test_equals_the_independent_computation(comfy, pack, caplog, name, method, order):
+    got = wired(comfy, pack, name, order, [method]).sampled(comfy)
+    assert relative_error(got, by_hand_run(comfy, name, method)) < TABLE[name].tolerance
+    warnings = [record.getMessage() for record in caplog.records if record.name == "ebca"]
+    assert len(warnings) == bool(TABLE[name].warns), warnings
+    assert TABLE[name].warns in "".join(warnings)
+
+
+@pytest.mark.parametrize(("name", "order"), NAMES_AND_ORDERS, ids=map("-".join, NAMES_AND_ORDERS))
+def test_outside_its_window_is_the_neighbour_alone(comfy, pack, name, order):
+    got = wired(comfy, pack, name, order, ["words", "compose"], **BETWEEN_STEPS).sampled(comfy)
+    assert torch.equal(got, alone(comfy, name))
+
+
+@pytest.mark.parametrize(("name", "method"), METHODS, ids=map("-".join, METHODS))
+def test_both_are_felt(comfy, pack, name, method):
+    """Else the equality above would say nothing."""
+    together, felt = by_hand_run(comfy, name, method), 50 * TABLE[name].tolerance
+    assert relative_error(together, alone(comfy, name)) > felt
+    if name not in UNFELT:
+        row, steps = TABLE[name], TABLE[name].wire(comfy, plain(name)).steps
+        assert relative_error(together, ebca_alone(comfy, pack, row.family, method, len(together), steps)) > felt
+
+
+@pytest.mark.parametrize("name", UNFELT)
+def test_windows_change_nothing_but_the_calls(comfy, pack, name):
+    scene = wired(comfy, pack, name, "neighbour first", ["words"])
+    calls = []
+
+    def count(executor, *args, **kwargs):
+        calls.append(args)
+        return executor(*args, **kwargs)
+
+    scene.model.add_wrapper_with_key("diffusion_model", "count", count)
+    assert relative_error(scene.sampled(comfy), ebca_alone(comfy, pack, "sd1", "words", 4, 3)) < TABLE[name].tolerance
+    assert len(calls) == 3 * scene.steps  # three windows cover four images
