@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .layer import Layer
-from .run import Chunk, Run
+from .run import CarryKey, Chunk, Run
+from .settings import Edit
 
 #: What is said where other packs leave EBCA without the rows or the grid it needs.
 REGIONS = "another node splits the prompts into regions"
@@ -17,21 +19,52 @@ TILES = "another node cuts the image into tiles"
 MERGED = "another node merges image tokens"
 
 
-class Call:
-    """One call: `context` [b, t, c] is what the U-Net was given, `latent_size` (height, width) what the model was."""
+@dataclass(frozen=True, eq=False)
+class ModelCall:
+    """One call of the model with EBCA on. latent_size: height and width of what the model was given."""
 
-    def __init__(
-        self, run: Run, sigma: float | None, latent_size: tuple[int, int], chunks: Sequence[Chunk], context: Tensor
-    ):
-        self.run = run
-        self.sigma = sigma
+    run: Run
+    sigma: float | None
+    latent_size: tuple[int, int]
+    #: What is carried on when the call ends. Of a U-Net that runs twice in it, both begin alike and the last counts.
+    changes: dict[CarryKey, Tensor] = field(default_factory=dict)
+
+
+class Call:
+    """One call of the U-Net in it; `context` [b, t, c] is what the U-Net was given."""
+
+    def __init__(self, model_call: ModelCall, chunks: Sequence[Chunk], context: Tensor):
+        self.run = model_call.run
+        self.sigma = model_call.sigma
         self.chunks = chunks
         self.context = context
-        self._latent_size = latent_size
+        self._model_call = model_call
+        self._latent_size = model_call.latent_size
+
+    # --- what is carried ---
+
+    def carried(self, edit: Edit | None, chunk: Chunk) -> Tensor | None:
+        return self.run.carried(edit, chunk, self.context.device)
+
+    def carry_on(self, edit: Edit | None, chunk: Chunk, change: Tensor) -> None:
+        """Have the model call commit a change [b, t, c] of an edit's context, or (edit None) of the shared one."""
+        repeats = 1 if edit is not None else self.context.shape[1] // (chunk.prompt.tokens or self.context.shape[1])
+        own = change[:, : change.shape[1] // repeats]
+        for row, image in zip(own, chunk.images, strict=True):
+            self._model_call.changes[edit, chunk.cond, image] = row
 
     def has_own_rows(self, layer: Layer) -> bool:
         """Whether the layer's rows are still the call's, so that it is known whose prompt each of them holds."""
         return layer.q.shape[0] == layer.k.shape[0] == self.context.shape[0]
+
+    # --- rows ---
+
+    def is_one_text(self, context: Tensor, value: Tensor) -> bool:
+        """Whether a layer's keys and values get the same text. Two equal tensors are compared once a run."""
+        if value is context or value.shape != context.shape:
+            return value is context
+        key = ("one text", context.shape, tuple(chunk.cond for chunk in self.chunks))
+        return self.run.kept(key, lambda: torch.equal(context, value))
 
     # --- masks ---
 

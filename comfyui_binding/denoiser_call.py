@@ -26,8 +26,9 @@ class DenoiserCall:
     """A layer that comes round again (some packs run the U-Net twice in one call) begins the call anew."""
 
     def __init__(self, call: Call, unet: torch.nn.Module):
+        self._call = call
         self._run = call.run
-        self._attn2 = self._run.once(unet, cross_attention_layers)
+        self._attn2 = self._run.kept(("layers", unet), lambda: cross_attention_layers(unet))
         self._order = {key: position for position, key in enumerate(self._attn2)}
         self._prompt_update = PromptUpdate(call)
         self._composition = EditComposition(call, self._prompt_update)
@@ -73,6 +74,7 @@ class DenoiserCall:
             self._prompt_update.begin()
             self._composition.begin()
         self._position = position
+        value = context if self._call.is_one_text(context, value) else value
         self._inputs = (context, value)
         updated = self._prompt_update.moved(context)
         return n, updated, updated if value is context else value

@@ -40,7 +40,7 @@ class EditComposition:
         """Carry the changes to the next call."""
         for (edit, chunk), change in self._changes.items():
             if change is not None:
-                self._call.run.commit(edit, chunk, change, self._call.sigma)
+                self._call.carry_on(edit, chunk, change)
 
     def mix(self, layer: Layer, out: Tensor, has_other_branches: bool) -> Tensor:
         """Mix the edits' outputs into the layer's, [b, n, (h d)], and move the edits' contexts."""
@@ -62,9 +62,8 @@ class EditComposition:
 
     def _read_carried(self) -> dict[tuple[Edit | None, Chunk], Tensor | None]:
         """Changes [b, t, c] so far: of each edit for every positive prompt, of the shared copy (None) for any other."""
-        context = self._call.context
         return {
-            (edit, chunk): self._call.run.carried(edit, chunk, context)
+            (edit, chunk): self._call.carried(edit, chunk)
             for chunk in self._call.chunks
             for edit in (self._edits if chunk.prompt.positive else (None,))
         }
@@ -94,6 +93,8 @@ class EditComposition:
     def _on_other(self, layer: Layer, chunk: Chunk, text: Tensor) -> Tensor | None:
         """All edits attend to the shared copy, which moves by the mean of their updates."""
         rows, change = chunk.rows, self._changes[None, chunk]
+        if change is not None and change.shape[1] != layer.context.shape[1]:  # repeated beside a longer prompt
+            change = self._changes[None, chunk] = change.repeat(1, layer.context.shape[1] // change.shape[1], 1)
         q, k, pull = layer.q[rows], layer.k[rows], None
         differs = change is not None or self._prompt_update.has_moved(layer.context)
         if differs:  # else the copy gives what the prompt itself gives

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
-from .call import Call
+from .call import Call, ModelCall
 from .denoiser_call import DenoiserCall
 from .run import Run
 from .settings import KEY, Settings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 RUN_KEY = "ebca_run"
-#: (run, sigma, height and width of the latent) of a model call in which something is on.
+#: The ModelCall, where something is on.
 CALL_KEY = "ebca_call"
 #: Among the arguments of BaseModel.apply_model and of UNetModel.forward alike.
 TRANSFORMER_OPTIONS = 5
@@ -60,20 +60,20 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
     if not run.is_active(sigma):
         run.was_reached = True
         return executor(*_with_options(args, _without_unet_hook(options)), **kwargs)
-    args = _with_options(args, {**options, CALL_KEY: (run, sigma, tuple(args[0].shape[-2:]))})
-    if not run.once(executor.class_obj, _has_compiled_parts) and not _is_compiled_by_core(options):
-        return executor(*args, **kwargs)
-    run.warn_once("torch.compile rests while EBCA is on: compiled code would leave the context update out.")
-    with torch.compiler.set_stance("force_eager"):
-        return executor(*args, **kwargs)
+    call = ModelCall(run, sigma, tuple(args[0].shape[-2:]))
+    with _eager(run) if _is_compiled(executor.class_obj, options, run) else nullcontext():
+        out = executor(*_with_options(args, {**options, CALL_KEY: call}), **kwargs)
+    run.commit(call.changes, sigma)
+    return out
 
 
 def diffusion_model(executor: WrapperExecutor, *args, **kwargs):
     """A call of the U-Net: put the update and the composition into its cross-attention layers, for this call only."""
     options = args[TRANSFORMER_OPTIONS]
-    run, sigma, latent_size = options.get(CALL_KEY, (None, None, None))
-    if run is None:
+    model_call = options.get(CALL_KEY)
+    if model_call is None:
         return executor(*args, **kwargs)
+    run = model_call.run
     unet, x, context = executor.class_obj, args[0], args[CONTEXT]
     if context is None:
         run.was_reached = True
@@ -83,7 +83,7 @@ def diffusion_model(executor: WrapperExecutor, *args, **kwargs):
     if obstacle is not None:
         run.warn_once(f"EBCA is off for calls of the model in which {obstacle}.")
         return executor(*args, **kwargs)
-    call = DenoiserCall(Call(run, sigma, latent_size, chunks, context), unet)
+    call = DenoiserCall(Call(model_call, chunks, context), unet)
     with _replaced(options, call.patched(options)):
         out = executor(*args, **kwargs)
     call.finish()
@@ -111,12 +111,19 @@ def _without_unet_hook(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "wrappers": {**wrappers, WrappersMP.DIFFUSION_MODEL: others}}
 
 
-def _is_compiled_by_core(options: dict[str, Any]) -> bool:
-    return COMPILE_KEY in options["wrappers"].get(WrappersMP.APPLY_MODEL, {})
+def _eager(run: Run):
+    run.warn_once("torch.compile rests while EBCA is on: compiled code would leave the context update out.")
+    return torch.compiler.set_stance("force_eager")
+
+
+def _is_compiled(model: torch.nn.Module, options: dict[str, Any], run: Run) -> bool:
+    """Whether core compiles the U-Net when it is called, or another pack has left compiled modules in it."""
+    if COMPILE_KEY in options["wrappers"].get(WrappersMP.APPLY_MODEL, {}):
+        return True
+    return run.kept(("compiled parts", model), lambda: _has_compiled_parts(model))
 
 
 def _has_compiled_parts(model: torch.nn.Module) -> bool:
-    """Whether another pack left compiled modules in the model."""
     return any(module._compiled_call_impl or "_orig_mod" in module._modules for module in model.modules())
 
 

@@ -16,8 +16,7 @@ from .settings import Edit, Settings
 
 log = logging.getLogger("ebca")
 
-T = TypeVar("T", bound=Hashable)
-Found = TypeVar("Found")
+Made = TypeVar("Made")
 Area = tuple[int, ...]  # height, width, top, left, in latent pixels
 
 
@@ -121,37 +120,34 @@ class Run:
 
     # --- what is carried ---
 
-    def carried(self, edit: Edit | None, chunk: Chunk, context: Tensor) -> Tensor | None:
-        """Change of an edit's context so far, [b, t, c]; of the shared copy (edit None) repeated as `context` is."""
+    def carried(self, edit: Edit | None, chunk: Chunk, device: torch.device) -> Tensor | None:
+        """Change of an edit's context so far, [b, t, c] with t its own tokens (None: of the shared negative one)."""
         changes = [self._carried.get((edit, chunk.cond, image)) for image in chunk.images]
         known = next((change for change, _ in filter(None, changes)), None)
         if known is None:
             return None
         rows = [torch.zeros_like(known) if change is None else change[0] for change in changes]
-        repeats = 1 if edit is not None else context.shape[1] // known.shape[0]
-        return torch.stack(rows).to(context.device).repeat(1, repeats, 1)
+        return torch.stack(rows).to(device)
 
-    def commit(self, edit: Edit | None, chunk: Chunk, change: Tensor, sigma: float) -> None:
-        """Keep a change [b, t, c]. Of calls in a row at one sigma (PAG and SAG repeat it) the first counts."""
-        own = change[:, : chunk.prompt.tokens] if edit is None else change
+    def commit(self, changes: Mapping[CarryKey, Tensor], sigma: float) -> None:
+        """Keep changes [t, c]. Of calls in a row for one prompt at one sigma (PAG, SAG) the first counts."""
         with self._lock:
-            for row, image in enumerate(chunk.images):
-                key = (edit, chunk.cond, image)
+            for key, change in changes.items():
                 if key not in self._carried or self._carried[key][1] != sigma:
-                    self._carried[key] = (own[row], sigma)
+                    self._carried[key] = (change, sigma)
 
     # --- the settings' tensors on the run's device ---
 
     def cast(self, tensor: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """A settings tensor on the device of `like`, in its type or the given one; copied there once a run."""
         dtype = dtype or like.dtype
-        return self._cached(("cast", id(tensor), like.device, dtype), lambda: tensor.to(like.device, dtype))
+        return self.kept(("cast", id(tensor), like.device, dtype), lambda: tensor.to(like.device, dtype))
 
     def edit_rows(self, edit: Edit, chunk: Chunk, like: Tensor) -> Tensor:
         """An edit's context for each row of a chunk, [b, t, c]: copies, as fast fp8 layers clamp inputs in place."""
         context = self.cast(edit.context, like)
         key = ("edit", edit, chunk.images, like.device, like.dtype)
-        return self._cached(key, lambda: torch.stack([context[image % context.shape[0]] for image in chunk.images]))
+        return self.kept(key, lambda: torch.stack([context[image % context.shape[0]] for image in chunk.images]))
 
     def expected_size(self, chunk: Chunk, otherwise: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the latent that a prompt should be asked about: its area, or the whole image."""
@@ -166,7 +162,7 @@ class Run:
         """
         regions = tuple((chunk.prompt.area, chunk.images) for chunk in chunks)
         key = ("mask", id(mask), regions, grid, like.device, like.dtype)
-        return self._cached(key, lambda: self._make_mask_rows(mask, chunks, latent_size, grid, like))
+        return self.kept(key, lambda: self._make_mask_rows(mask, chunks, latent_size, grid, like))
 
     def _make_mask_rows(
         self, mask: Tensor, chunks: Sequence[Chunk], latent_size: tuple[int, int], grid: tuple[int, int], like: Tensor
@@ -178,11 +174,8 @@ class Run:
         rows = [mask_on_grid(_region(latent, chunk), grid) for chunk in chunks]
         return torch.cat(rows).to(like.dtype)
 
-    def once(self, subject: T, find: Callable[[T], Found]) -> Found:
-        """What `find` says of a subject (hashable), found out once a run."""
-        return self._cached((find, subject), lambda: find(subject))
-
-    def _cached(self, key: Hashable, make: Callable[[], Found]) -> Found:
+    def kept(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made once a run."""
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
@@ -233,6 +226,9 @@ def _region(mask: Tensor, chunk: Chunk) -> Tensor:
 def _images(transformer_options: Mapping[str, Any], size: int) -> tuple[int, ...]:
     """Which images of the batch the rows of a chunk are: all, in order, unless a context window picked some."""
     window = transformer_options.get("context_window")
-    if window is not None and getattr(window, "dim", None) == 0 and len(window.index_list) == size:
-        return tuple(window.index_list)
+    if window is not None and getattr(window, "dim", None) == 0:
+        anchor = getattr(window, "causal_anchor_index", None)  # an image that comes in front, to be dropped afterwards
+        images = (*([] if anchor is None else [anchor]), *window.index_list)
+        if len(images) == size:
+            return images
     return tuple(range(size))
