@@ -9,6 +9,9 @@ from torch import Tensor
 NOT_FOR_EDITS = {
     "area": "an area: use the mask input of EBCA Edit Context",
     "mask": "a mask: use the mask input of EBCA Edit Context",
+    "strength": "a strength: use alpha of EBCA Edit Context",
+    "default": "the mark of a default: put the default on the main prompt",
+    "unclip_conditioning": "unCLIP images: put them on the main prompt",
     "gligen": "GLIGEN boxes: put them on the main prompt",
     "control": "a ControlNet: put it on the main prompt",
     "hooks": "hooks: put them on the main prompt",

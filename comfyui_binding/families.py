@@ -75,6 +75,11 @@ def cross_attention_layers(unet: UNetModel) -> dict[LayerKey, CrossAttention]:
     }
 
 
+def last_layer(unet: UNetModel) -> LayerKey:
+    """The cross-attention layer that a call of the U-Net passes last."""
+    return next(reversed(cross_attention_layers(unet)))
+
+
 def context_width(model: ModelPatcher) -> int:
     """Width c of the text context that the model's cross-attention reads."""
     return next(iter(cross_attention_layers(unet_of(model)).values())).to_k.in_features
@@ -92,9 +97,11 @@ def named_layers(unet: UNetModel) -> dict[tuple[str, int, int], LayerKey]:
 
 def parse_blocks(unet: UNetModel, text: str) -> frozenset[LayerKey] | None:
     """`d1-d2,m0,u0-u3,u0.4` -> layers; empty text -> None, for all. Raises ValueError for what the model has not."""
-    items = [item for item in re.split(r"[,\s]+", text.strip()) if item]
+    if not text.strip():
+        return None
     names = named_layers(unet)
-    return frozenset(key for item in items for key in _parse_item(item, names)) if items else None
+    items = [item for item in re.split(r"[,\s]+", text) if item] or [text]
+    return frozenset(key for item in items for key in _parse_item(item, names))
 
 
 def _parse_item(item: str, names: dict[tuple[str, int, int], LayerKey]) -> list[LayerKey]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .families import LayerKey
-from .projection import project_to_context
+from .projection import has_own, project_to_context
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Layer:
 
 def is_replaceable(attn2: torch.nn.Module) -> bool:
     """Whether the layer's forward pass is ComfyUI's own, so that replacing its attention drops nobody else's work."""
-    return "forward" not in vars(attn2) and type(attn2).forward is host.CrossAttention.forward
+    return type(attn2).forward is host.CrossAttention.forward and has_own(attn2, "forward")
 
 
 def moved(context: Tensor, change: Tensor | None) -> Tensor:

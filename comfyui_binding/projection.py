@@ -30,7 +30,13 @@ def _lends_its_weight(to_k: torch.nn.Module) -> bool:
 
 def _is_comfyuis(module: torch.nn.Module, method: str) -> bool:
     function = getattr(type(module), method, None)
-    return method not in vars(module) and getattr(function, "__module__", None) == comfy.ops.__name__
+    return has_own(module, method) and getattr(function, "__module__", None) == comfy.ops.__name__
+
+
+def has_own(module: torch.nn.Module, method: str) -> bool:
+    """Whether a method is its class's own: ComfyUI puts a patched one back as an attribute, bound to the instance."""
+    on_instance = vars(module).get(method)
+    return on_instance is None or getattr(on_instance, "__func__", None) is getattr(type(module), method)
 
 
 def _with_lent_weight(to_k: torch.nn.Module, step: Tensor) -> Tensor:

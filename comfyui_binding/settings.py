@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..ebca_core import Window, smallest_denominator
-from .families import LayerKey, context_width, unet_of
+from .families import LayerKey, context_width, last_layer, unet_of
 from .token_weights import TokenWeights
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ class ContextUpdate:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One EBCAEditContext: a further prompt [b, t, c] to compose in, weight = direction * alpha."""
+    """One EBCAEditContext: a further prompt [b, t, c] to add (direction 1) or to remove (-1)."""
 
     context: Tensor
-    weight: float
+    direction: int
+    alpha: float
     window: Window
     gamma_attn: float
     gamma_norm: float
@@ -61,7 +62,11 @@ class Edit:
     mask: Tensor | None = None
 
     def __post_init__(self):
-        _check_strengths(alpha=abs(self.weight), gamma_attn=self.gamma_attn, gamma_norm=self.gamma_norm)
+        _check_strengths(alpha=self.alpha, gamma_attn=self.gamma_attn, gamma_norm=self.gamma_norm)
+
+    @property
+    def weight(self) -> float:
+        return self.direction * self.alpha
 
     @property
     def is_updated(self) -> bool:
@@ -96,9 +101,16 @@ def with_update(model: ModelPatcher, update: ContextUpdate) -> ModelPatcher:
 
     Raises ValueError for a model that EBCA cannot reach.
     """
-    unet_of(model)
+    unet = unet_of(model)
     if update.is_off:
         return model
+    if update.layers is not None and update.layers <= {last_layer(unet)}:
+        raise ValueError(
+            "Expected blocks with at least one layer before the model's last, but got only the last: no layer after it "
+            "could read the updated context. Leave blocks empty for all layers."
+        )
+    if update.gamma_attn == 0 and (update.token_weights is not None or update.mask is not None):
+        log.warning("Token weights and mask act on the attention term alone, and gamma_attn is 0: they have no effect.")
     settings = settings_of(model)
     return _with_settings(model, replace(settings, updates=(*settings.updates, update)))
 
@@ -110,7 +122,7 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
     less (earlier edits of the model count), and for a model that EBCA cannot reach.
     """
     unet_of(model)
-    edits = [edit for edit in edits if not edit.is_off]
+    edits = [replace(edit) for edit in edits if not edit.is_off]  # copies: one edit wired twice is two
     if not edits:
         return model
     settings = settings_of(model)
@@ -151,7 +163,10 @@ def _check_denominator(edits: list[Edit]) -> None:
         return
     weights = [edit.weight for edit in weighted]
     smallest = smallest_denominator(weights, [edit.window for edit in weighted], [edit.mask for edit in weighted])
+    smallest = round(smallest, 6)  # tenths do not add up exactly
     listed = ", ".join(f"{weight:+g}" for weight in weights)
+    if len({edit.mask.shape for edit in weighted if edit.mask is not None}) > 1:
+        listed += "; masks of different sizes are taken to overlap at their worst"
     if smallest <= 0:
         raise ValueError(
             f"Expected 1 + the sum of the edits' signed alphas to stay above 0, but it can reach {smallest:.4g} "

@@ -6,8 +6,7 @@ from comfy_api.latest import io
 
 from ..comfyui_binding.families import parse_blocks, unet_of
 from ..comfyui_binding.settings import ContextUpdate, with_update
-from ..ebca_core import Window
-from .inputs import TokenWeightsType, checked_mask, end_input, gamma_input, start_input
+from .inputs import TokenWeightsType, checked_mask, checked_window, end_input, gamma_input, start_input
 
 
 class EBCAContextUpdate(io.ComfyNode):
@@ -90,7 +89,7 @@ class EBCAContextUpdate(io.ComfyNode):
         update = ContextUpdate(
             gamma_attn,
             gamma_norm,
-            Window(start_percent, end_percent),
+            checked_window(start_percent, end_percent),
             token_weights,
             checked_mask(mask),
             positive_only=apply_to == "positive",

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..comfyui_binding.conditioning import edit_context
 from ..comfyui_binding.settings import Edit, with_edits
 from ..ebca_core import Window
-from .inputs import checked_mask, end_input, gamma_input, start_input
+from .inputs import checked_mask, checked_window, end_input, gamma_input, start_input
 
 EditType = io.Custom("EBCA_EDIT")
 DIRECTIONS = {"add": 1, "remove": -1}
@@ -84,11 +84,12 @@ class EBCAEditContext(io.ComfyNode):
     ) -> io.NodeOutput:
         edit = Edit(
             edit_context(conditioning),
-            DIRECTIONS[direction] * alpha,
-            Window(start_percent, end_percent),
+            DIRECTIONS[direction],
+            alpha,
+            checked_window(start_percent, end_percent) if alpha else Window(),
             gamma_attn,
             gamma_norm,
-            Window(gamma_start_percent, gamma_end_percent),
+            checked_window(gamma_start_percent, gamma_end_percent, "gamma_") if gamma_attn or gamma_norm else Window(),
             checked_mask(mask),
         )
         return io.NodeOutput(edit)

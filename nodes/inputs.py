@@ -5,6 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ebca_core import Window
+
 TokenWeightsType = io.Custom("EBCA_TOKEN_WEIGHTS")
 
 
@@ -20,6 +22,14 @@ def start_input(default: float, what: str, name: str = "start_percent", advice: 
 def end_input(what: str, name: str = "end_percent") -> io.Float.Input:
     tooltip = f"When {what} ends. Must be after its start."
     return io.Float.Input(name, default=1.0, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
+
+
+def checked_window(start: float, end: float, prefix: str = "") -> Window:
+    """A window. Raises ValueError, naming the two inputs, unless it begins before it ends."""
+    try:
+        return Window(start, end)
+    except ValueError as error:
+        raise ValueError(f"{prefix}start_percent and {prefix}end_percent: {error}") from None
 
 
 def checked_mask(mask: Tensor | None) -> Tensor | None:

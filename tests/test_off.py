@@ -52,7 +52,6 @@ NOTHINGS = {
         comfy, model, an_edit(comfy, **ZERO, mask=torch.zeros(1, 64, 64))
     ),
     "edit without alpha in its window": lambda comfy, model: composed(comfy, model, an_edit(comfy, alpha=0.0)),
-    "update in the last layer alone": lambda comfy, model: updated(comfy, model, blocks="u3"),
 }
 
 
@@ -334,7 +333,7 @@ def change_by_hand(context, queries, w_k, heads, gamma_attn, gamma_norm):
 BLOCKS = ["d0", "d1", "m0", "u0", "u1", "u2", "u3"]  # of toy.model("sd1"), one layer each
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", BLOCKS[:-1])  # nothing would read the last one's
 def test_layers_after_the_chosen_one_read_its_update_and_make_none(comfy, block):
     seen = layers_at_work(updated(comfy, toy.model(), blocks=block))
     chosen = BLOCKS.index(block)

@@ -71,7 +71,14 @@ def test_empty_or_reversed_window_is_refused(comfy, which, start, end):
         "edit": lambda: an_edit(comfy, start_percent=start, end_percent=end),
         "edit's gammas": lambda: an_edit(comfy, gamma_start_percent=start, gamma_end_percent=end),
     }
-    refused(calls[which], "Expected 0 <= start < end <= 1", f"got start {start} and end {end}", "Move the start")
+    inputs = "gamma_start_percent and gamma_end_percent" if "gammas" in which else "start_percent and end_percent"
+    message = refused(calls[which], "0 <= start < end <= 1", f"got start {start} and end {end}", "Move the start")
+    assert message.startswith(inputs)
+
+
+def test_window_of_a_strength_that_is_off_is_not_looked_at(comfy):
+    an_edit(comfy, gamma_attn=0.0, gamma_norm=0.0, gamma_start_percent=1.0)
+    an_edit(comfy, alpha=0.0, start_percent=0.9, end_percent=0.1)
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
@@ -99,8 +106,10 @@ def test_masks_of_the_usual_shapes_are_taken(comfy, shape):
 
 @pytest.mark.parametrize(("blocks", "parts"), [
     ("all", ("blocks like d0-d2, m0, u1 or u0.4", "got 'all'", "d0, d1, m0, u0, u1, u2, u3")),
+    (",", ("blocks like d0-d2, m0, u1 or u0.4",)),
     ("input_1", ("got 'input_1'",)),
     ("d0;d1", ("got 'd0;d1'",)),
+    (",", ("got ','",)),
     ("d0 - d1", ("got '-'",)),
     ("d2", ("no attention block d2", "It has d0, d1, m0")),
     ("d0-d9", ("no attention block d9",)),
@@ -113,9 +122,24 @@ def test_impossible_blocks_are_refused_with_what_the_model_has(comfy, blocks, pa
     assert "u3" in refused(lambda: update(comfy, blocks=blocks), *parts)
 
 
+@pytest.mark.parametrize("blocks", ["u3", "u3.0", "u3,u3-u3"])
+def test_blocks_whose_update_nothing_reads_are_refused(comfy, blocks):
+    refused(lambda: update(comfy, blocks=blocks), "at least one layer before the model's last", "Leave blocks empty")
+
+
 def test_layers_in_a_block_are_listed(comfy):
     listed = "d0 (layers d0.0 to d0.1), m0 (layers m0.0 to m0.1)"
     refused(lambda: update(comfy, toy.model("sdxl"), blocks="d5"), listed)
+
+
+@pytest.mark.parametrize("wired", ["token weights", "mask"])
+def test_inputs_of_an_attention_term_that_is_off_warn(comfy, pack, caplog, wired):
+    inputs = dict(token_weights=weights(pack, 77)) if wired == "token weights" else dict(mask=torch.ones(1, 8, 8))
+    with caplog.at_level(logging.WARNING, "ebca"):
+        update(comfy, gamma_attn=0.0, gamma_norm=0.02, **inputs)
+        update(comfy, **inputs)
+    (record,) = caplog.records
+    assert "act on the attention term alone, and gamma_attn is 0" in record.getMessage()
 
 
 # --- conditionings of edits ------------------------------------------------------------------------------------------
@@ -153,6 +177,13 @@ CONDITIONINGS = {
         lambda comfy: with_core_node(comfy, "ConditioningSetAreaStrength", strength=0.5), "a strength", "alpha",
     ),
     "a ControlNet": (lambda comfy: toy.conditioning(2, control=object()), "a ControlNet", "main prompt"),
+    "a default": (
+        lambda comfy: node(comfy, "ConditioningSetDefaultCombine").execute(
+            cond=[], cond_DEFAULT=toy.conditioning(2), hooks=None)[0], "a default", "main prompt",
+    ),
+    "unCLIP images": (
+        lambda comfy: toy.conditioning(2, unclip_conditioning=[{"strength": 1.0}]), "unCLIP images", "main prompt",
+    ),
     "GLIGEN boxes": (lambda comfy: toy.conditioning(2, gligen=("position", None, [])), "GLIGEN boxes", "main prompt"),
     "hooks": (lambda comfy: toy.conditioning(2, hooks=object()), "hooks", "main prompt"),
     "no tokens": (lambda comfy: toy.conditioning(2, tokens=0), "[batch, tokens, width]", "CLIP Text Encode"),
@@ -216,6 +247,12 @@ def test_composition_above_zero_is_taken_without_a_word(comfy, name, caplog):
     with caplog.at_level(logging.WARNING, "ebca"):
         compose(comfy, *edits)
     assert not caplog.records
+
+
+def test_masks_of_different_sizes_are_said_to_overlap(comfy):
+    fine = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
+    edits = removals(comfy, (-0.6, 0, 1, LEFT), (-0.6, 0, 1, fine))
+    refused(lambda: compose(comfy, *edits), "reach -0.2", "masks of different sizes are taken to overlap")
 
 
 def test_edits_of_an_earlier_compose_count(comfy):
@@ -370,3 +407,7 @@ def test_user_reads_the_reason(graph, run_prompt, name):
 
 def test_same_graph_without_the_mistake_runs(graph, run_prompt):
     assert run_prompt(graph(update={}, edit={}, sampled=True)) is not None
+
+
+def test_blocks_without_effect_are_refused(comfy):
+    refused(lambda: update(comfy, blocks="u3"), "only the last", "Leave blocks empty")
