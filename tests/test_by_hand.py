@@ -38,7 +38,7 @@ def test_hand_made_run_matches_the_reference(name):
     prompts = [by_hand.Prompt(TENSORS[role][0], role == "positive") for role in ("positive", "negative")]
     ebca = by_hand.Ebca(model.get_model_object("model_sampling"), prompts, updates(scenario), edits(scenario))
 
-    with by_hand.at_work(model, ebca):
+    with by_hand.at_work(ebca, model):
         latent = sample_sigmas(
             model, reference.reference_noise(), TENSORS["sigmas"], [[TENSORS["positive"], {}]],
             [[TENSORS["negative"], {}]], SETTINGS["cfg"],

@@ -96,7 +96,7 @@ def on(scene: Scene, model) -> Scene:
 def hand_made(comfy, update: by_hand.Update = UPDATE) -> torch.Tensor:
     scene = replace(small_scene(), steps=2)
     sampling = scene.model.get_model_object("model_sampling")
-    with by_hand.at_work(scene.model, by_hand.Ebca(sampling, scene.prompts(), [update])):
+    with by_hand.at_work(by_hand.Ebca(sampling, scene.prompts(), [update]), scene.model):
         return scene.sampled(comfy)
 
 

@@ -88,7 +88,7 @@ def test_one_replaced_layer_leaves_the_others_at_work(comfy, pack, caplog, asks,
     asked = {"update": dict(updates=[by_hand.Update(0.01, 0.02)]),
              "edit": dict(edits=[by_hand.Edit(toy.conditioning(8)[0][0][0], 0.7, 0.004, 0.0005)])}[asks]
     sampling = scene.model.get_model_object("model_sampling")
-    with by_hand.at_work(scene.model, by_hand.Ebca(sampling, scene.prompts(), **asked, untouched=[key])):
+    with by_hand.at_work(by_hand.Ebca(sampling, scene.prompts(), **asked, untouched=[key]), scene.model):
         expected = scene.sampled(comfy)
 
     together, warnings = sampled_with_warnings(comfy, caplog, got)

@@ -12,7 +12,7 @@ import torch
 from support import by_hand, neighbours, toy
 from support.by_hand import Neighbour
 from support.host import node
-from support.neighbours import Scene, on_the_model
+from support.neighbours import Scene, chain, on_the_model
 from support.sampling import relative_error
 
 AROUND = "its own code around hand-made attention"
@@ -53,6 +53,8 @@ CORE = {
     "mask": Row(neighbours.mask, AROUND, 1e-5, orders=ONE),
     "timestep ranges": Row(neighbours.timestep_range, AROUND, 1e-5, orders=ONE),
     "PerpNeg": Row(neighbours.perp_neg, AROUND, 1e-5, orders=ONE),
+    "PerpNeg, on the model": Row(neighbours.perp_neg_on_the_model, AROUND, 1e-5),
+    "DualModelGuider": Row(neighbours.dual_model, AROUND, 1e-5, orders=ONE),
     "DualCFG": Row(neighbours.dual_cfg, AROUND, 1e-5, orders=ONE),
     "PAG": Row(on_the_model("PerturbedAttentionGuidance", scale=2.0), AROUND, 1e-5),
     "SAG": Row(on_the_model("SelfAttentionGuidance", scale=0.8), AROUND, 1e-5),
@@ -63,8 +65,8 @@ CORE = {
     "Deep Shrink": Row(on_the_model("PatchModelAddDownscale", block_number=1, end_percent=0.5), AROUND, 1e-5),
     "EasyCache": Row(neighbours.easy_cache("EasyCache"), AROUND, 1e-5),
     "LazyCache": Row(neighbours.easy_cache("LazyCache"), AROUND, 1e-5),
-    "context windows": Row(neighbours.context_windows(causal_window_fix=False), AROUND, 1e-5),
-    "context windows, anchored": Row(neighbours.context_windows(), AROUND, 1e-5),
+    "context windows": Row(neighbours.context_windows(anchored=False), AROUND, 1e-5),
+    "context windows, anchored": Row(neighbours.context_windows(anchored=True), AROUND, 1e-5),
 }
 IMAGE, TWO_IMAGES = neighbours.image_branch((1, 0.8)), neighbours.image_branch((1, 0.8), (2, 0.5))
 PACKS = {
@@ -83,7 +85,21 @@ PACKS = {
     "reference image": Row(neighbours.reference_only, AROUND, 1e-5),
     "model function": Row(neighbours.model_function, AROUND, 1e-5),
 }
-TABLE = CORE | PACKS
+PAG = on_the_model("PerturbedAttentionGuidance", scale=2.0)
+LORA = neighbours.lora("LoraLoaderModelOnly")
+CROWD = {
+    "LoRA, image prompt, ControlNet, PAG": Row(
+        chain(LORA, neighbours.image_prompt(2), neighbours.controlnet, PAG), f"{MERGED}, {FORMULA}", 1e-5, IMAGE,
+        hand=chain(neighbours.hand_merged_lora, neighbours.controlnet, PAG),
+    ),
+    "two prompts, NegPip, FreeU, step cache": Row(
+        chain(neighbours.combine, neighbours.negpip, on_the_model("FreeU"), neighbours.skip_cache), FORMULA, 1e-5,
+        neighbours.NEGPIP, hand=chain(neighbours.combine, neighbours.hand_interleaved, on_the_model("FreeU"),
+                                      neighbours.skip_cache),
+        warns="gives keys and values different texts", only=("update", "compose"),
+    ),
+}  # fmt: skip
+TABLE = CORE | PACKS | CROWD
 
 WORDS = torch.ones(77).index_fill(0, torch.tensor([2, 5, 6]), 2.5)
 ADDED, REMOVED = (toy.conditioning(seed)[0][0][0] for seed in (8, 9))
@@ -141,7 +157,8 @@ def by_hand_run(comfy, name: str, method: str) -> torch.Tensor:
     row = TABLE[name]
     scene = plain(name) if row.formula and not row.hand else (row.hand or row.wire)(comfy, plain(name))
     sampling = scene.model.get_model_object("model_sampling")
-    with by_hand.at_work(scene.model, by_hand.Ebca(sampling, scene.prompts(), **HAND[method], neighbour=row.formula)):
+    ebca = by_hand.Ebca(sampling, scene.prompts(), **HAND[method], neighbour=row.formula)
+    with by_hand.at_work(ebca, scene.model, *scene.more_models):
         return scene.sampled(comfy)
 
 

@@ -250,16 +250,17 @@ def layers(unet) -> dict[Key, torch.nn.Module]:
 
 
 @contextmanager
-def at_work(model, ebca: Ebca):
-    """While this lasts, the MODEL's U-Net has the hand-made attention; the MODEL itself must hold no EBCA node."""
+def at_work(ebca: Ebca, *models):
+    """While this lasts, the MODELs' U-Nets have the hand-made attention; they themselves must hold no EBCA node."""
     comfy.model_management.unload_all_models()  # else what an earlier MODEL patched would be put back over it
-    base, unet = model.model, model.model.diffusion_model
     with ExitStack() as stack:
-        stack.enter_context(_instead(base, "apply_model", _call(ebca, base.apply_model)))
-        stack.enter_context(_instead(unet, "_forward", _pass(ebca, unet._forward)))
-        for key, attn2 in layers(unet).items():
-            stack.enter_context(_instead(attn2, "forward", _layer(ebca, key, attn2)))
-        yield ebca
+        for base in (model.model for model in models):
+            unet = base.diffusion_model
+            stack.enter_context(_instead(base, "apply_model", _call(ebca, base.apply_model)))
+            stack.enter_context(_instead(unet, "_forward", _pass(ebca, unet._forward)))
+            for key, attn2 in layers(unet).items():
+                stack.enter_context(_instead(attn2, "forward", _layer(ebca, key, attn2)))
+        yield
 
 
 def _call(ebca: Ebca, original: Callable) -> Callable:

@@ -21,6 +21,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import folder_paths
+import pytest
 import safetensors.torch
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -41,12 +42,13 @@ def _ksampler(comfy, scene: Scene) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A model, its prompts and a sampler; `others` are prompts that only the sampler's guider uses."""
+    """A model, its prompts and a sampler; others, more_models: what only the sampler's guider uses."""
 
     model: Any
     positive: Conditioning
     negative: Conditioning
     others: tuple[Conditioning, ...] = ()
+    more_models: tuple[Any, ...] = ()
     latent: dict = field(default_factory=toy.latent)
     steps: int = 3
     sampler: Callable[[Any, Scene], torch.Tensor] = _ksampler
@@ -144,6 +146,11 @@ def hand_merged_model(comfy, scene: Scene) -> Scene:
     return replace(scene, model=model)
 
 
+def chain(*wires: Callable[[Any, Scene], Scene]) -> Callable[[Any, Scene], Scene]:
+    """Several neighbours, one after the other."""
+    return lambda comfy, scene: functools.reduce(lambda scene, wire: wire(comfy, scene), wires, scene)
+
+
 def easy_cache(node_id: str) -> Callable[[Any, Scene], Scene]:
     """EasyCache or LazyCache, tuned so that some of 5 steps are skipped."""
     wire_node = on_the_model(node_id, reuse_threshold=0.5, start_percent=0.0, end_percent=1.0)
@@ -154,9 +161,16 @@ def easy_cache(node_id: str) -> Callable[[Any, Scene], Scene]:
     return wire
 
 
-def context_windows(**options: Any) -> Callable[[Any, Scene], Scene]:
-    """Core's context windows over a batch of 4 images, 2 at a time, each but the outer ones twice."""
+def context_windows(anchored: bool) -> Callable[[Any, Scene], Scene]:
+    """Core's context windows over a batch of 4 images, 2 at a time, each but the outer ones twice.
+
+    anchored: a window but the first has the image before it in front, as newer ComfyUI has it by default.
+    """
     def wire(comfy, scene: Scene) -> Scene:
+        can_anchor = "causal_window_fix" in node(comfy, "ContextWindowsManual").defaults()
+        if anchored and not can_anchor:
+            pytest.skip("this ComfyUI anchors no context windows")
+        options = {"causal_window_fix": anchored} if can_anchor else {}
         windows = on_the_model("ContextWindowsManual", context_length=2, context_overlap=1, dim=0, **options)
         return replace(windows(comfy, scene), latent=toy.latent(batch=4))
 
@@ -267,6 +281,13 @@ def perp_neg(comfy, scene: Scene) -> Scene:
     return replace(scene, sampler=sampler, others=(empty,))
 
 
+def perp_neg_on_the_model(comfy, scene: Scene) -> Scene:
+    """The older node: its empty prompt is none of the guider's."""
+    empty = toy.conditioning(3)
+    wired = on_the_model("PerpNeg", empty_conditioning=empty, neg_scale=1.5)(comfy, scene)
+    return replace(wired, others=(empty,))
+
+
 def dual_cfg(comfy, scene: Scene) -> Scene:
     middle = toy.conditioning(3)
 
@@ -278,6 +299,19 @@ def dual_cfg(comfy, scene: Scene) -> Scene:
         return _with_guider(comfy, scene, guider)
 
     return replace(scene, sampler=sampler, others=(middle,))
+
+
+def dual_model(comfy, scene: Scene) -> Scene:
+    """The negative prompt on a U-Net of its own, with the model_options of the other."""
+    second = toy.model(seed=7)
+
+    def sampler(comfy, scene: Scene) -> torch.Tensor:
+        (guider,) = node(comfy, "DualModelGuider").execute(
+            model=scene.model, model_negative=second, positive=scene.positive, negative=scene.negative, cfg=4.0
+        )
+        return _with_guider(comfy, scene, guider)
+
+    return replace(scene, sampler=sampler, more_models=(second,))
 
 
 # --- imitations of packs: attn2 replaced ---
