@@ -112,11 +112,16 @@ class Run:
         return chunks
 
     def _prompt(self, uuid: Hashable, index: int) -> Prompt:
-        """The index in cond_or_uncond is only a position: other guiders and packs give it other meanings."""
+        """The index in cond_or_uncond is only a position: other guiders and packs give it other meanings.
+
+        It decides where the guider says nothing, or names a prompt in both roles. A prompt that the guider does not
+        know is one that a pack brought in beside the positive one.
+        """
         by_role = self._prompts.get(uuid, {})
         if len(by_role) == 1:
             return next(iter(by_role.values()))
-        return by_role.get(index == 0, Prompt(positive=index == 0))
+        is_first = index == 0
+        return by_role.get(is_first) or Prompt(positive=is_first and not self._prompts)
 
     # --- what is carried ---
 
