@@ -1,6 +1,6 @@
 """Trains the shapes model on pictures that it draws as it goes, and writes a checkpoint for ComfyUI.
 
-    python demo/train.py --comfyui <folder of ComfyUI> --steps 9000
+    python demo/train.py --comfyui <folder of ComfyUI> --steps 4000
 
 Every step's pictures, captions and noise come from (seed, step), so a run can stop at any time: the same command goes
 on from the last state and arrives at the same weights, on the same machine and number of threads.
@@ -31,7 +31,9 @@ UNET = {
     "use_spatial_transformer": True, "use_linear_in_transformer": True, "legacy": False,
 }
 COUNTS = (0.60, 0.28, 0.12)  # shares of pictures with one, two, three objects
-BATCH, RATE, WARMUP, COOLDOWN = 64, 8e-4, 200, 0.35  # the learning rate falls over the last COOLDOWN of the steps
+BATCH, RATE, WARMUP = 64, 8e-4, 200
+REFINE = 2750  # up to this step the model learns what words mean, from then on how to draw clean outlines
+FALLS = (1750, 3500), (0.36, 1.0)  # where the learning rate falls: steps of the first part, shares of the second
 PRIMER = 300  # pictures of one large object in the middle come first and fade out by 1.5 times this: words sink in
 DETAIL = 10.0  # cap of the loss weight at little noise, where the error is fine detail
 NONSENSE = 0.05  # share of captions with words from outside the grammar, so that these disturb little
@@ -64,9 +66,9 @@ def primer(rng: np.random.Generator) -> Picture:
     return Picture((replace(thing, x=float(x), y=float(y), radius=float(radius)),), ground)
 
 
-def spread(u: np.ndarray) -> np.ndarray:
-    """Even numbers in 0..1 to noise levels in 0..1, denser where objects take shape under the noise."""
-    return (u + 0.6 * np.sin(2 * np.pi * u) / (2 * np.pi)) ** 0.65
+def spread(u: np.ndarray, power: float) -> np.ndarray:
+    """Even numbers in 0..1 to noise levels in 0..1, denser in the middle; the smaller the power, the more noise."""
+    return (u + 0.6 * np.sin(2 * np.pi * u) / (2 * np.pi)) ** power
 
 
 def make_batch(seed: int, step: int, ids: dict[str, int], sigmas: int) -> Batch:
@@ -79,7 +81,7 @@ def make_batch(seed: int, step: int, ids: dict[str, int], sigmas: int) -> Batch:
              for _ in pictures]
     tokens = [token_ids(training_caption(p, rng), ids, e) for p, e in zip(pictures, extra, strict=True)]
     images = torch.from_numpy(np.stack([draw(p) for p in pictures])).movedim(-1, 1) * 2 - 1
-    levels = spread((rng.permutation(BATCH) + rng.random(BATCH)) / BATCH) * sigmas
+    levels = spread((rng.permutation(BATCH) + rng.random(BATCH)) / BATCH, 0.65 if step < REFINE else 0.85) * sigmas
     noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
     return Batch(images, torch.tensor(tokens), torch.from_numpy(levels).long(), noise)
 
@@ -155,21 +157,32 @@ def initialise(model: Model) -> None:
     torch.nn.init.normal_(model.text.embeddings.position_embedding.weight, std=0.1)
 
 
-def loss_of(model: Model, batch: Batch, sigmas: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of v, weighted as an error of the image whose weight SNR + 1 is capped at DETAIL."""
+def weight_of(sigma: torch.Tensor, refine: bool) -> torch.Tensor:
+    """Weight of the image's squared error: that of an error of v up to DETAIL, later about one over the error reached.
+
+    The first lets strong noise, and so words, prevail; the second gives all levels the same share of the gradient.
+    """
+    return 10.0 / (0.5 + sigma ** 0.8) if refine else (sigma ** -2 + 1).clamp_max(DETAIL)
+
+
+def loss_of(model: Model, batch: Batch, sigmas: torch.Tensor, refine: bool = False) -> torch.Tensor:
+    """Mean squared error of v, weighted so that the image's error has weight_of()."""
     sigma = sigmas[batch.levels].view(-1, 1, 1, 1)
     alpha = (sigma ** 2 + 1) ** -0.5
     noisy = (batch.images + sigma * batch.noise) * alpha
     target = alpha * batch.noise - sigma * alpha * batch.images
     with torch.autocast("cpu", torch.bfloat16):
         predicted = model(noisy, batch.levels.float(), batch.tokens)
-    weight = (sigma ** -2 + 1).clamp_max(DETAIL) / (sigma ** -2 + 1)
+    weight = weight_of(sigma, refine) / (sigma ** -2 + 1)
     return (weight * (predicted.float() - target) ** 2).mean()
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Learning rate: linear warm-up, flat, linear fall to zero at the last step."""
-    return RATE * min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))
+    """Learning rate: linear warm-up, flat and a fall that REFINE cuts short, flat again, linear fall to zero."""
+    (start, end), (flat, whole) = FALLS
+    if step >= REFINE:
+        start, end = (REFINE + share * (steps - REFINE) for share in (flat, whole))
+    return RATE * min(1.0, (step + 1) / WARMUP, (end - step) / (end - start))
 
 
 def export(model: Model, family, ids: list[int], path: Path) -> None:
@@ -200,10 +213,10 @@ def save_state(path: Path, **parts) -> None:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--comfyui", help="folder of ComfyUI (default: COMFYUI_PATH)")
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--save-every", type=int, default=300, help="steps between states")
+    parser.add_argument("--save-every", type=int, default=100, help="steps between states")
     parser.add_argument("--state", type=Path, default=DEMO / "training" / "state.pt")
     parser.add_argument("--out", type=Path, default=DEMO / "training" / "shapes.safetensors")
     return parser.parse_args(argv)
@@ -248,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     for step in range(first, args.steps):
         for group in optimiser.param_groups:
             group["lr"] = rate_at(step, args.steps)
-        loss = loss_of(model, make_batch(args.seed, step, words, len(sigmas)), sigmas)
+        loss = loss_of(model, make_batch(args.seed, step, words, len(sigmas)), sigmas, refine=step >= REFINE)
         if not math.isfinite(loss.item()):
             raise SystemExit(f"loss is {loss.item()} at step {step}: lower RATE")
         optimiser.zero_grad()

@@ -95,9 +95,10 @@ def test_stopping_and_going_on_changes_nothing(small_batch, monkeypatch, tmp_pat
         train.main(["--steps", "4", "--seed", "1", "--state", str(tmp_path / "whole" / "state.pt")])
 
 
-def test_learning_rate_rises_stays_and_falls_to_nothing():
-    rates = [train.rate_at(step, 9000) for step in (0, 299, 3000, 5800, 7425, 8999, 9000)]
-    assert rates == sorted(rates[:2]) + rates[2:]
-    assert rates[1] == rates[2] == rates[3] == train.RATE
-    assert rates[4] == pytest.approx(train.RATE / 2)
-    assert rates[6] == 0
+def test_learning_rate_rises_falls_starts_afresh_and_ends_at_nothing():
+    early, warm, flat, falling = (train.rate_at(step, 4000) for step in (0, 199, 1749, 2625))
+    assert early < warm == flat == train.RATE
+    assert falling == pytest.approx(train.RATE / 2)
+    afresh, last = (train.rate_at(step, 4000) for step in (train.REFINE, 4000))
+    assert afresh == train.RATE
+    assert last == 0

@@ -33,6 +33,7 @@ WORD_IDS, WORD_ROWS = "words.ids", "words.rows"  # checkpoint keys, below the te
 NOISE = {"linear_start": 0.00085, "linear_end": 0.024}
 SIGMAS = comfy.model_sampling.ModelSamplingDiscrete(SimpleNamespace(sampling_settings=NOISE)).sigmas
 TABLE = "clip_l.transformer.text_model.embeddings.token_embedding.weight"
+PROJECTION = "clip_l.transformer.text_projection.weight"
 
 
 class ShapesUNet(UNetModel):
@@ -104,8 +105,9 @@ class Shapes(comfy.supported_models_base.BASE):
         return {key: value.float() for key, value in state_dict.items()}
 
     def process_clip_state_dict(self, state_dict):
-        """Fills the whole embedding table from the stored rows."""
+        """Fills in what the checkpoint leaves out: most of the embedding table, and a projection without use here."""
         state_dict = {key: value.float() for key, value in super().process_clip_state_dict(state_dict).items()}
+        state_dict.setdefault(PROJECTION, torch.eye(CONTEXT))
         if WORD_IDS in state_dict:
             table = random_table()
             table[state_dict.pop(WORD_IDS).long()] = state_dict.pop(WORD_ROWS)
