@@ -115,6 +115,16 @@ def test_update_in_a_half_precision_model_is_that_of_float32(comfy, gammas, dtyp
     assert error < 8 * torch.finfo(dtype).eps  # contexts of up to 4, rounded twice
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=HALF_IDS)
+def test_half_precision_holds_where_the_model_asks_for_float32_attention(comfy, dtype):
+    read = []
+    for type_ in (dtype, torch.float32):
+        (model,) = node(comfy, "EBCAContextUpdate").execute(model=in_type(toy.model("sd2"), type_), gamma_attn=0.05)
+        read.append(contexts_read(model, steps=1))
+    error, change = change_error(*read)
+    assert error < 0.05 * change + 2 * torch.finfo(dtype).eps
+
+
 def test_small_gamma_in_fp16_keeps_small_queries(comfy):
     """1e-4 times queries of 1e-3 is nothing in fp16; the change that comes of it is not."""
     read, faint = [], [[toy.conditioning(1)[0][0] * 0.001, toy.conditioning(1)[0][1]]]
