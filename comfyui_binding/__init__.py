@@ -10,6 +10,7 @@ call.py              what is known about one call of the U-Net
 denoiser_call.py     that call with EBCA on, layer by layer:
   prompt_update.py     the context update of the prompts themselves
   edit_composition.py  the edits mixed in, and their own updates
+eager.py             torch.compile's code, kept from running where it would leave EBCA out
 layer.py             one cross-attention layer at work
 projection.py        the product with W_k, however ComfyUI stores it
 """

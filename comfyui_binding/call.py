@@ -14,7 +14,7 @@ from .run import CarryKey, Chunk, Run
 from .settings import Edit
 
 #: What is said where other packs leave EBCA without the rows or the grid it needs.
-REGIONS = "another node splits the prompts into regions"
+REGIONS = "another node splits prompts into regions or images into tiles"
 TILES = "another node cuts the image into tiles"
 MERGED = "another node merges image tokens"
 
@@ -55,7 +55,7 @@ class Call:
 
     def has_own_rows(self, layer: Layer) -> bool:
         """Whether the layer's rows are still the call's, so that it is known whose prompt each of them holds."""
-        return layer.q.shape[0] == layer.k.shape[0] == self.context.shape[0]
+        return bool(self.chunks) and layer.q.shape[0] == layer.k.shape[0] == self.context.shape[0]
 
     # --- rows ---
 
@@ -84,7 +84,7 @@ class Call:
 
     def repeats(self, layer: Layer) -> Tensor | None:
         """How often each row's own tokens stand in its keys, [b, 1, 1]; None where every row has them once."""
-        if layer.context.shape == self.context.shape:
+        if self.chunks and layer.context.shape == self.context.shape:
             return self._known_repeats
         return _found_repeats(layer.context)
 

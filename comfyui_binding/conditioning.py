@@ -21,6 +21,10 @@ NOT_FOR_EDITS = {
 }
 
 
+#: Values of these that say nothing; some packs always write them.
+NEUTRAL = {"start_percent": 0.0, "end_percent": 1.0, "strength": 1.0, "default": False}
+
+
 def edit_context(conditioning: list) -> Tensor:
     """The context [b, t, c] of a conditioning with one prompt. Raises ValueError for anything an edit cannot honour."""
     if len(conditioning) != 1:
@@ -30,7 +34,7 @@ def edit_context(conditioning: list) -> Tensor:
         )
     context, options = conditioning[0]
     for name, advice in NOT_FOR_EDITS.items():
-        if options.get(name) is not None:
+        if options.get(name) not in (None, NEUTRAL.get(name)):
             raise ValueError(f"Expected a plain prompt for an edit, but got one with {advice}.")
     if not isinstance(context, torch.Tensor) or context.ndim != 3 or context.shape[1] == 0:
         came = list(context.shape) if isinstance(context, torch.Tensor) else type(context).__name__

@@ -59,7 +59,7 @@ class DenoiserCall:
     def _may_replace(self, key: LayerKey) -> bool:
         replaceable = is_replaceable(self._attn2[key])
         if not replaceable:
-            self._run.warn_once(
+            self._run.excuse(
                 "EBCA leaves out cross-attention layers whose forward pass another node has replaced. Remove that node "
                 "to have EBCA there."
             )
@@ -70,7 +70,7 @@ class DenoiserCall:
         position = self._order.get((*extra_options.get("block", ()), extra_options.get("block_index")))
         if position is None:  # a transformer that another pack put into the U-Net
             return n, context, value
-        if position <= self._position:
+        if position == 0:
             self._prompt_update.begin()
             self._composition.begin()
         self._position = position

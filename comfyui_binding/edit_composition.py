@@ -39,7 +39,7 @@ class EditComposition:
     def finish(self) -> None:
         """Carry the changes to the next call."""
         for (edit, chunk), change in self._changes.items():
-            if change is not None:
+            if change is not self._carried[edit, chunk]:
                 self._call.carry_on(edit, chunk, change)
 
     def mix(self, layer: Layer, out: Tensor, has_other_branches: bool) -> Tensor:
@@ -54,7 +54,7 @@ class EditComposition:
             rows = chunk.rows
             text = out[rows]
             if has_other_branches and self._weighted:
-                text = layer.attend(layer.q[rows], layer.k[rows], layer.v[rows])
+                text = layer.attend(layer.q[rows], layer.k[rows], layer.v[rows], chunk.position)
             pull = (self._on_positive if chunk.prompt.positive else self._on_other)(layer, chunk, text)
             if pull is not None:
                 out[rows] += pull
@@ -84,7 +84,7 @@ class EditComposition:
             context = moved(self._call.run.edit_rows(edit, chunk, layer.context), self._changes[edit, chunk])
             k = layer.keys_of(context)
             if edit in self._weighted:
-                outs.append(layer.attend(q, k, layer.values_of(context)))
+                outs.append(layer.attend(q, k, layer.values_of(context), chunk.position))
                 weights.append(self._weight(edit, chunk, layer))
             if edit in self._moving:
                 self._move(edit, chunk, layer, q, k, edit.gamma_attn, edit.gamma_norm, repeats=None)
@@ -103,7 +103,7 @@ class EditComposition:
             if self._weighted:
                 v = layer.values_of(layer.value[rows] if layer.has_split_text else context)
                 total = composition_weight_sum([self._weight(edit, chunk, layer) for edit in self._weighted])
-                pull = mix_contexts(text, [layer.attend(q, k, v)], [total])
+                pull = mix_contexts(text, [layer.attend(q, k, v, chunk.position)], [total])
         if self._moving:
             gamma_attn = sum(edit.gamma_attn for edit in self._moving) / len(self._edits)
             gamma_norm = sum(edit.gamma_norm for edit in self._moving) / len(self._edits)

@@ -82,7 +82,8 @@ def last_layer(unet: UNetModel) -> LayerKey:
 
 def context_width(model: ModelPatcher) -> int:
     """Width c of the text context that the model's cross-attention reads."""
-    return next(iter(cross_attention_layers(unet_of(model)).values())).to_k.in_features
+    to_k = next(iter(cross_attention_layers(unet_of(model)).values())).to_k
+    return getattr(to_k, "in_features", None) or model.model.model_config.unet_config["context_dim"]
 
 
 def named_layers(unet: UNetModel) -> dict[tuple[str, int, int], LayerKey]:

@@ -12,8 +12,9 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from .call import Call, ModelCall
 from .denoiser_call import DenoiserCall
+from .eager import eager
 from .run import Run
-from .settings import KEY, Settings
+from .settings import KEY
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -41,10 +42,12 @@ def install(model: ModelPatcher) -> None:
 def sampler_sample(executor: WrapperExecutor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
     """A sampling run: begin with a fresh state, which dies with the run's own options."""
     options = extra_args["model_options"]["transformer_options"]
-    run = Run(options.get(KEY, Settings()), guider.inner_model.model_sampling, guider.conds, tuple(noise.shape[-2:]))
+    run = Run(options[KEY], guider.inner_model.model_sampling, guider.conds, noise.shape)
+    if "attn2_patch" not in options.get("patches", {}):  # else the layers' texts may have other lengths, and say so
+        run.check_token_weights()
     options[RUN_KEY] = run
     samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
-    if not run.was_reached:
+    if run.had_no_effect and len(sigmas) > 1:
         run.warn_once(
             "EBCA had no effect: another node runs the model without ComfyUI's hooks, so the image is the one without "
             "EBCA. Remove the node that replaces the model's function or its forward pass."
@@ -55,13 +58,19 @@ def sampler_sample(executor: WrapperExecutor, guider, sigmas, extra_args, callba
 def apply_model(executor: WrapperExecutor, *args, **kwargs):
     """A call of the model: decide whether anything is on, and keep compiled code from running without it."""
     options = args[TRANSFORMER_OPTIONS]
-    run = options.get(RUN_KEY) or Run(options.get(KEY, Settings()), executor.class_obj.model_sampling)
+    run = options.get(RUN_KEY)
+    if run is None:
+        run = Run(options[KEY], executor.class_obj.model_sampling)
+        run.warn_once(
+            "EBCA's edits begin afresh at each step, for another node calls the model without the run's options."
+        )
+    run.calls += 1
     sigma = float(args[1].flatten()[0]) if run.needs_sigma else None
     if not run.is_active(sigma):
-        run.was_reached = True
         return executor(*_with_options(args, _without_unet_hook(options)), **kwargs)
+    run.active_calls += 1
     call = ModelCall(run, sigma, tuple(args[0].shape[-2:]))
-    with _eager(run) if _is_compiled(executor.class_obj, options, run) else nullcontext():
+    with _resting(run) if _is_compiled(executor.class_obj, options, run) else nullcontext():
         out = executor(*_with_options(args, {**options, CALL_KEY: call}), **kwargs)
     run.commit(call.changes, sigma)
     return out
@@ -78,25 +87,22 @@ def diffusion_model(executor: WrapperExecutor, *args, **kwargs):
     if context is None:
         run.was_reached = True
         return executor(*args, **kwargs)
-    chunks = run.chunks(options, x.shape[0])
-    obstacle = _obstacle(unet, x, context, chunks)
+    obstacle = _obstacle(unet, x, context)
     if obstacle is not None:
-        run.warn_once(f"EBCA is off for calls of the model in which {obstacle}.")
+        run.excuse(f"EBCA is off for calls of the model in which {obstacle}.")
         return executor(*args, **kwargs)
-    call = DenoiserCall(Call(model_call, chunks, context), unet)
+    call = DenoiserCall(Call(model_call, run.chunks(options, x.shape[0]), context), unet)
     with _replaced(options, call.patched(options)):
         out = executor(*args, **kwargs)
     call.finish()
     return out
 
 
-def _obstacle(unet, x: torch.Tensor, context: torch.Tensor, chunks: list) -> str | None:
+def _obstacle(unet, x: torch.Tensor, context: torch.Tensor) -> str | None:
     if not isinstance(unet, UNetModel):
         return f"another node has put a {type(unet).__name__} in place of the U-Net"
     if context.shape[0] != x.shape[0]:
         return f"another node gives the U-Net {context.shape[0]} prompts for {x.shape[0]} images"
-    if not chunks:
-        return f"another node changed the batch to {x.shape[0]} images, which do not divide among the prompts"
     return None
 
 
@@ -111,9 +117,9 @@ def _without_unet_hook(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "wrappers": {**wrappers, WrappersMP.DIFFUSION_MODEL: others}}
 
 
-def _eager(run: Run):
+def _resting(run: Run):
     run.warn_once("torch.compile rests while EBCA is on: compiled code would leave the context update out.")
-    return torch.compiler.set_stance("force_eager")
+    return eager
 
 
 def _is_compiled(model: torch.nn.Module, options: dict[str, Any], run: Run) -> bool:
@@ -124,7 +130,12 @@ def _is_compiled(model: torch.nn.Module, options: dict[str, Any], run: Run) -> b
 
 
 def _has_compiled_parts(model: torch.nn.Module) -> bool:
-    return any(module._compiled_call_impl or "_orig_mod" in module._modules for module in model.modules())
+    return any(
+        module._compiled_call_impl
+        or "_orig_mod" in module._modules
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
 
 
 @contextmanager

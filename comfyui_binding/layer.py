@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .families import LayerKey
-from .projection import has_own, project_to_context
+from .projection import is_unpatched, project_to_context
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +44,17 @@ class Layer:
     def has_split_text(self) -> bool:
         return self.value is not self.context
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention as the layer itself would have it, other packs' overrides included."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prompt: int | None = None) -> Tensor:
+        """Attention as the layer itself would have it, other packs' overrides included; of one prompt's rows or all."""
+        options = self.options if prompt is None else self._options_of(prompt)
         return host.optimized_attention(
-            q, k, v, self.heads, attn_precision=self.options["attn_precision"], transformer_options=self.options
+            q, k, v, self.heads, attn_precision=self.options["attn_precision"], transformer_options=options
         )
+
+    def _options_of(self, prompt: int) -> dict[str, Any]:
+        """The layer's options as they would be if the prompt at this position were alone in the call."""
+        lists = {name: [self.options[name][prompt]] for name in ("cond_or_uncond", "uuids") if self.options.get(name)}
+        return {**self.options, **lists}
 
     def attend_exchanged(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """Attention for the update. Overrides expect image queries over text keys; here it is the other way round."""
@@ -69,7 +75,7 @@ class Layer:
 
 def is_replaceable(attn2: torch.nn.Module) -> bool:
     """Whether the layer's forward pass is ComfyUI's own, so that replacing its attention drops nobody else's work."""
-    return type(attn2).forward is host.CrossAttention.forward and has_own(attn2, "forward")
+    return type(attn2).forward is host.CrossAttention.forward and is_unpatched(attn2, "forward")
 
 
 def moved(context: Tensor, change: Tensor | None) -> Tensor:

@@ -30,11 +30,11 @@ def _lends_its_weight(to_k: torch.nn.Module) -> bool:
 
 def _is_comfyuis(module: torch.nn.Module, method: str) -> bool:
     function = getattr(type(module), method, None)
-    return has_own(module, method) and getattr(function, "__module__", None) == comfy.ops.__name__
+    return is_unpatched(module, method) and getattr(function, "__module__", None) == comfy.ops.__name__
 
 
-def has_own(module: torch.nn.Module, method: str) -> bool:
-    """Whether a method is its class's own: ComfyUI puts a patched one back as an attribute, bound to the instance."""
+def is_unpatched(module: torch.nn.Module, method: str) -> bool:
+    """Whether a method is its class's own. ComfyUI puts a patched one back as an attribute, bound to the instance."""
     on_instance = vars(module).get(method)
     return on_instance is None or getattr(on_instance, "__func__", None) is getattr(type(module), method)
 
@@ -53,4 +53,5 @@ def _with_lent_weight(to_k: torch.nn.Module, step: Tensor) -> Tensor:
 def _weight_by_identity(to_k: torch.nn.Module, width: int, like: Tensor) -> Tensor:
     """W_k [(h d), c] of any linear module: its columns are what it makes of the unit vectors, less its bias."""
     units = torch.eye(width, dtype=like.dtype, device=like.device)
-    return (to_k(units) - to_k(torch.zeros_like(units[:1]))).T
+    units = units.unsqueeze(0)  # the host's inputs have a batch, and some modules need one
+    return (to_k(units) - to_k(torch.zeros_like(units[:, :1]))).squeeze(0).T

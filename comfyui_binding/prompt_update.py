@@ -12,7 +12,7 @@ from ..ebca_core import key_step
 from .call import REGIONS, Call
 from .families import LayerKey
 from .layer import Layer, accumulated, moved
-from .run import Chunk
+from .run import Chunk, token_weights_error
 from .settings import ContextUpdate
 
 
@@ -68,7 +68,7 @@ class PromptUpdate:
 
     def _split(self, update: ContextUpdate) -> list[Part]:
         chunks = self._call.chunks
-        if not update.positive_only:
+        if not update.positive_only or not chunks:
             return [Part(update, slice(0, self._call.context.shape[0]), chunks)]
         return [Part(update, chunk.rows, [chunk]) for chunk in chunks if chunk.prompt.positive]
 
@@ -80,7 +80,7 @@ class PromptUpdate:
             return total
         update = part.update
         rows = part.rows if self._call.has_own_rows(layer) else slice(None)
-        repeats = self._call.repeats(layer)
+        repeats = self._call.repeats(layer) if update.gamma_norm != 0 else None
         step = key_step(
             layer.k[rows],
             layer.q[rows],
@@ -117,10 +117,7 @@ class PromptUpdate:
         own = [chunk.prompt.tokens or tokens for chunk in part.chunks if chunk.prompt.positive]
         is_own = layer.context.shape == self._call.context.shape
         if tokens % len(values) or (is_own and any(count != len(values) for count in own)):
-            raise ValueError(
-                f"Expected token weights for the {', '.join(map(str, own))} tokens of the positive prompt, but got "
-                f"{len(values)}. Give EBCA Token Weights the text that the positive prompt encodes."
-            )
+            raise token_weights_error(len(values), next((count for count in own if count != len(values)), tokens))
         positive = self._call.run.cast(values, layer.k).repeat(tokens // len(values)).view(1, tokens, 1)
         rows = [positive if chunk.prompt.positive else torch.ones_like(positive) for chunk in part.chunks]
         return torch.cat([row.expand(len(chunk.images), -1, -1) for row, chunk in zip(rows, part.chunks, strict=True)])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class Prompt:
 class Chunk:
     """The rows of a U-Net call that belong to one prompt, and which image of the batch each of them is."""
 
+    position: int
     rows: slice
     prompt: Prompt
     cond: Hashable
@@ -51,15 +53,18 @@ class Run:
         settings: Settings,
         model_sampling: Any,
         conds: Mapping[str, Sequence[dict]] | None = None,
-        latent_size: tuple[int, int] | None = None,
+        latent_shape: Sequence[int] | None = None,
     ):
         self.settings = settings
-        self._latent_size = latent_size
-        #: Whether any call got as far as it should, or the user has been told why it could not.
+        self._latent_size = tuple(latent_shape[-2:]) if latent_shape is not None else None
+        self._images = latent_shape[0] if latent_shape is not None else None
+        self.calls = 0
+        self.active_calls = 0
+        #: Whether a layer worked with EBCA, or the user knows why none did.
         self.was_reached = False
         to_sigma = model_sampling.percent_to_sigma
         self._bounds = {w: (to_sigma(w.start_percent), to_sigma(w.end_percent)) for w in settings.windows}
-        self._prompts = _prompts_by_uuid(conds or {}, latent_size)
+        self._prompts = _prompts_by_uuid(conds or {}, self._latent_size)
         self._carried: dict[CarryKey, tuple[Tensor, float]] = {}
         self._cache: dict[Hashable, Any] = {}
         self._warned: set[str] = set()
@@ -97,18 +102,23 @@ class Run:
     # --- who ---
 
     def chunks(self, transformer_options: Mapping[str, Any], batch: int) -> list[Chunk]:
-        """The prompts of a call with `batch` rows; none if the call does not say."""
+        """The prompts of a call with `batch` rows; none if it is not known which rows are whose.
+
+        Core's rows are all images of one prompt, then of the next. Packs that cut images into tiles have other orders.
+        """
         indices = transformer_options.get("cond_or_uncond") or [0]
         uuids = transformer_options.get("uuids") or [None] * len(indices)
         if batch % len(indices) or len(uuids) != len(indices):
             return []
         size = batch // len(indices)
-        images = _images(transformer_options, size)
+        images = _images(transformer_options, size, self._images)
+        if images is None:
+            return []
         chunks = []
         for position, (index, uuid) in enumerate(zip(indices, uuids, strict=True)):
             prompt = self._prompt(uuid, index)
             rows = slice(position * size, (position + 1) * size)
-            chunks.append(Chunk(rows, prompt, (uuid, prompt.positive), images))
+            chunks.append(Chunk(position, rows, prompt, (uuid, prompt.positive), images))
         return chunks
 
     def _prompt(self, uuid: Hashable, index: int) -> Prompt:
@@ -123,6 +133,16 @@ class Run:
         is_first = index == 0
         return by_role.get(is_first) or Prompt(positive=is_first and not self._prompts)
 
+    def check_token_weights(self) -> None:
+        """Raises ValueError for token weights of another length than a positive prompt's."""
+        for update in self.settings.updates:
+            if update.token_weights is None:
+                continue
+            for by_role in self._prompts.values():
+                prompt = by_role.get(True)
+                if prompt is not None and prompt.tokens not in (None, len(update.token_weights.values)):
+                    raise token_weights_error(len(update.token_weights.values), prompt.tokens)
+
     # --- what is carried ---
 
     def carried(self, edit: Edit | None, chunk: Chunk, device: torch.device) -> Tensor | None:
@@ -132,7 +152,7 @@ class Run:
         if known is None:
             return None
         rows = [torch.zeros_like(known) if change is None else change[0] for change in changes]
-        return torch.stack(rows).to(device)
+        return torch.stack([row.to(device) for row in rows])
 
     def commit(self, changes: Mapping[CarryKey, Tensor], sigma: float) -> None:
         """Keep changes [t, c]. Of calls in a row for one prompt at one sigma (PAG, SAG) the first counts."""
@@ -145,8 +165,9 @@ class Run:
 
     def cast(self, tensor: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """A settings tensor on the device of `like`, in its type or the given one; copied there once a run."""
-        dtype = dtype or like.dtype
-        return self.kept(("cast", id(tensor), like.device, dtype), lambda: tensor.to(like.device, dtype))
+        device, dtype = like.device, dtype or like.dtype
+        waits_not = comfy.model_management.device_supports_non_blocking(device)
+        return self.kept(("cast", id(tensor), device, dtype), lambda: tensor.to(device, dtype, non_blocking=waits_not))
 
     def edit_rows(self, edit: Edit, chunk: Chunk, like: Tensor) -> Tensor:
         """An edit's context for each row of a chunk, [b, t, c]: copies, as fast fp8 layers clamp inputs in place."""
@@ -187,13 +208,29 @@ class Run:
 
     # --- what the user should know ---
 
+    @property
+    def had_no_effect(self) -> bool:
+        """Whether calls in which something was on, or all calls, went by without EBCA and without a reason given."""
+        return not self.was_reached and (self.active_calls > 0 or self.calls == 0)
+
+    def excuse(self, message: str) -> None:
+        """Say why EBCA is out."""
+        self.was_reached = True
+        self.warn_once(message)
+
     def warn_once(self, message: str) -> None:
         with self._lock:
             if message in self._warned:
                 return
             self._warned.add(message)
-        self.was_reached = True
         log.warning(message)
+
+
+def token_weights_error(weights: int, tokens: int) -> ValueError:
+    return ValueError(
+        f"Expected token weights for the {tokens} tokens of the positive prompt, but got {weights}. Give EBCA Token "
+        "Weights the text that the positive prompt encodes."
+    )
 
 
 def _prompts_by_uuid(
@@ -228,7 +265,7 @@ def _region(mask: Tensor, chunk: Chunk) -> Tensor:
     return torch.stack([mask[image % mask.shape[0]] for image in chunk.images])
 
 
-def _images(transformer_options: Mapping[str, Any], size: int) -> tuple[int, ...]:
+def _images(transformer_options: Mapping[str, Any], size: int, batch: int | None) -> tuple[int, ...] | None:
     """Which images of the batch the rows of a chunk are: all, in order, unless a context window picked some."""
     window = transformer_options.get("context_window")
     if window is not None and getattr(window, "dim", None) == 0:
@@ -236,4 +273,4 @@ def _images(transformer_options: Mapping[str, Any], size: int) -> tuple[int, ...
         images = (*([] if anchor is None else [anchor]), *window.index_list)
         if len(images) == size:
             return images
-    return tuple(range(size))
+    return tuple(range(size)) if batch in (None, size) else None

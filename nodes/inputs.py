@@ -15,7 +15,9 @@ def gamma_input(name: str, default: float, tooltip: str) -> io.Float.Input:
 
 
 def start_input(default: float, what: str, name: str = "start_percent", advice: str = "") -> io.Float.Input:
-    tooltip = f"When {what} begins: 0 is pure noise, 1 the finished image. {advice}".strip()
+    tooltip = (
+        f"When {what} begins: 0 is pure noise, 1 the finished image, as in core's timestep ranges. {advice}".strip()
+    )
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..comfyui_binding.token_weights import weigh_words
+from .inputs import TokenWeightsType
 
 
 class EBCATokenWeights(io.ComfyNode):
@@ -42,7 +43,7 @@ class EBCATokenWeights(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Custom("EBCA_TOKEN_WEIGHTS").Output(
+                TokenWeightsType.Output(
                     display_name="token_weights", tooltip="For the token_weights input of EBCA Context Update."
                 ),
                 io.String.Output(
