@@ -88,7 +88,7 @@ class PromptUpdate:
             layer.attend_exchanged,
             update.gamma_attn / self._unit,
             update.gamma_norm / self._unit,
-            None if update.token_weights is None else self._token_weights(part, layer),
+            self._token_weights(part, layer),
             None if update.mask is None else self._call.mask_rows(update.mask, part.chunks, layer),
             None if repeats is None else repeats[rows],
         )
@@ -105,8 +105,10 @@ class PromptUpdate:
                 return f"{REGIONS} (without token weights, mask and apply_to = positive it works there)"
         return None if part.update.mask is None else self._call.mask_obstacle(layer)
 
-    def _token_weights(self, part: Part, layer: Layer) -> Tensor:
-        """Weights [rows of the part, t, 1]: the user's on positive prompts, 1 on the others."""
+    def _token_weights(self, part: Part, layer: Layer) -> Tensor | None:
+        """Weights [rows of the part, t, 1]: the user's on positive prompts, 1 on the others; None if all are 1."""
+        if part.update.token_weights is None or not any(chunk.prompt.positive for chunk in part.chunks):
+            return None
         key = (part, layer.k.shape[1])
         if key not in self._token_weight_rows:
             self._token_weight_rows[key] = self._make_token_weights(part, layer)
