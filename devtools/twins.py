@@ -51,6 +51,9 @@ SHAPES: dict[str, Substitutions] = {
     },
     "add_and_remove_sd15": _SAMPLING | {
         _TEXT: {"a cat sitting on a bench": "a red square", "": "", "dog": "a blue circle", "cat": "a red square"},
+        # The shapes model decides early what it draws.
+        ("EBCAEditContext", "start_percent"): 0.1,
+        ("EBCAEditContext", "gamma_start_percent"): 0.1,
     },
 }  # fmt: skip
 

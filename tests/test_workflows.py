@@ -12,6 +12,7 @@ from devtools.twins import OFF, RANDOM, SHAPES, WORKFLOWS, pictures
 from support.genuine import write_checkpoint
 
 FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
+QUICK = {("KSampler", "steps"): 8}
 every_file = pytest.mark.parametrize("name", FILES)
 
 
@@ -107,7 +108,7 @@ def test_its_note_links_to_the_model_it_loads(name):
 @pytest.mark.server
 @every_file
 def test_shapes_twin_gives_a_picture_with_and_one_without(run, name):
-    images = run(name, SHAPES[name])
+    images = run(name, SHAPES[name], QUICK)
     assert all(map(is_a_picture, images.values()))
     assert all_differ(images)
 
@@ -115,7 +116,7 @@ def test_shapes_twin_gives_a_picture_with_and_one_without(run, name):
 @pytest.mark.server
 @every_file
 def test_shapes_twin_with_strengths_of_zero_gives_one_picture(run, name):
-    assert all_equal(run(name, SHAPES[name], OFF))
+    assert all_equal(run(name, SHAPES[name], QUICK, OFF))
 
 
 @pytest.mark.server

@@ -1,0 +1,76 @@
+"""U-Nets of genuine size with random weights, made of ComfyUI's classes. Needs a booted host.
+
+What the weights are makes no difference to speed and memory; what size they have does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import torch
+
+_COMMON = dict(
+    image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True, legacy=False,
+    use_checkpoint=False, use_temporal_attention=False, use_temporal_resblock=False,
+)  # fmt: skip
+_SD15 = dict(
+    **_COMMON, num_res_blocks=[2, 2, 2, 2], channel_mult=[1, 2, 4, 4], transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+    transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], transformer_depth_middle=1, context_dim=768,
+    use_linear_in_transformer=False, num_classes=None, adm_in_channels=None,
+)  # fmt: skip
+_SDXL = dict(
+    **_COMMON, num_res_blocks=[2, 2, 2], channel_mult=[1, 2, 4], transformer_depth=[0, 0, 2, 2, 10, 10],
+    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10], transformer_depth_middle=10, context_dim=2048,
+    use_linear_in_transformer=True, num_classes="sequential", adm_in_channels=2816,
+)  # fmt: skip
+_POOLED = 1280
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A family's U-Net at its published size."""
+
+    family: str
+    config: dict[str, Any] = field(repr=False)
+
+    @property
+    def context_width(self) -> int:
+        return self.config["context_dim"]
+
+    def model(self, dtype: torch.dtype, seed: int = 0) -> comfy.model_patcher.ModelPatcher:
+        """A MODEL that stores and computes in dtype."""
+        config = getattr(comfy.supported_models, self.family)(self.config)
+        config.set_inference_dtype(dtype, None)
+        base = config.get_model({}, device=torch.device("cpu")).eval()
+        _fill(base.diffusion_model, seed)
+        management = comfy.model_management
+        cls = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        return cls(base, load_device=management.get_torch_device(), offload_device=management.unet_offload_device())
+
+    def conditioning(self, seed: int, tokens: int = 77) -> list:
+        """A CONDITIONING of random numbers, as large as a text encoder's."""
+        generator = torch.Generator().manual_seed(seed)
+        text = torch.randn(1, tokens, self.context_width, generator=generator)
+        return [[text, {"pooled_output": torch.randn(1, _POOLED, generator=generator)}]]
+
+
+SD15 = Geometry("SD15", _SD15)
+SDXL = Geometry("SDXL", _SDXL)
+
+
+def _fill(module: torch.nn.Module, seed: int) -> None:
+    """Weights that keep activations at unit size, cut from one short random vector: billions would take minutes."""
+    generator = torch.Generator().manual_seed(seed)
+    source = torch.randn(2**20 + 7, generator=generator)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+                continue
+            times = -(-parameter.numel() // source.numel())
+            values = source.repeat(times)[: parameter.numel()].view(parameter.shape)
+            parameter.copy_(values * parameter[0].numel() ** -0.5)
