@@ -30,7 +30,7 @@ class EBCAContextUpdate(io.ComfyNode):
                     "gamma_attn",
                     0.01,
                     "Step towards what the image attends to. Typical: 0.005 to 0.025 for SD 1.5; try "
-                    "0.002 for SDXL, which has 70 layers instead of 16. 0 switches this term off.",
+                    "0.0025 for SDXL, which has 70 layers instead of 16. 0 switches this term off.",
                 ),
                 gamma_input(
                     "gamma_norm",
