@@ -29,10 +29,9 @@ class DenoiserCall:
         self._call = call
         self._run = call.run
         self._attn2 = self._run.kept(("layers", unet), lambda: cross_attention_layers(unet))
-        self._order = {key: position for position, key in enumerate(self._attn2)}
+        self._first, self._last = next(iter(self._attn2)), next(reversed(self._attn2))
         self._prompt_update = PromptUpdate(call)
         self._composition = EditComposition(call, self._prompt_update)
-        self._position = -1
         self._inputs: tuple[Tensor, Tensor] | None = None
 
     def patched(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -67,13 +66,12 @@ class DenoiserCall:
 
     def _hand_context(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any], **kwargs):
         """attn2_patch: give the layer the updated context, and keep what it was before."""
-        position = self._order.get((*extra_options.get("block", ()), extra_options.get("block_index")))
-        if position is None:  # a transformer that another pack put into the U-Net
+        key = (*extra_options.get("block", ()), extra_options.get("block_index"))
+        if key not in self._attn2:  # a transformer that another pack put into the U-Net
             return n, context, value
-        if position == 0:
+        if key == self._first:
             self._prompt_update.begin()
             self._composition.begin()
-        self._position = position
         value = context if self._call.is_one_text(context, value) else value
         self._inputs = (context, value)
         updated = self._prompt_update.moved(context)
@@ -88,7 +86,6 @@ class DenoiserCall:
         out = layer.attend(q, k, v) if other is None else other(q, k, v, extra_options, **kwargs)
         if self._composition.is_active:
             out = self._composition.mix(layer, out, has_other_branches=other is not None)
-        is_last = self._position == len(self._order) - 1
-        if not is_last:  # no layer would read what the last one changes
+        if key != self._last:  # no layer would read what the last one changes
             self._prompt_update.step(layer)
         return out
