@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..ebca_core import composition_weight_sum, key_step, mix_contexts
-from .call import REGIONS, Call
 from .layer import Layer, accumulated, moved
 from .prompt_update import PromptUpdate
-from .run import Chunk
+from .prompts import Chunk
 from .settings import Edit
+from .unet_call import REGIONS, UNetCall
 
 
 class EditComposition:
@@ -18,7 +18,7 @@ class EditComposition:
     All of these move, layer by layer, and are carried to the next call.
     """
 
-    def __init__(self, call: Call, prompt_update: PromptUpdate):
+    def __init__(self, call: UNetCall, prompt_update: PromptUpdate):
         run = call.run
         self._call = call
         self._prompt_update = prompt_update
@@ -96,7 +96,7 @@ class EditComposition:
         if change is not None and change.shape[1] != layer.context.shape[1]:  # repeated beside a longer prompt
             change = self._changes[None, chunk] = change.repeat(1, layer.context.shape[1] // change.shape[1], 1)
         q, k, pull = layer.q[rows], layer.k[rows], None
-        differs = change is not None or self._prompt_update.has_moved(layer.context)
+        differs = change is not None or self._prompt_update.has_moved(layer.context, chunk)
         if differs:  # else the copy gives what the prompt itself gives
             context = moved(layer.context[rows], change)
             k = layer.keys_of(context)

@@ -10,11 +10,11 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
-from .call import Call, ModelCall
-from .denoiser_call import DenoiserCall
 from .eager import eager
+from .layer_patches import LayerPatches
 from .run import Run
 from .settings import KEY
+from .unet_call import ModelCall, UNetCall
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -91,10 +91,11 @@ def diffusion_model(executor: WrapperExecutor, *args, **kwargs):
     if obstacle is not None:
         run.excuse(f"EBCA is off for calls of the model in which {obstacle}.")
         return executor(*args, **kwargs)
-    call = DenoiserCall(Call(model_call, run.chunks(options, x.shape[0]), context), unet)
-    with _replaced(options, call.patched(options)):
+    call = UNetCall(model_call, run.prompts.chunks(options, x.shape[0]), context)
+    layers = LayerPatches(call, unet)
+    with _replaced(options, layers.patched(options)):
         out = executor(*args, **kwargs)
-    call.finish()
+    layers.finish()
     return out
 
 

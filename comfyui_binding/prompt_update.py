@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..ebca_core import key_step
-from .call import REGIONS, Call
 from .families import LayerKey
 from .layer import Layer, accumulated, moved
-from .run import Chunk, token_weights_error
+from .prompts import Chunk
+from .run import token_weights_error
 from .settings import ContextUpdate
+from .unet_call import REGIONS, UNetCall
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Part:
 class PromptUpdate:
     """Every layer's steps start from the same context and are summed; the next layer reads the result."""
 
-    def __init__(self, call: Call):
+    def __init__(self, call: UNetCall):
         self._call = call
         active = [update for update in call.run.settings.updates if call.run.is_on(update.window, call.sigma)]
         self._parts = [part for update in active for part in self._split(update)]
@@ -44,8 +45,9 @@ class PromptUpdate:
     def works_in(self, key: LayerKey) -> bool:
         return any(part.update.reaches(key) for part in self._parts)
 
-    def has_moved(self, context: Tensor) -> bool:
-        return context.shape in self._changes
+    def has_moved(self, context: Tensor, chunk: Chunk) -> bool:
+        """Whether a chunk's rows of the context differ from the prompt as it came."""
+        return context.shape in self._changes and any(chunk in part.chunks for part in self._parts)
 
     def moved(self, context: Tensor) -> Tensor:
         """The context as updated so far."""

@@ -1,11 +1,10 @@
-"""What one sampling run knows about its prompts, and what its edits carry from call to call."""
+"""What one sampling run knows and what its edits carry from call to call."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import comfy.model_management
@@ -13,33 +12,12 @@ import torch
 from torch import Tensor
 
 from ..ebca_core import Window, mask_on_grid
+from .prompts import Chunk, Prompts
 from .settings import Edit, Settings
 
 log = logging.getLogger("ebca")
 
 Made = TypeVar("Made")
-Area = tuple[int, ...]  # height, width, top, left, in latent pixels
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One entry of a conditioning: its role, its own number of tokens and its area, where these are known."""
-
-    positive: bool
-    tokens: int | None = None
-    area: Area | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """The rows of a U-Net call that belong to one prompt, and which image of the batch each of them is."""
-
-    position: int
-    rows: slice
-    prompt: Prompt
-    cond: Hashable
-    images: tuple[int, ...]
-
 
 #: Whose context is carried: an edit's for one prompt and image, or (edit None) the negative one that all edits share.
 CarryKey = tuple["Edit | None", Hashable, int]
@@ -57,14 +35,14 @@ class Run:
     ):
         self.settings = settings
         self._latent_size = tuple(latent_shape[-2:]) if latent_shape is not None else None
-        self._images = latent_shape[0] if latent_shape is not None else None
+        images = latent_shape[0] if latent_shape is not None else None
+        self.prompts = Prompts(conds or {}, self._latent_size, images)
         self.calls = 0
         self.active_calls = 0
         #: Whether a layer worked with EBCA, or the user knows why none did.
         self.was_reached = False
         to_sigma = model_sampling.percent_to_sigma
         self._bounds = {w: (to_sigma(w.start_percent), to_sigma(w.end_percent)) for w in settings.windows}
-        self._prompts = _prompts_by_uuid(conds or {}, self._latent_size)
         self._carried: dict[CarryKey, tuple[Tensor, float]] = {}
         self._cache: dict[Hashable, Any] = {}
         self._warned: set[str] = set()
@@ -99,48 +77,15 @@ class Run:
         """Whether an edit's own context is updated at this sigma."""
         return edit.is_updated and self.is_on(edit.gamma_window, sigma)
 
-    # --- who ---
-
-    def chunks(self, transformer_options: Mapping[str, Any], batch: int) -> list[Chunk]:
-        """The prompts of a call with `batch` rows; none if it is not known which rows are whose.
-
-        Core's rows are all images of one prompt, then of the next. Packs that cut images into tiles have other orders.
-        """
-        indices = transformer_options.get("cond_or_uncond") or [0]
-        uuids = transformer_options.get("uuids") or [None] * len(indices)
-        if batch % len(indices) or len(uuids) != len(indices):
-            return []
-        size = batch // len(indices)
-        images = _images(transformer_options, size, self._images)
-        if images is None:
-            return []
-        chunks = []
-        for position, (index, uuid) in enumerate(zip(indices, uuids, strict=True)):
-            prompt = self._prompt(uuid, index)
-            rows = slice(position * size, (position + 1) * size)
-            chunks.append(Chunk(position, rows, prompt, (uuid, prompt.positive), images))
-        return chunks
-
-    def _prompt(self, uuid: Hashable, index: int) -> Prompt:
-        """The index in cond_or_uncond is only a position: other guiders and packs give it other meanings.
-
-        It decides where the guider says nothing, or names a prompt in both roles. A prompt that the guider does not
-        know is one that a pack brought in beside the positive one.
-        """
-        by_role = self._prompts.get(uuid, {})
-        if len(by_role) == 1:
-            return next(iter(by_role.values()))
-        is_first = index == 0
-        return by_role.get(is_first) or Prompt(positive=is_first and not self._prompts)
+    # --- prompts ---
 
     def check_token_weights(self) -> None:
         """Raises ValueError for token weights of another length than a positive prompt's."""
         for update in self.settings.updates:
             if update.token_weights is None:
                 continue
-            for by_role in self._prompts.values():
-                prompt = by_role.get(True)
-                if prompt is not None and prompt.tokens not in (None, len(update.token_weights.values)):
+            for prompt in self.prompts.positive:
+                if prompt.tokens not in (None, len(update.token_weights.values)):
                     raise token_weights_error(len(update.token_weights.values), prompt.tokens)
 
     # --- what is carried ---
@@ -233,44 +178,9 @@ def token_weights_error(weights: int, tokens: int) -> ValueError:
     )
 
 
-def _prompts_by_uuid(
-    conds: Mapping[str, Sequence[dict]], latent_size: tuple[int, int] | None
-) -> dict[Hashable, dict[bool, Prompt]]:
-    """uuid -> {is positive: prompt}. Core copies an entry, uuid and all, into another role to cover an area twice."""
-    prompts: dict[Hashable, dict[bool, Prompt]] = {}
-    if "positive" not in conds:
-        return prompts
-    for role, entries in conds.items():
-        for entry in entries:
-            context = entry.get("model_conds", {}).get("c_crossattn")
-            prompt = Prompt(
-                positive=role == "positive",
-                tokens=None if context is None else context.cond.shape[1],
-                area=_clipped(entry["area"], latent_size) if "area" in entry else None,
-            )
-            prompts.setdefault(entry["uuid"], {})[prompt.positive] = prompt
-    return prompts
-
-
-def _clipped(area: Sequence[int], latent_size: tuple[int, int]) -> Area:
-    height, width, top, left = area
-    return min(height, latent_size[0] - top), min(width, latent_size[1] - left), top, left
-
-
 def _region(mask: Tensor, chunk: Chunk) -> Tensor:
     """The part of a latent-sized mask [b, height, width] that a chunk is about, one for each of its images."""
     if chunk.prompt.area is not None:
         height, width, top, left = chunk.prompt.area
         mask = mask[:, top : top + height, left : left + width]
     return torch.stack([mask[image % mask.shape[0]] for image in chunk.images])
-
-
-def _images(transformer_options: Mapping[str, Any], size: int, batch: int | None) -> tuple[int, ...] | None:
-    """Which images of the batch the rows of a chunk are: all, in order, unless a context window picked some."""
-    window = transformer_options.get("context_window")
-    if window is not None and getattr(window, "dim", None) == 0:
-        anchor = getattr(window, "causal_anchor_index", None)  # an image that comes in front, to be dropped afterwards
-        images = (*([] if anchor is None else [anchor]), *window.index_list)
-        if len(images) == size:
-            return images
-    return tuple(range(size)) if batch in (None, size) else None

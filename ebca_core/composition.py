@@ -29,8 +29,15 @@ def mix_contexts(main: Tensor, edits: Sequence[Tensor], weights: Sequence[Weight
     In this form an output with other branches on top (an image prompt, say) keeps them unscaled, and where every
     weight is zero the result is exactly zero.
     """
-    pull = reduce(add, (weight * (edit - main) for edit, weight in zip(edits, weights, strict=True)))
-    return pull / (1 + composition_weight_sum(weights))
+    total = composition_weight_sum(weights)
+    pull = main * (-total / (1 + total))
+    for edit, weight in zip(edits, weights, strict=True):
+        share = weight / (1 + total)
+        if isinstance(share, Tensor):
+            pull.addcmul_(edit, share)
+        else:
+            pull.add_(edit, alpha=share)
+    return pull
 
 
 def smallest_denominator(weights: Sequence[float], windows: Sequence[Window], masks: Sequence[Tensor | None]) -> float:

@@ -60,7 +60,9 @@ def key_step(
     """
     step = None
     if gamma_attn != 0:
-        step = attention_term(keys, queries, heads, attention, mask) * gamma_attn
+        step = attention_term(keys, queries, heads, attention, mask)
+        if gamma_attn != 1:
+            step = step * gamma_attn
         if token_weights is not None:
             step = step * token_weights
     if gamma_norm != 0:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..comfyui_binding.attach import with_update
 from ..comfyui_binding.families import parse_blocks, unet_of
-from ..comfyui_binding.settings import ContextUpdate, with_update
+from ..comfyui_binding.settings import ContextUpdate
 from .inputs import TokenWeightsType, checked_mask, checked_window, end_input, gamma_input, start_input
 
 

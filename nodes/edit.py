@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..comfyui_binding.attach import with_edits
 from ..comfyui_binding.conditioning import edit_context
-from ..comfyui_binding.settings import Edit, with_edits
+from ..comfyui_binding.settings import Edit
 from ..ebca_core import Window
 from .inputs import checked_mask, checked_window, end_input, gamma_input, start_input
 

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import Call
 from .edit_composition import EditComposition
 from .families import LayerKey, cross_attention_layers
 from .layer import Layer, is_replaceable
 from .prompt_update import PromptUpdate
+from .unet_call import UNetCall
 
 
-class DenoiserCall:
+class LayerPatches:
     """A layer that comes round again (some packs run the U-Net twice in one call) begins the call anew."""
 
-    def __init__(self, call: Call, unet: torch.nn.Module):
+    def __init__(self, call: UNetCall, unet: torch.nn.Module):
         self._call = call
         self._run = call.run
         self._attn2 = self._run.kept(("layers", unet), lambda: cross_attention_layers(unet))

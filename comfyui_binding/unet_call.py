@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .layer import Layer
-from .run import CarryKey, Chunk, Run
+from .prompts import Chunk
+from .run import CarryKey, Run
 from .settings import Edit
 
 #: What is said where other packs leave EBCA without the rows or the grid it needs.
@@ -30,7 +31,7 @@ class ModelCall:
     changes: dict[CarryKey, Tensor] = field(default_factory=dict)
 
 
-class Call:
+class UNetCall:
     """One call of the U-Net in it; `context` [b, t, c] is what the U-Net was given."""
 
     def __init__(self, model_call: ModelCall, chunks: Sequence[Chunk], context: Tensor):
