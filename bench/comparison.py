@@ -11,7 +11,7 @@ import random_models
 import torch
 from comfy.patcher_extension import WrappersMP
 from denoiser_calls import CASES, PLAIN, Case, DenoiserCall, patched
-from measures import Ratio, Seconds, Synchronisations, launches, peak_bytes, ratio, seconds
+from measures import Counts, Ratio, Seconds, Synchronisations, counts, ratio, seconds
 
 if TYPE_CHECKING:
     from speed import Setting
@@ -82,12 +82,12 @@ def compare(setting: Setting, nodes: dict[str, type], rounds: int, case_text: st
     weights = model.model_size()
     cases = [case for case in CASES if case_text in case.name]
     plain, *subjects = (_subject(case, model, geometry, nodes, setting.side) for case in (PLAIN, *cases))
-    counts = {subject: _counts(subject) for subject in (plain, *subjects)}
+    found = {subject: _counts(subject) for subject in (plain, *subjects)}
     times = _take_turns(plain, subjects, rounds, setting.repeats)
     seconds = min(p.wall for _, p in times[subjects[0]])
-    print(f"plain: {seconds:.3f} s, {counts[plain][0] / 2**20:.0f} MiB beyond the weights")
+    print(f"plain: {seconds:.3f} s, {found[plain][0].peak / 2**20:.0f} MiB beyond the weights")
     print(HEADER)
-    rows = [_row(setting, subject, times[subject], counts[subject], counts[plain], weights) for subject in subjects]
+    rows = [_row(setting, subject, times[subject], found[subject], found[plain][0], weights) for subject in subjects]
     for row in rows:
         print(row, flush=True)
     del plain, subjects
@@ -102,18 +102,18 @@ def _subject(case: Case, model: Any, geometry: random_models.Geometry, nodes: di
     return _Subject(case, DenoiserCall(patched(case, model, geometry, nodes), geometry, side), counter)
 
 
-def _counts(subject: _Subject) -> tuple[int, int, tuple[int, int] | None]:
-    """Peak bytes, launches, synchronisations of the first and of a later call. Warms up, too."""
+def _counts(subject: _Subject) -> tuple[Counts, tuple[int, int] | None]:
+    """Launches and peak; synchronisations of the first and of a later call. Warms up, too."""
     with subject as call:
         out = call()
         first = subject.synchronisations.count
         call()
         waits = (first, subject.synchronisations.count - first) if torch.cuda.is_available() else None
         call.options["transformer_options"].get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}).pop("bench", None)
-        peak, count = peak_bytes(call), launches(call)
+        found = counts(call)
     if not torch.isfinite(out).all():
         raise RuntimeError(f"Expected finite images, but the case '{subject.case.name}' gave others.")
-    return peak, count, waits
+    return found, waits
 
 
 def _take_turns(
@@ -132,18 +132,17 @@ def _take_turns(
     return times
 
 
-def _row(setting: Setting, subject: _Subject, times: list, counts: tuple, plain_counts: tuple, weights: int) -> Row:
-    peak, count, waits = counts
-    plain_peak, plain_count, _ = plain_counts
+def _row(setting: Setting, subject: _Subject, times: list, found: tuple, plain: Counts, weights: int) -> Row:
+    counted, waits = found
     case = subject.case
     return Row(
         case=case.name,
-        wall=ratio([ebca.wall for ebca, _ in times], [plain.wall for _, plain in times]),
-        cpu=ratio([ebca.cpu for ebca, _ in times], [plain.cpu for _, plain in times]),
-        memory=(weights + peak) / (weights + plain_peak),
-        activations=peak / plain_peak,
-        launches=count,
-        plain_launches=plain_count,
+        wall=ratio([ebca.wall for ebca, _ in times], [base.wall for _, base in times]),
+        cpu=ratio([ebca.cpu for ebca, _ in times], [base.cpu for _, base in times]),
+        memory=(weights + counted.peak) / (weights + plain.peak),
+        activations=counted.peak / plain.peak,
+        launches=counted.launches,
+        plain_launches=plain.launches,
         synchronisations=waits,
         time_limit=None if case.limit is None else setting.time_limit or case.limit,
         memory_limit=setting.memory_limit,

@@ -11,7 +11,7 @@ import comfy.samplers
 import torch
 from random_models import Geometry
 
-#: Direction and alpha of the edits, SPEC's cat -> dog first.
+#: Direction and alpha of the edits, the authors' cat -> dog first.
 EDITS = (("add", 0.75), ("remove", 0.65), ("add", 0.6), ("remove", 0.5))
 EDIT_GAMMA = 0.0005
 
@@ -65,7 +65,7 @@ class DenoiserCall:
         sampler = comfy.samplers.KSAMPLER(self._capture)
         with torch.inference_mode():
             comfy.sample.sample_custom(
-                model, noise, 7.5, sampler, torch.tensor([5.0, 0.0]), geometry.conditioning(1),
+                model, noise, 7.5, sampler, torch.tensor([5.0]), geometry.conditioning(1),
                 geometry.conditioning(2), torch.zeros_like(noise), disable_pbar=True,
             )  # fmt: skip
 

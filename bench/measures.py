@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Function = Callable[[], Any]
 
@@ -59,47 +61,69 @@ def ratio(ebca: Sequence[float], plain: Sequence[float]) -> Ratio:
     return Ratio(median, low, high, len(ratios))
 
 
-def peak_bytes(function: Function) -> int:
-    """The most memory that one call holds at any time, beyond what was held before it."""
+@dataclass(frozen=True)
+class Counts:
+    """Of one call. launches: CUDA kernels, or on the CPU operators without views; peak: bytes held at a time at most,
+    beyond what was held before (on the CPU in tensors; what an operator takes and gives back inside is left out)."""
+
+    launches: int
+    peak: int
+
+
+def counts(function: Function) -> Counts:
+    """CUDA's own counters where there is a device; on the CPU every operator is looked at as it is dispatched."""
     if torch.cuda.is_available():
-        _wait()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+        return Counts(_kernels(function), _cuda_peak(function))
+    with _Dispatched() as dispatched:
         function()
-        _wait()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return Counts(dispatched.operators, dispatched.peak)
 
 
-class _Counter(TorchDispatchMode):
+class _Dispatched(TorchDispatchMode):
+    """Counts operators, and the bytes of the tensors that they make and that are alive together."""
+
     def __init__(self):
         super().__init__()
-        self.count = 0
+        self.operators = self.peak = self._held = 0
+        self._alive: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.operators += 1
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, torch.Tensor):
+                    self._hold(leaf.untyped_storage())
+        return out
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self._alive:
+            self._alive.add(storage._cdata)
+            self._held += storage.nbytes()
+            self.peak = max(self.peak, self._held)
+            weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
+
+    def _release(self, storage: int, size: int) -> None:
+        self._alive.discard(storage)
+        self._held -= size
 
 
-def launches(function: Function) -> int:
-    """CUDA: kernels that one call launches. Elsewhere: operators that it dispatches, views left out."""
-    if not torch.cuda.is_available():
-        with _Counter() as counter:
-            function()
-        return counter.count
+def _kernels(function: Function) -> int:
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         function()
         _wait()
     moves = ("Memcpy", "Memset")
     events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     return sum(not event.name.startswith(moves) for event in events)
+
+
+def _cuda_peak(function: Function) -> int:
+    _wait()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    _wait()
+    return torch.cuda.max_memory_allocated() - before
 
 
 class Synchronisations:

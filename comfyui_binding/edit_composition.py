@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from ..ebca_core import composition_weight_sum, key_step, mix_contexts
@@ -10,6 +14,22 @@ from .prompt_update import PromptUpdate
 from .prompts import Chunk
 from .settings import Edit
 from .unet_call import REGIONS, UNetCall
+
+
+@dataclass(eq=False)
+class _Strand:
+    """A context that a chunk's rows attend to in one layer: an edit's, or (edit None) the copy that all edits share.
+
+    text and value_text [b, t, c] give keys and values; no text where the layer's own keys serve, no value_text where
+    the strand is not mixed in.
+    """
+
+    edit: Edit | None
+    chunk: Chunk
+    text: Tensor | None = None
+    value_text: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
 
 
 class EditComposition:
@@ -48,16 +68,16 @@ class EditComposition:
         if obstacle is not None:
             self._call.run.warn_once(f"EBCA leaves out the edits, for {obstacle}.")
             return out
+        strands = [strand for chunk in self._call.chunks for strand in self._strands(layer, chunk)]
+        _attach_keys_and_values(layer, strands)
         if has_other_branches:
             out = out.clone()  # the pack that made it may hold on to it
         for chunk in self._call.chunks:
-            rows = chunk.rows
-            text = out[rows]
-            if has_other_branches and self._weighted:
-                text = layer.attend(layer.q[rows], layer.k[rows], layer.v[rows], chunk.position)
-            pull = (self._on_positive if chunk.prompt.positive else self._on_other)(layer, chunk, text)
-            if pull is not None:
-                out[rows] += pull
+            weighted = [strand for strand in strands if strand.chunk is chunk and strand.v is not None]
+            if weighted:
+                out[chunk.rows] += self._pull(layer, chunk, weighted, out[chunk.rows], has_other_branches)
+        if self._moving:
+            self._move([strand for strand in strands if strand.edit is None or strand.edit in self._moving], layer)
         return out
 
     def _read_carried(self) -> dict[tuple[Edit | None, Chunk], Tensor | None]:
@@ -74,60 +94,90 @@ class EditComposition:
         has_masks = any(edit.mask is not None for edit in self._weighted)
         return self._call.mask_obstacle(layer) if has_masks else None
 
-    def _on_positive(self, layer: Layer, chunk: Chunk, text: Tensor) -> Tensor | None:
-        """Each edit attends to its own context, and moves it. Returns what is added to the chunk's output."""
-        q = layer.q[chunk.rows]
-        outs, weights = [], []
-        for edit in self._edits:
-            if edit not in self._weighted and edit not in self._moving:
-                continue
-            context = moved(self._call.run.edit_rows(edit, chunk, layer.context), self._changes[edit, chunk])
-            k = layer.keys_of(context)
-            if edit in self._weighted:
-                outs.append(layer.attend(q, k, layer.values_of(context), chunk.position))
-                weights.append(self._weight(edit, chunk, layer))
-            if edit in self._moving:
-                self._move(edit, chunk, layer, q, k, edit.gamma_attn, edit.gamma_norm, repeats=None)
-        return mix_contexts(text, outs, weights) if outs else None
+    def _strands(self, layer: Layer, chunk: Chunk) -> list[_Strand]:
+        return self._own(layer, chunk) if chunk.prompt.positive else self._shared(layer, chunk)
 
-    def _on_other(self, layer: Layer, chunk: Chunk, text: Tensor) -> Tensor | None:
-        """All edits attend to the shared copy, which moves by the mean of their updates."""
+    def _own(self, layer: Layer, chunk: Chunk) -> list[_Strand]:
+        """Each edit's own context, for a positive prompt."""
+        strands = []
+        for edit in self._edits:
+            if edit in self._weighted or edit in self._moving:
+                text = moved(self._call.run.edit_rows(edit, chunk, layer.context), self._changes[edit, chunk])
+                strands.append(_Strand(edit, chunk, text, text if edit in self._weighted else None))
+        return strands
+
+    def _shared(self, layer: Layer, chunk: Chunk) -> list[_Strand]:
+        """The shared copy of any other prompt. As long as it equals the prompt itself, so do its outputs."""
         rows, change = chunk.rows, self._changes[None, chunk]
         if change is not None and change.shape[1] != layer.context.shape[1]:  # repeated beside a longer prompt
             change = self._changes[None, chunk] = change.repeat(1, layer.context.shape[1] // change.shape[1], 1)
-        q, k, pull = layer.q[rows], layer.k[rows], None
-        differs = change is not None or self._prompt_update.has_moved(layer.context, chunk)
-        if differs:  # else the copy gives what the prompt itself gives
-            context = moved(layer.context[rows], change)
-            k = layer.keys_of(context)
-            if self._weighted:
-                v = layer.values_of(layer.value[rows] if layer.has_split_text else context)
-                total = composition_weight_sum([self._weight(edit, chunk, layer) for edit in self._weighted])
-                pull = mix_contexts(text, [layer.attend(q, k, v, chunk.position)], [total])
-        if self._moving:
-            gamma_attn = sum(edit.gamma_attn for edit in self._moving) / len(self._edits)
-            gamma_norm = sum(edit.gamma_norm for edit in self._moving) / len(self._edits)
-            repeats = self._call.repeats(layer)
-            repeats = None if repeats is None else repeats[rows]
-            self._move(None, chunk, layer, q, k, gamma_attn, gamma_norm, repeats)
-        return pull
+        if change is None and not self._prompt_update.has_moved(layer.context, chunk):
+            return [_Strand(None, chunk, k=layer.k[rows])] if self._moving else []
+        text = moved(layer.context[rows], change)
+        value_text = layer.value[rows] if layer.has_split_text else text
+        return [_Strand(None, chunk, text, value_text if self._weighted else None)]
 
-    def _move(
-        self,
-        edit: Edit | None,
-        chunk: Chunk,
-        layer: Layer,
-        q: Tensor,
-        k: Tensor,
-        gamma_attn: float,
-        gamma_norm: float,
-        repeats: Tensor | None,
-    ) -> None:
-        unit = max(gamma_attn, gamma_norm)
-        attention = layer.attend_exchanged
-        step = key_step(k, q, layer.heads, attention, gamma_attn / unit, gamma_norm / unit, repeats=repeats)
-        self._changes[edit, chunk] = accumulated(self._changes[edit, chunk], layer.project(step), unit)
+    def _pull(
+        self, layer: Layer, chunk: Chunk, strands: Sequence[_Strand], out: Tensor, has_other_branches: bool
+    ) -> Tensor:
+        """What is added to the chunk's output."""
+        q, position = layer.q[chunk.rows], chunk.position
+        if has_other_branches:
+            out = layer.attend(q, layer.k[chunk.rows], layer.v[chunk.rows], position)
+        outs = [layer.attend(q, strand.k, strand.v, position) for strand in strands]
+        return mix_contexts(out, outs, [self._weight(strand, layer) for strand in strands])
 
-    def _weight(self, edit: Edit, chunk: Chunk, layer: Layer) -> float | Tensor:
+    def _move(self, strands: Sequence[_Strand], layer: Layer) -> None:
+        gammas = [self._gammas(strand) for strand in strands]
+        steps = [self._step(strand, layer, *both) for strand, both in zip(strands, gammas, strict=True)]
+        for strand, step, both in zip(strands, _together(layer.project, steps), gammas, strict=True):
+            key = (strand.edit, strand.chunk)
+            self._changes[key] = accumulated(self._changes[key], step, max(both))
+
+    def _gammas(self, strand: _Strand) -> tuple[float, float]:
+        """An edit's own gammas; the shared copy moves by the mean of the edits' updates."""
+        if strand.edit is not None:
+            return strand.edit.gamma_attn, strand.edit.gamma_norm
+        count = len(self._edits)
+        return (
+            sum(edit.gamma_attn for edit in self._moving) / count,
+            sum(edit.gamma_norm for edit in self._moving) / count,
+        )
+
+    def _step(self, strand: _Strand, layer: Layer, gamma_attn: float, gamma_norm: float) -> Tensor:
+        """The step in the keys, in units of the larger gamma."""
+        repeats = self._call.repeats(layer) if strand.edit is None else None  # edits are never repeated
+        return key_step(
+            strand.k,
+            layer.q[strand.chunk.rows],
+            layer.heads,
+            layer.attend_exchanged,
+            gamma_attn / max(gamma_attn, gamma_norm),
+            gamma_norm / max(gamma_attn, gamma_norm),
+            repeats=None if repeats is None else repeats[strand.chunk.rows],
+        )
+
+    def _weight(self, strand: _Strand, layer: Layer) -> float | Tensor:
+        """A strand's weight in the composition: an edit's own, or all of them."""
+        edits = self._weighted if strand.edit is None else [strand.edit]
+        return composition_weight_sum([self._edit_weight(edit, strand.chunk, layer) for edit in edits])
+
+    def _edit_weight(self, edit: Edit, chunk: Chunk, layer: Layer) -> float | Tensor:
         """The edit's signed alpha; under a mask one for each image token, [b, n, 1]."""
         return edit.weight if edit.mask is None else edit.weight * self._call.mask_rows(edit.mask, [chunk], layer)
+
+
+def _attach_keys_and_values(layer: Layer, strands: Sequence[_Strand]) -> None:
+    read = [strand for strand in strands if strand.text is not None]
+    for strand, k in zip(read, _together(layer.keys_of, [strand.text for strand in read]), strict=True):
+        strand.k = k
+    seen = [strand for strand in read if strand.value_text is not None]
+    for strand, v in zip(seen, _together(layer.values_of, [strand.value_text for strand in seen]), strict=True):
+        strand.v = v
+
+
+def _together(linear: Callable[[Tensor], Tensor], texts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`linear` of every text [b, t, c]: at once where they are of one length, as that costs little more than one."""
+    if len(texts) < 2 or len({text.shape[1] for text in texts}) > 1:
+        return [linear(text) for text in texts]
+    return linear(torch.cat(list(texts))).split([text.shape[0] for text in texts])

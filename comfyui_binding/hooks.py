@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from .unet_call import ModelCall, UNetCall
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+
+log = logging.getLogger("ebca")
 
 RUN_KEY = "ebca_run"
 #: The ModelCall, where something is on.
@@ -52,6 +55,8 @@ def sampler_sample(executor: WrapperExecutor, guider, sigmas, extra_args, callba
             "EBCA had no effect: another node runs the model without ComfyUI's hooks, so the image is the one without "
             "EBCA. Remove the node that replaces the model's function or its forward pass."
         )
+    if run.was_never_on:
+        log.info("EBCA was off in this run: no step lies between the start_percent and end_percent of what is on.")
     return samples
 
 
@@ -91,6 +96,7 @@ def diffusion_model(executor: WrapperExecutor, *args, **kwargs):
     if obstacle is not None:
         run.excuse(f"EBCA is off for calls of the model in which {obstacle}.")
         return executor(*args, **kwargs)
+    run.fetch(context)
     call = UNetCall(model_call, run.prompts.chunks(options, x.shape[0]), context)
     layers = LayerPatches(call, unet)
     with _replaced(options, layers.patched(options)):

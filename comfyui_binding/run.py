@@ -114,6 +114,17 @@ class Run:
         waits_not = comfy.model_management.device_supports_non_blocking(device)
         return self.kept(("cast", id(tensor), device, dtype), lambda: tensor.to(device, dtype, non_blocking=waits_not))
 
+    def fetch(self, like: Tensor) -> None:
+        """Have all of them on the device before the first layer asks, which would make the host wait for the device."""
+        for update in self.settings.updates:
+            if update.token_weights is not None:
+                self.cast(update.token_weights.values, like)
+        for edit in self.settings.edits:
+            self.cast(edit.context, like)
+        for setting in (*self.settings.updates, *self.settings.edits):
+            if setting.mask is not None:
+                self.cast(setting.mask, like, torch.float32)
+
     def edit_rows(self, edit: Edit, chunk: Chunk, like: Tensor) -> Tensor:
         """An edit's context for each row of a chunk, [b, t, c]: copies, as fast fp8 layers clamp inputs in place."""
         context = self.cast(edit.context, like)
@@ -157,6 +168,11 @@ class Run:
     def had_no_effect(self) -> bool:
         """Whether calls in which something was on, or all calls, went by without EBCA and without a reason given."""
         return not self.was_reached and (self.active_calls > 0 or self.calls == 0)
+
+    @property
+    def was_never_on(self) -> bool:
+        """Whether all calls lay outside every window."""
+        return self.calls > 0 and self.active_calls == 0
 
     def excuse(self, message: str) -> None:
         """Say why EBCA is out."""

@@ -1,4 +1,4 @@
-"""Words of a prompt -> one weight per token of its conditioning (SPEC section 1, token weights).
+"""Words of a prompt -> one weight per token of its conditioning (paper, section 4, words that should weigh more).
 
 The graph's own CLIP tokenizes the prompt and every phrase, so a phrase is found wherever the text encoder reads the
 same tokens: prompt weights in parentheses, letter case, chunks and embeddings need no rules of their own.
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: What the tokenizers of SD 1.x, SD 2.x and SDXL call their tokens.
 SUPPORTED = ({"l"}, {"h"}, {"l", "g"})
+#: The authors use 2.5. Far larger ones would overflow half precision.
+MAX_WEIGHT = 1000.0
 #: Ends the last piece of a word in CLIP's vocabulary.
 END_OF_WORD = "</w>"
 
@@ -105,10 +107,9 @@ def _parse_line(line: str) -> Line:
         weight = float(number)
     except ValueError:
         weight = math.nan
-    # False for nan too; beyond float32 a weight would become infinite.
-    if not 0 <= weight <= torch.finfo(torch.float32).max:
+    if not 0 <= weight <= MAX_WEIGHT:  # False for nan too
         raise ValueError(
-            f"Expected a finite number >= 0 as the weight of `{phrase}`, but got `{number}`. "
+            f"Expected a number from 0 to {MAX_WEIGHT:g} as the weight of `{phrase}`, but got `{number}`. "
             "Write it as in `shirt = 2.5`; 1 changes nothing, 0 takes the word out of the attention term."
         )
     return Line(phrase, weight)

@@ -64,7 +64,7 @@ class Server:
         settings: Mapping[str, Any] | None = None,
         patience: float = 180,
     ):
-        self.comfyui, self.python, self.patience = Path(comfyui), python, patience
+        self.comfyui, self.python, self.patience = Path(comfyui).absolute(), python, patience
         self.packs, self.models = dict(packs or {}), dict(models or {})
         self.flags, self.threads = flags, threads
         self.settings = {"Comfy.TutorialCompleted": True, **(settings or {})}

@@ -1,4 +1,4 @@
-"""Masks on a layer's grid."""
+"""Masks on a layer's grid, for updates and edits that keep to a region (paper, section 4.2, inpainting)."""
 
 from __future__ import annotations
 

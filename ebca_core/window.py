@@ -1,4 +1,4 @@
-"""When a strength is on."""
+"""When a strength is on: updates and edits act in a share of the sampling steps (paper, section 4)."""
 
 from __future__ import annotations
 

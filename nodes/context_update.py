@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..comfyui_binding.attach import with_update
 from ..comfyui_binding.families import parse_blocks, unet_of
 from ..comfyui_binding.settings import ContextUpdate
-from .inputs import TokenWeightsType, checked_mask, checked_window, end_input, gamma_input, start_input
+from .inputs import CATEGORY, TokenWeightsType, checked_mask, checked_window, end_input, gamma_input, start_input
 
 
 class EBCAContextUpdate(io.ComfyNode):
@@ -16,7 +16,7 @@ class EBCAContextUpdate(io.ComfyNode):
         return io.Schema(
             node_id="EBCAContextUpdate",
             display_name="EBCA Context Update",
-            category="energy attention",
+            category=CATEGORY,
             description="Moves the prompt a little towards what the image has so far, in each cross-attention layer, "
             "and hands it to the next one, so that the picture can follow the prompt more closely. No training, any "
             "sampler.",

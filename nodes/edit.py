@@ -8,9 +8,8 @@ from ..comfyui_binding.attach import with_edits
 from ..comfyui_binding.conditioning import edit_context
 from ..comfyui_binding.settings import Edit
 from ..ebca_core import Window
-from .inputs import checked_mask, checked_window, end_input, gamma_input, start_input
+from .inputs import CATEGORY, EditType, checked_mask, checked_window, end_input, gamma_input, start_input
 
-EditType = io.Custom("EBCA_EDIT")
 DIRECTIONS = {"add": 1, "remove": -1}
 
 
@@ -20,7 +19,7 @@ class EBCAEditContext(io.ComfyNode):
         return io.Schema(
             node_id="EBCAEditContext",
             display_name="EBCA Edit Context",
-            category="energy attention",
+            category=CATEGORY,
             description="One thing to add to the picture or to take out of it, for EBCA Compose.",
             search_aliases=["energy", "compositional editing", "add concept", "remove concept", "CACAO", "style"],
             inputs=[
@@ -105,7 +104,7 @@ class EBCACompose(io.ComfyNode):
         return io.Schema(
             node_id="EBCACompose",
             display_name="EBCA Compose",
-            category="energy attention",
+            category=CATEGORY,
             description="Adds things to the picture and removes others while it is sampled: every cross-attention "
             "layer answers with a linear combination of the prompt and the edits. A further edit costs an attention "
             "call per layer, not another pass of the model.",

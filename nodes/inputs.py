@@ -7,7 +7,9 @@ from torch import Tensor
 
 from ..ebca_core import Window
 
+CATEGORY = "energy attention"
 TokenWeightsType = io.Custom("EBCA_TOKEN_WEIGHTS")
+EditType = io.Custom("EBCA_EDIT")
 
 
 def gamma_input(name: str, default: float, tooltip: str) -> io.Float.Input:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..comfyui_binding.token_weights import weigh_words
-from .inputs import TokenWeightsType
+from .inputs import CATEGORY, TokenWeightsType
 
 
 class EBCATokenWeights(io.ComfyNode):
@@ -16,7 +16,7 @@ class EBCATokenWeights(io.ComfyNode):
         return io.Schema(
             node_id="EBCATokenWeights",
             display_name="EBCA Token Weights",
-            category="energy attention",
+            category=CATEGORY,
             description=(
                 "Lets EBCA Context Update pull harder on some words of the prompt than on others. "
                 "The second output shows which tokens were found; wire it to Preview as Text."

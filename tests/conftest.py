@@ -79,7 +79,6 @@ def server(tmp_path_factory):
     random_sd15 = write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "random_sd15.ckpt")
     packs = {PACK: REPO, "shapes_family": SHAPES_FAMILY}
     models = {"checkpoints/random_sd15.ckpt": random_sd15, "checkpoints/shapes.safetensors": SHAPES_MODEL}
-    packs, models = ({k: v for k, v in files.items() if v.exists()} for files in (packs, models))
     with Server(COMFYUI, packs=packs, models=models) as running:
         yield running
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from shapes.drawing import draw
 from shapes.world import Picture, Thing
-from support.shapes import CHECKPOINT, DEMO
+from support.shapes import DEMO
 
 (EDIT,) = [scenario for scenario in SCENARIOS if scenario.must_succeed]
 
@@ -51,7 +51,6 @@ def test_the_sheet_has_a_row_for_each_scenario():
 
 @pytest.mark.server
 @pytest.mark.slow
-@pytest.mark.skipif(not CHECKPOINT.exists(), reason="the shapes model is not there")
 def test_it_runs(comfyui_root, tmp_path):
     command = [sys.executable, DEMO / "before_after.py", "--comfyui", comfyui_root, "--out", tmp_path]
     run = subprocess.run(command, capture_output=True, text=True)

@@ -1,16 +1,22 @@
-"""No state outlives a sampling run."""
+"""No state outlives a sampling run, none is shared between threads, and no layer makes the host wait."""
 
 from __future__ import annotations
 
 import gc
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 
+import comfy.sample
+import comfy.samplers
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from support import toy
+from support import by_hand, toy
 from support.host import node
 from support.sampling import sample
+from support.wiring import Ebca, text
 
 
 def edited(comfy):
@@ -61,3 +67,101 @@ def test_second_run_begins_as_the_first_did(comfy):
     first = sample(model, toy.conditioning(1))
     sample(model, toy.conditioning(2), seed=5)
     assert torch.equal(sample(model, toy.conditioning(1)), first)
+
+
+def test_many_runs_leave_nothing_behind(comfy, pack):
+    def tensors() -> int:
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    model, positive, negative = edited(comfy), toy.conditioning(1), toy.conditioning(99)
+    for _ in range(3):
+        sample(model, positive, negative)
+    before = tensors()
+    for _ in range(20):
+        sample(model, positive, negative)
+    assert tensors() <= before
+    assert live_runs(pack) == []
+
+
+def split_run(model, run_both) -> torch.Tensor:
+    """A run whose prompts go through the model apart, as on two devices; run_both(function, roles) -> both outputs."""
+
+    def euler(denoiser, x, sigmas, extra_args, callback, disable):
+        guider, options = denoiser.inner_model, extra_args["model_options"]
+
+        def output(role: str) -> torch.Tensor:
+            with torch.inference_mode():
+                cond = [guider.conds[role]]
+                return comfy.samplers.calc_cond_batch(guider.inner_model, cond, x, sigma.expand(len(x)), options)[0]
+
+        for sigma, following in itertools.pairwise(sigmas):
+            positive, negative = run_both(output, ("positive", "negative"))
+            denoised = negative + 4.0 * (positive - negative)
+            x = x + (x - denoised) / sigma * (following - sigma)
+        return x
+
+    sigmas, noise = torch.tensor([10.0, 6.0, 3.0, 1.0, 0.0]), toy.noise(2, 4, 16, 16)
+    with torch.inference_mode():
+        return comfy.sample.sample_custom(
+            model, noise, 4.0, comfy.samplers.KSAMPLER(euler), sigmas, toy.conditioning(1), toy.conditioning(99),
+            torch.zeros_like(noise), disable_pbar=True,
+        )  # fmt: skip
+
+
+def test_denoiser_calls_in_two_threads_do_not_mix(comfy):
+    """As ComfyUI's split over several devices makes them: one thread for each prompt, at the same sigma."""
+    model = edited(comfy)
+    expected = split_run(model, map)
+    with ThreadPoolExecutor(2) as pool:
+        assert all(torch.equal(split_run(model, pool.map), expected) for _ in range(10))
+    assert not torch.equal(split_run(toy.model(), map), expected)
+
+
+class Watch(TorchDispatchMode):
+    """Notes operators that wait for a device: those whose result the host must read to go on."""
+
+    WAITING = ("item", "_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name.startswith(self.WAITING):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def waits(model) -> list[str]:
+    """What is seen inside the calls of the model's U-Net."""
+    watch = Watch()
+
+    def watched(executor, *args, **kwargs):
+        with watch:
+            return executor(*args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key("diffusion_model", "watch", watched)
+    sample(model, toy.conditioning(1), toy.conditioning(99, 154))
+    return watch.seen
+
+
+def test_no_layer_makes_the_host_wait_for_the_device(comfy, pack):
+    mask = (toy.noise(1, 16, 16, seed=7) > 0).float()
+    everything = Ebca(
+        [by_hand.Update(0.02, 0.01, torch.linspace(0.5, 2.0, 77), mask, window=(0.0, 0.7))],
+        [by_hand.Edit(text(21), 0.8, 0.004, 0.003, gamma_window=(0.2, 0.9)), by_hand.Edit(text(22), -0.5)],
+        [mask, None],
+    )
+    assert waits(everything.on(comfy, pack, toy.model())) == []
+
+
+def test_the_watch_sees_a_wait(comfy):
+    def waiting(n, context, value, options):
+        return n * n.amax().item(), context, value
+
+    model = toy.model()
+    model.set_model_attn2_patch(waiting)
+    assert waits(model)

@@ -1,4 +1,4 @@
-"""EBCA made by hand: SPEC's formulas in float64, with explicit softmax matrices, row by row. Needs a booted host.
+"""EBCA made by hand: the method's formulas in float64, with explicit softmax matrices, row by row. Needs a booted host.
 
 Nothing of the pack and none of ComfyUI's attention patches takes part. For the length of a `with by_hand.at_work(...)`
 the forward pass of each attn2 module is replaced, on the module itself; everything around it (samplers, guiders, other
