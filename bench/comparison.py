@@ -84,8 +84,8 @@ def compare(setting: Setting, nodes: dict[str, type], rounds: int, case_text: st
     plain, *subjects = (_subject(case, model, geometry, nodes, setting.side) for case in (PLAIN, *cases))
     found = {subject: _counts(subject) for subject in (plain, *subjects)}
     times = _take_turns(plain, subjects, rounds, setting.repeats)
-    seconds = min(p.wall for _, p in times[subjects[0]])
-    print(f"plain: {seconds:.3f} s, {found[plain][0].peak / 2**20:.0f} MiB beyond the weights")
+    fastest = min(base.wall for _, base in times[subjects[0]])
+    print(f"plain: {fastest:.3f} s, {found[plain][0].peak / 2**20:.0f} MiB beyond the weights")
     print(HEADER)
     rows = [_row(setting, subject, times[subject], found[subject], found[plain][0], weights) for subject in subjects]
     for row in rows:

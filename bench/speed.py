@@ -1,6 +1,6 @@
 """Speed and memory of a denoiser call with EBCA, as ratios to the plain model.
 
-    python run.py bench [--setting TEXT] [--rounds N] [--threads N] [--out FILE]
+    python run.py bench [--setting TEXT] [--case TEXT] [--rounds N] [--threads N] [--out FILE]
 
 Random weights of genuine size; the plain model and EBCA take turns, in one process. README.md says what is measured.
 """
@@ -75,7 +75,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _measure_all(settings: Sequence[Setting], options: argparse.Namespace) -> dict[str, Any]:
     from comparison import compare
+    from denoiser_calls import CASES
 
+    if not any(options.case in case.name for case in CASES):
+        known = ", ".join(case.name for case in CASES)
+        raise SystemExit(f"no case has '{options.case}' in its name; there are {known}")
     nodes = _load_pack()
     machine = _machine(options)
     print(", ".join(f"{name} {value}" for name, value in machine.items()))

@@ -66,11 +66,11 @@ class EditComposition:
         """Mix the edits' outputs into the layer's, [b, n, (h d)], and move the edits' contexts."""
         obstacle = self._obstacle(layer)
         if obstacle is not None:
-            self._call.run.warn_once(f"EBCA leaves out the edits, for {obstacle}.")
+            self._call.run.warn_once(f"EBCA leaves out the edits, for {obstacle}. Remove that node to have them there.")
             return out
         strands = [strand for chunk in self._call.chunks for strand in self._strands(layer, chunk)]
         _attach_keys_and_values(layer, strands)
-        if has_other_branches:
+        if has_other_branches or "optimized_attention_override" in layer.options:
             out = out.clone()  # the pack that made it may hold on to it
         for chunk in self._call.chunks:
             weighted = [strand for strand in strands if strand.chunk is chunk and strand.v is not None]
@@ -109,8 +109,16 @@ class EditComposition:
     def _shared(self, layer: Layer, chunk: Chunk) -> list[_Strand]:
         """The shared copy of any other prompt. As long as it equals the prompt itself, so do its outputs."""
         rows, change = chunk.rows, self._changes[None, chunk]
-        if change is not None and change.shape[1] != layer.context.shape[1]:  # repeated beside a longer prompt
-            change = self._changes[None, chunk] = change.repeat(1, layer.context.shape[1] // change.shape[1], 1)
+        tokens = layer.context.shape[1]
+        if change is not None and change.shape[1] != tokens:  # repeated beside a longer prompt, or no more
+            if tokens % change.shape[1] and change.shape[1] % tokens:
+                self._call.run.warn_once(
+                    "EBCA leaves out the edits on the negative prompt of some layers, for another node changes its "
+                    "length between layers. Remove that node to have the edits there."
+                )
+                return []
+            change = change.repeat(1, max(1, tokens // change.shape[1]), 1)[:, :tokens]
+            self._changes[None, chunk] = change
         if change is None and not self._prompt_update.has_moved(layer.context, chunk):
             return [_Strand(None, chunk, k=layer.k[rows])] if self._moving else []
         text = moved(layer.context[rows], change)

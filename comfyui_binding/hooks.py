@@ -13,6 +13,7 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from .eager import eager
 from .layer_patches import LayerPatches
+from .prompts import tell_apart
 from .run import Run
 from .settings import KEY
 from .unet_call import ModelCall, UNetCall
@@ -45,6 +46,7 @@ def install(model: ModelPatcher) -> None:
 def sampler_sample(executor: WrapperExecutor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
     """A sampling run: begin with a fresh state, which dies with the run's own options."""
     options = extra_args["model_options"]["transformer_options"]
+    tell_apart(guider.conds)
     run = Run(options[KEY], guider.inner_model.model_sampling, guider.conds, noise.shape)
     if "attn2_patch" not in options.get("patches", {}):  # else the layers' texts may have other lengths, and say so
         run.check_token_weights()
@@ -56,7 +58,10 @@ def sampler_sample(executor: WrapperExecutor, guider, sigmas, extra_args, callba
             "EBCA. Remove the node that replaces the model's function or its forward pass."
         )
     if run.was_never_on:
-        log.info("EBCA was off in this run: no step lies between the start_percent and end_percent of what is on.")
+        log.warning(
+            "EBCA was off in this run: none of its steps lies between a start_percent and its end_percent. Widen them, "
+            "or sample more of the schedule."
+        )
     return samples
 
 
@@ -65,10 +70,12 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
     options = args[TRANSFORMER_OPTIONS]
     run = options.get(RUN_KEY)
     if run is None:
-        run = Run(options[KEY], executor.class_obj.model_sampling)
-        run.warn_once(
-            "EBCA's edits begin afresh at each step, for another node calls the model without the run's options."
-        )
+        run = Run(options[KEY], executor.class_obj.model_sampling, said=options[KEY].said_without_run)
+        if run.settings.edits:
+            run.warn_once(
+                "EBCA's edits begin afresh at each step, for another node calls the model without the run's options. "
+                "Sample with one of ComfyUI's own sampling nodes to have them carried."
+            )
     run.calls += 1
     sigma = float(args[1].flatten()[0]) if run.needs_sigma else None
     if not run.is_active(sigma):
@@ -94,10 +101,10 @@ def diffusion_model(executor: WrapperExecutor, *args, **kwargs):
         return executor(*args, **kwargs)
     obstacle = _obstacle(unet, x, context)
     if obstacle is not None:
-        run.excuse(f"EBCA is off for calls of the model in which {obstacle}.")
+        run.excuse(f"EBCA is off for calls of the model in which {obstacle}. Remove that node to have EBCA there.")
         return executor(*args, **kwargs)
     run.fetch(context)
-    call = UNetCall(model_call, run.prompts.chunks(options, x.shape[0]), context)
+    call = UNetCall(model_call, run.chunks(options, x.shape[0], model_call.latent_size), context)
     layers = LayerPatches(call, unet)
     with _replaced(options, layers.patched(options)):
         out = executor(*args, **kwargs)

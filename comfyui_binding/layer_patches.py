@@ -23,7 +23,7 @@ from .unet_call import UNetCall
 
 
 class LayerPatches:
-    """A layer that comes round again (some packs run the U-Net twice in one call) begins the call anew."""
+    """Some packs run the U-Net twice in one call: its first layer begins the call anew."""
 
     def __init__(self, call: UNetCall, unet: torch.nn.Module):
         self._call = call
@@ -32,7 +32,7 @@ class LayerPatches:
         self._first, self._last = next(iter(self._attn2)), next(reversed(self._attn2))
         self._prompt_update = PromptUpdate(call)
         self._composition = EditComposition(call, self._prompt_update)
-        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._inputs: tuple[LayerKey, Tensor, Tensor] | None = None
 
     def patched(self, options: dict[str, Any]) -> dict[str, Any]:
         """The two entries of transformer_options that differ during the call."""
@@ -72,8 +72,8 @@ class LayerPatches:
         if key == self._first:
             self._prompt_update.begin()
             self._composition.begin()
-        value = context if self._call.is_one_text(context, value) else value
-        self._inputs = (context, value)
+        value = context if self._call.is_one_text(key, context, value) else value
+        self._inputs = (key, context, value)
         updated = self._prompt_update.moved(context)
         return n, updated, updated if value is context else value
 
@@ -81,8 +81,14 @@ class LayerPatches:
         self, key: LayerKey, other: Callable | None, q: Tensor, k: Tensor, v: Tensor, extra_options: dict, **kwargs
     ) -> Tensor:
         """attn2_replace: the layer's attention, other packs' included, with the edits mixed in; then the update."""
+        if self._inputs is None or self._inputs[0] != key:
+            raise RuntimeError(
+                f"Expected the cross-attention layer {key} to ask for its text first, as ComfyUI's do, but it did not: "
+                "another node has replaced the block around it. Remove that node or EBCA."
+            )
         self._run.was_reached = True
-        layer = Layer(key, self._attn2[key], q, k, v, *self._inputs, extra_options)
+        _, context, value = self._inputs
+        layer = Layer(key, self._attn2[key], q, k, v, context, value, extra_options)
         out = layer.attend(q, k, v) if other is None else other(q, k, v, extra_options, **kwargs)
         if self._composition.is_active:
             out = self._composition.mix(layer, out, has_other_branches=other is not None)

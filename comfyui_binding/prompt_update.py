@@ -63,7 +63,8 @@ class PromptUpdate:
             return
         if layer.has_split_text:
             self._call.run.warn_once(
-                "EBCA's update moves only the keys, for another node gives keys and values different texts."
+                "EBCA's update moves only the keys, for another node gives keys and values different texts. The values "
+                "stay that node's."
             )
         shape = layer.context.shape
         self._changes[shape] = accumulated(self._changes.get(shape), layer.project(step), self._unit)
@@ -78,7 +79,9 @@ class PromptUpdate:
         """The sum of the steps so far and of one part's, [b, t, (h d)]."""
         obstacle = self._obstacle(part, layer)
         if obstacle is not None:
-            self._call.run.warn_once(f"EBCA leaves out a context update, for {obstacle}.")
+            self._call.run.warn_once(
+                f"EBCA leaves out a context update, for {obstacle}. Remove that node to have the update there."
+            )
             return total
         update = part.update
         rows = part.rows if self._call.has_own_rows(layer) else slice(None)
@@ -103,7 +106,9 @@ class PromptUpdate:
     def _obstacle(self, part: Part, layer: Layer) -> str | None:
         if not self._call.has_own_rows(layer):
             needs_rows = part.update.positive_only or part.update.token_weights or part.update.mask is not None
-            if needs_rows or layer.q.shape[0] != layer.k.shape[0]:
+            if layer.q.shape[0] != layer.k.shape[0]:
+                return REGIONS
+            if needs_rows:
                 return f"{REGIONS} (without token weights, mask and apply_to = positive it works there)"
         return None if part.update.mask is None else self._call.mask_obstacle(layer)
 

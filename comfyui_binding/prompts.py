@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ class Prompts:
 
     @property
     def positive(self) -> list[Prompt]:
-        return [by_role[True] for by_role in self._by_uuid.values() if True in by_role]
+        return [prompt for prompt in self._by_uuid.values() if prompt.positive]
 
     def chunks(self, transformer_options: Mapping[str, Any], batch: int) -> list[Chunk]:
         """The prompts of a call with `batch` rows; none if it is not known which rows are whose.
@@ -55,41 +56,43 @@ class Prompts:
         if images is None:
             return []
         chunks = []
-        for position, (index, uuid) in enumerate(zip(indices, uuids, strict=True)):
-            prompt = self._found(uuid, index)
+        for position, (index, cond) in enumerate(zip(indices, uuids, strict=True)):
+            prompt = self._found(cond, index)
             rows = slice(position * size, (position + 1) * size)
-            chunks.append(Chunk(position, rows, prompt, (uuid, prompt.positive), images))
+            chunks.append(Chunk(position, rows, prompt, (cond, prompt.positive), images))
         return chunks
 
-    def _found(self, uuid: Hashable, index: int) -> Prompt:
+    def _found(self, cond: Hashable, index: int) -> Prompt:
         """The index in cond_or_uncond is only a position: other guiders and packs give it other meanings.
 
-        It decides where the guider says nothing, or names a prompt in both roles. A prompt that the guider does not
-        know is one that a pack brought in beside the positive one.
+        It decides where the guider says nothing. A prompt that the guider does not know is one that a pack brought in
+        beside the positive one.
         """
-        by_role = self._by_uuid.get(uuid, {})
-        if len(by_role) == 1:
-            return next(iter(by_role.values()))
-        is_first = index == 0
-        return by_role.get(is_first) or Prompt(positive=is_first and not self._by_uuid)
+        return self._by_uuid.get(cond) or Prompt(positive=index == 0 and not self._by_uuid)
 
 
-def _by_uuid(
-    conds: Mapping[str, Sequence[dict]], latent_size: tuple[int, int] | None
-) -> dict[Hashable, dict[bool, Prompt]]:
-    """uuid -> {is positive: prompt}. Core copies an entry, uuid and all, into another role to cover an area twice."""
-    prompts: dict[Hashable, dict[bool, Prompt]] = {}
+def tell_apart(conds: Mapping[str, list[dict]]) -> None:
+    """Give every entry of a run a uuid of its own: core copies one, uuid and all, into other roles to cover an area."""
+    seen = set()
+    for entries in conds.values():
+        for position, entry in enumerate(entries):
+            if entry["uuid"] in seen:
+                entries[position] = entry = {**entry, "uuid": uuid.uuid4()}
+            seen.add(entry["uuid"])
+
+
+def _by_uuid(conds: Mapping[str, Sequence[dict]], latent_size: tuple[int, int] | None) -> dict[Hashable, Prompt]:
+    prompts: dict[Hashable, Prompt] = {}
     if "positive" not in conds:
         return prompts
     for role, entries in conds.items():
         for entry in entries:
             context = entry.get("model_conds", {}).get("c_crossattn")
-            prompt = Prompt(
+            prompts[entry["uuid"]] = Prompt(
                 positive=role == "positive",
                 tokens=None if context is None else context.cond.shape[1],
                 area=_clipped(entry["area"], latent_size) if "area" in entry else None,
             )
-            prompts.setdefault(entry["uuid"], {})[prompt.positive] = prompt
     return prompts
 
 

@@ -20,7 +20,7 @@ log = logging.getLogger("ebca")
 Made = TypeVar("Made")
 
 #: Whose context is carried: an edit's for one prompt and image, or (edit None) the negative one that all edits share.
-CarryKey = tuple["Edit | None", Hashable, int]
+CarryKey = tuple[Edit | None, Hashable, int]
 
 
 class Run:
@@ -32,7 +32,9 @@ class Run:
         model_sampling: Any,
         conds: Mapping[str, Sequence[dict]] | None = None,
         latent_shape: Sequence[int] | None = None,
+        said: set[str] | None = None,
     ):
+        """said: warnings not to be given again."""
         self.settings = settings
         self._latent_size = tuple(latent_shape[-2:]) if latent_shape is not None else None
         images = latent_shape[0] if latent_shape is not None else None
@@ -45,7 +47,7 @@ class Run:
         self._bounds = {w: (to_sigma(w.start_percent), to_sigma(w.end_percent)) for w in settings.windows}
         self._carried: dict[CarryKey, tuple[Tensor, float]] = {}
         self._cache: dict[Hashable, Any] = {}
-        self._warned: set[str] = set()
+        self._warned: set[str] = set() if said is None else said
         self._lock = threading.Lock()
 
     # --- when ---
@@ -78,6 +80,15 @@ class Run:
         return edit.is_updated and self.is_on(edit.gamma_window, sigma)
 
     # --- prompts ---
+
+    def chunks(self, transformer_options: Mapping[str, Any], batch: int, size: tuple[int, int]) -> list[Chunk]:
+        """The prompts of a call with `batch` latents of `size`; none if it is not known which rows are whose.
+
+        That is so for a latent that is neither the whole image nor a prompt's area, but a tile of another pack.
+        """
+        chunks = self.prompts.chunks(transformer_options, batch)
+        expected = (chunk.prompt.area[:2] if chunk.prompt.area else self._latent_size or size for chunk in chunks)
+        return chunks if all(one == size for one in expected) else []
 
     def check_token_weights(self) -> None:
         """Raises ValueError for token weights of another length than a positive prompt's."""
@@ -130,10 +141,6 @@ class Run:
         context = self.cast(edit.context, like)
         key = ("edit", edit, chunk.images, like.device, like.dtype)
         return self.kept(key, lambda: torch.stack([context[image % context.shape[0]] for image in chunk.images]))
-
-    def expected_size(self, chunk: Chunk, otherwise: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the latent that a prompt should be asked about: its area, or the whole image."""
-        return chunk.prompt.area[:2] if chunk.prompt.area is not None else self._latent_size or otherwise
 
     def mask_rows(
         self, mask: Tensor, chunks: Sequence[Chunk], latent_size: tuple[int, int], grid: tuple[int, int], like: Tensor

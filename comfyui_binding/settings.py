@@ -75,6 +75,8 @@ class Settings:
     updates: tuple[ContextUpdate, ...] = ()
     edits: tuple[Edit, ...] = ()
     windows: frozenset[Window] = field(init=False)
+    #: What was said in calls of the model outside any run, which have no other place to remember it.
+    said_without_run: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self):
         windows = {update.window for update in self.updates}

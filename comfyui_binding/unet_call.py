@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .families import LayerKey
 from .layer import Layer
 from .prompts import Chunk
 from .run import CarryKey, Run
@@ -16,7 +17,6 @@ from .settings import Edit
 
 #: What is said where other packs leave EBCA without the rows or the grid it needs.
 REGIONS = "another node splits prompts into regions or images into tiles"
-TILES = "another node cuts the image into tiles"
 MERGED = "another node merges image tokens"
 
 
@@ -60,19 +60,19 @@ class UNetCall:
 
     # --- rows ---
 
-    def is_one_text(self, context: Tensor, value: Tensor) -> bool:
-        """Whether a layer's keys and values get the same text. Two equal tensors are compared once a run."""
+    def is_one_text(self, layer: LayerKey, context: Tensor, value: Tensor) -> bool:
+        """Whether a layer's keys and values get the same text. Two equal tensors are compared once a run and layer."""
         if value is context or value.shape != context.shape:
             return value is context
-        key = ("one text", context.shape, tuple(chunk.cond for chunk in self.chunks))
+        if not self.chunks:
+            return torch.equal(context, value)
+        key = ("one text", layer, context.shape, tuple(chunk.cond for chunk in self.chunks))
         return self.run.kept(key, lambda: torch.equal(context, value))
 
     # --- masks ---
 
     def mask_obstacle(self, layer: Layer) -> str | None:
         """Why a mask cannot be placed on the layer's image tokens; None if it can."""
-        if any(self._latent_size != self.run.expected_size(chunk, self._latent_size) for chunk in self.chunks):
-            return TILES
         if layer.q.shape[1] != layer.grid[0] * layer.grid[1]:
             return MERGED
         return None
@@ -85,15 +85,19 @@ class UNetCall:
 
     def repeats(self, layer: Layer) -> Tensor | None:
         """How often each row's own tokens stand in its keys, [b, 1, 1]; None where every row has them once."""
-        if self.chunks and layer.context.shape == self.context.shape:
+        if self._are_lengths_known and layer.context.shape == self.context.shape:
             return self._known_repeats
         return _found_repeats(layer.context)
+
+    @property
+    def _are_lengths_known(self) -> bool:
+        return bool(self.chunks) and all(chunk.prompt.tokens for chunk in self.chunks)
 
     @cached_property
     def _known_repeats(self) -> Tensor | None:
         """ComfyUI repeats a prompt to the length of a longer one in the same call; the prompt's own length is known."""
         tokens = self.context.shape[1]
-        counts = [tokens // (chunk.prompt.tokens or tokens) for chunk in self.chunks]
+        counts = [tokens // chunk.prompt.tokens for chunk in self.chunks]
         if set(counts) == {1}:
             return None
         rows = [
@@ -104,10 +108,14 @@ class UNetCall:
 
 
 def _found_repeats(context: Tensor) -> Tensor:
-    """How often each row of a context [b, t, c] repeats its first tokens, up to ComfyUI's limit of 4 -> [b, 1, 1]."""
+    """How often each row of a context [b, t, c] repeats its first tokens -> [b, 1, 1].
+
+    ComfyUI batches prompts up to four times as long as the first: the least common multiple of three lengths can be
+    twelve times the shortest.
+    """
     tokens = context.shape[1]
     repeats = torch.ones(context.shape[0], dtype=torch.float32, device=context.device)
-    for count in (2, 3, 4):
+    for count in range(2, 13):
         if tokens % count == 0:
             own = tokens // count
             same = (context[:, own:] == context[:, :-own]).all(dim=2).all(dim=1)

@@ -168,7 +168,10 @@ class Server:
         """
         end = time.monotonic() + timeout
         while time.monotonic() < end:
-            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            try:
+                entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            except OSError:  # the server is gone, which is found out below, or busy
+                entry = None
             if entry and entry.get("status"):
                 if entry["status"].get("status_str") != "success":
                     raise ServerError(_failure(entry["status"]))

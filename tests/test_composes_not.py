@@ -35,6 +35,11 @@ TABLE = {
     "regions, token weights": Row(COUPLE, "words", "regions"),
     "regions, mask": Row(COUPLE, "mask", "regions"),
     "regions, edit": Row(COUPLE, "edit", "regions"),
+    "tiles at once, words": Row(neighbours.tiles(at_once=True), "words", "tiles"),
+    "tiles at once, edit": Row(neighbours.tiles(at_once=True), "edit", "tiles"),
+    "tiles one by one, words": Row(neighbours.tiles(at_once=False), "words", "tiles"),
+    "tiles one by one, edit": Row(neighbours.tiles(at_once=False), "edit", "tiles"),
+    "merged tokens, mask": Row(neighbours.merged_tokens, "mask", "merges image tokens"),
 }
 
 

@@ -40,6 +40,7 @@ class Row(NamedTuple):
     family: str = "sd1"
 
 
+SAG = on_the_model("SelfAttentionGuidance", scale=0.8)
 CORE = {
     # neighbour: wired as a user does, the independent computation, the tolerance
     "LoRA": Row(neighbours.lora("LoraLoaderModelOnly"), MERGED, 1e-5, hand=neighbours.hand_merged_lora),
@@ -56,8 +57,11 @@ CORE = {
     "PerpNeg, on the model": Row(neighbours.perp_neg_on_the_model, AROUND, 1e-5),
     "DualModelGuider": Row(neighbours.dual_model, AROUND, 1e-5, orders=ONE),
     "DualCFG": Row(neighbours.dual_cfg, AROUND, 1e-5, orders=ONE),
+    "area, PerpNeg": Row(chain(neighbours.area, neighbours.perp_neg), AROUND, 1e-5, orders=ONE),
+    "area, DualCFG": Row(chain(neighbours.area, neighbours.dual_cfg), AROUND, 1e-5, orders=ONE),
+    "area, SAG": Row(chain(neighbours.area, SAG), AROUND, 1e-5, orders=ONE),
     "PAG": Row(on_the_model("PerturbedAttentionGuidance", scale=2.0), AROUND, 1e-5),
-    "SAG": Row(on_the_model("SelfAttentionGuidance", scale=0.8), AROUND, 1e-5),
+    "SAG": Row(SAG, AROUND, 1e-5),
     "NAG (core)": Row(on_the_model("NAGuidance"), AROUND, 1e-5),
     "HyperTile": Row(on_the_model("HyperTile", tile_size=32), AROUND, 1e-5),
     "FreeU": Row(on_the_model("FreeU"), AROUND, 1e-5),

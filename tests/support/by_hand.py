@@ -175,7 +175,8 @@ class Ebca:
             anchor = getattr(window, "causal_anchor_index", None)
             image = ([] if anchor is None else [anchor]) + list(window.index_list)
             image = image[i % size]
-        return _Row(self._prompt(context[i].double()), options["uuids"][i // size], image)
+        prompt = self._prompt(context[i].double())
+        return _Row(prompt, (options["uuids"][i // size], prompt), image)  # core gives several prompts one uuid
 
     def _prompt(self, text: Tensor) -> Prompt:
         for prompt in self.prompts:

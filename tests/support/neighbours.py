@@ -269,7 +269,7 @@ def _with_guider(comfy, scene: Scene, guider) -> torch.Tensor:
 
 
 def perp_neg(comfy, scene: Scene) -> Scene:
-    empty = toy.conditioning(3)
+    empty = toy.conditioning(14)
 
     def sampler(comfy, scene: Scene) -> torch.Tensor:
         (guider,) = node(comfy, "PerpNegGuider").execute(
@@ -283,13 +283,13 @@ def perp_neg(comfy, scene: Scene) -> Scene:
 
 def perp_neg_on_the_model(comfy, scene: Scene) -> Scene:
     """The older node: its empty prompt is none of the guider's."""
-    empty = toy.conditioning(3)
+    empty = toy.conditioning(14)
     wired = on_the_model("PerpNeg", empty_conditioning=empty, neg_scale=1.5)(comfy, scene)
     return replace(wired, others=(empty,))
 
 
 def dual_cfg(comfy, scene: Scene) -> Scene:
-    middle = toy.conditioning(3)
+    middle = toy.conditioning(14)
 
     def sampler(comfy, scene: Scene) -> torch.Tensor:
         (guider,) = node(comfy, "DualCFGGuider").execute(
@@ -672,4 +672,32 @@ def bypassing_function(comfy, scene: Scene) -> Scene:
 
     model = scene.model.clone()
     model.set_model_unet_function_wrapper(wrapper)
+    return replace(scene, model=model)
+
+
+def tiles(at_once: bool) -> Callable[[Any, Scene], Scene]:
+    """A pack that shows the model the upper and the lower half of the image, in one call or one after the other."""
+
+    def wrapper(apply_model, args):
+        halves, sigma, c = args["input"].chunk(2, dim=2), args["timestep"], args["c"]
+        if at_once:
+            both = {**c, "c_crossattn": torch.cat([c["c_crossattn"]] * 2)}
+            outs = apply_model(torch.cat(halves), torch.cat([sigma] * 2), **both).chunk(2)
+        else:
+            outs = [apply_model(half, sigma, **c) for half in halves]
+        return torch.cat(list(outs), dim=2)
+
+    def wire(comfy, scene: Scene) -> Scene:
+        model = scene.model.clone()
+        model.set_model_unet_function_wrapper(wrapper)
+        return replace(scene, model=model)
+
+    return wire
+
+
+def merged_tokens(comfy, scene: Scene) -> Scene:
+    """A pack that lets every other image token speak for its neighbour in cross-attention."""
+    model = scene.model.clone()
+    model.set_model_attn2_patch(lambda n, context, value, options: (n[:, ::2], context, value))
+    model.set_model_attn2_output_patch(lambda n, options: n.repeat_interleave(2, dim=1))
     return replace(scene, model=model)
