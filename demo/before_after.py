@@ -47,8 +47,8 @@ SCENARIOS = (
         title="Several concepts in one prompt",
         label="with EBCA Context Update",
         workflow="multi_concept_sd15",
-        seed=6,
-        wanted="a red circle and a blue square",
+        seed=124,
+        wanted="a purple square and a yellow star",
         must_succeed=False,
     ),
     Scenario(

@@ -1,26 +1,27 @@
 """ComfyUI inside this process, for training and measuring; start() comes before any `import comfy`."""
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 DEMO = Path(__file__).resolve().parent
+sys.path.append(str(DEMO.parent))  # for devtools
+
+from devtools import inprocess  # noqa: E402
 
 
-def start(comfyui: str | os.PathLike | None = None, *flags: str) -> None:
-    """Puts the ComfyUI tree (default: COMFYUI_PATH) on the import path and lets it parse `flags`, not ours."""
+def start(comfyui: str | os.PathLike | None = None) -> None:
+    """Boots ComfyUI from its folder (default: COMFYUI_PATH), on the CPU."""
     root = Path(comfyui or os.environ.get("COMFYUI_PATH", ""))
-    if not (root / "comfy" / "sd.py").is_file():
+    if not (root / "main.py").is_file():
         raise SystemExit(f"no ComfyUI at '{root}': set COMFYUI_PATH or pass --comfyui to the folder that holds main.py")
-    sys.path.insert(0, str(root))
-    importlib.import_module("comfy.options").enable_args_parsing()
-    argv, sys.argv = sys.argv, ["main.py", *flags]
-    try:
-        importlib.import_module("comfy.cli_args")
-    finally:
-        sys.argv = argv
+    base = tempfile.TemporaryDirectory(prefix="ebca_shapes_", ignore_cleanup_errors=True)
+    atexit.register(base.cleanup)
+    inprocess.boot(root.resolve(), Path(base.name))
 
 
 def family():

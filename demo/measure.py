@@ -122,8 +122,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=500, help="images a row")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), metavar="ROW", help="rows to measure (default: all)")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--cfg", type=float, default=4.0)
-    parser.add_argument("--sampler", default="euler_ancestral")
+    parser.add_argument("--cfg", type=float, default=1.25)
+    parser.add_argument("--sampler", default="euler")
     parser.add_argument("--scheduler", default="normal")
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
@@ -133,7 +133,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    comfy_host.start(args.comfyui, "--cpu")
+    comfy_host.start(args.comfyui)
     import torch
     torch.set_num_threads(args.threads)
     sampler = Sampler(args.checkpoint)

@@ -32,10 +32,8 @@ UNET = {
 }
 COUNTS = (0.60, 0.28, 0.12)  # shares of pictures with one, two, three objects
 BATCH, RATE, WARMUP = 64, 8e-4, 200
-REFINE = 2750  # up to this step the model learns what words mean, from then on how to draw clean outlines
-FALLS = (1750, 3500), (0.36, 1.0)  # where the learning rate falls: steps of the first part, shares of the second
-PRIMER = 300  # pictures of one large object in the middle come first and fade out by 1.5 times this: words sink in
-DETAIL = 10.0  # cap of the loss weight at little noise, where the error is fine detail
+COOLDOWN = 0.35  # the last share of the steps, in which the learning rate falls to zero
+PRIMER = 600  # pictures of one large object in the middle come first and fade out by 1.5 times this: words sink in
 NONSENSE = 0.05  # share of captions with words from outside the grammar, so that these disturb little
 START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49406
 SPOKEN = 28  # no training caption has more tokens; the rest of LENGTH is padding, whose context is zero
@@ -81,7 +79,7 @@ def make_batch(seed: int, step: int, ids: dict[str, int], sigmas: int) -> Batch:
              for _ in pictures]
     tokens = [token_ids(training_caption(p, rng), ids, e) for p, e in zip(pictures, extra, strict=True)]
     images = torch.from_numpy(np.stack([draw(p) for p in pictures])).movedim(-1, 1) * 2 - 1
-    levels = spread((rng.permutation(BATCH) + rng.random(BATCH)) / BATCH, 0.65 if step < REFINE else 0.85) * sigmas
+    levels = spread((rng.permutation(BATCH) + rng.random(BATCH)) / BATCH, 0.75) * sigmas
     noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
     return Batch(images, torch.tensor(tokens), torch.from_numpy(levels).long(), noise)
 
@@ -157,32 +155,20 @@ def initialise(model: Model) -> None:
     torch.nn.init.normal_(model.text.embeddings.position_embedding.weight, std=0.1)
 
 
-def weight_of(sigma: torch.Tensor, refine: bool) -> torch.Tensor:
-    """Weight of the image's squared error: that of an error of v up to DETAIL, later about one over the error reached.
-
-    The first lets strong noise, and so words, prevail; the second gives all levels the same share of the gradient.
-    """
-    return 10.0 / (0.5 + sigma ** 0.8) if refine else (sigma ** -2 + 1).clamp_max(DETAIL)
-
-
-def loss_of(model: Model, batch: Batch, sigmas: torch.Tensor, refine: bool = False) -> torch.Tensor:
-    """Mean squared error of v, weighted so that the image's error has weight_of()."""
+def loss_of(model: Model, batch: Batch, sigmas: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of the image, weighted so that every noise level has about the same share of the gradient."""
     sigma = sigmas[batch.levels].view(-1, 1, 1, 1)
     alpha = (sigma ** 2 + 1) ** -0.5
     noisy = (batch.images + sigma * batch.noise) * alpha
-    target = alpha * batch.noise - sigma * alpha * batch.images
     with torch.autocast("cpu", torch.bfloat16):
-        predicted = model(noisy, batch.levels.float(), batch.tokens)
-    weight = weight_of(sigma, refine) / (sigma ** -2 + 1)
-    return (weight * (predicted.float() - target) ** 2).mean()
+        velocity = model(noisy, batch.levels.float(), batch.tokens).float()
+    image = alpha * noisy - sigma * alpha * velocity
+    return (10 / (0.5 + sigma ** 0.8) * (image - batch.images) ** 2).mean()
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Learning rate: linear warm-up, flat and a fall that REFINE cuts short, flat again, linear fall to zero."""
-    (start, end), (flat, whole) = FALLS
-    if step >= REFINE:
-        start, end = (REFINE + share * (steps - REFINE) for share in (flat, whole))
-    return RATE * min(1.0, (step + 1) / WARMUP, (end - step) / (end - start))
+    """Learning rate: linear warm-up, flat, linear fall to zero."""
+    return RATE * min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))
 
 
 def export(model: Model, family, ids: list[int], path: Path) -> None:
@@ -194,6 +180,42 @@ def export(model: Model, family, ids: list[int], path: Path) -> None:
     weights[text + family.WORD_ROWS] = model.rows.detach().half()
     weights["first_stage_model.pixel_space_vae"] = torch.tensor(1.0)
     save_file({k: v.contiguous() for k, v in weights.items()}, str(path), metadata={"title": "EBCA shapes model"})
+
+
+class Optimiser:
+    """Muon for the matrices inside the network, convolutions among them; AdamW for what is left."""
+
+    def __init__(self, model: Model):
+        self.parameters = list(model.parameters())
+        ends = {id(p) for name, p in model.named_parameters() if "embedding" in name or name == "rows"}
+        ends |= {id(p) for part in (model.unet.input_blocks[0], model.unet.out) for p in part.parameters()}
+        self.inner = [p for p in self.parameters if p.ndim >= 2 and id(p) not in ends]
+        inner = {id(p) for p in self.inner}
+        self.matrices = [torch.nn.Parameter(p.data.flatten(1)) for p in self.inner]  # the same memory
+        rest = [p for p in self.parameters if id(p) not in inner]
+        self.parts = {
+            "muon": torch.optim.Muon(self.matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            "adamw": torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
+        }
+
+    def step(self, rate: float) -> None:
+        """One step along the parameters' gradients, which are then gone."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for matrix, parameter in zip(self.matrices, self.inner, strict=True):
+            matrix.grad = None if parameter.grad is None else parameter.grad.flatten(1)
+        for part in self.parts.values():
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_dict(self) -> dict:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
 
 
 def follow(average: Model, model: Model, step: int) -> None:
@@ -225,7 +247,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    comfy_host.start(args.comfyui, "--cpu")
+    comfy_host.start(args.comfyui)
     import comfy.clip_model
     import comfy.model_base
     import comfy.ops
@@ -243,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     model = Model(family, comfy.clip_model.CLIPTextModel, comfy.ops.disable_weight_init, ids)
     initialise(model)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimiser = Optimiser(model)
     first = 0
     if args.state.is_file():
         state = torch.load(args.state, weights_only=True)
@@ -259,15 +281,11 @@ def main(argv: list[str] | None = None) -> None:
 
     losses, since = [], time.monotonic()
     for step in range(first, args.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = rate_at(step, args.steps)
-        loss = loss_of(model, make_batch(args.seed, step, words, len(sigmas)), sigmas, refine=step >= REFINE)
+        loss = loss_of(model, make_batch(args.seed, step, words, len(sigmas)), sigmas)
         if not math.isfinite(loss.item()):
             raise SystemExit(f"loss is {loss.item()} at step {step}: lower RATE")
-        optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimiser.step(rate_at(step, args.steps))
         follow(average, model, step)
         losses.append(loss.item())
         done = step + 1

@@ -44,6 +44,11 @@ SHAPES_FAMILY = REPO / "demo" / "shapes_family"
 SHAPES_MODEL = REPO / "demo" / "shapes.safetensors"
 
 
+def pytest_addoption(parser):
+    help_text = "run the workflow files on random weights in the size and steps they ship with (over half an hour)"
+    parser.addoption("--full-size", action="store_true", help=help_text)
+
+
 @pytest.fixture(scope="session")
 def comfyui_root() -> Path:
     """The folder of the ComfyUI that the tests run in."""

@@ -95,10 +95,20 @@ def test_stopping_and_going_on_changes_nothing(small_batch, monkeypatch, tmp_pat
         train.main(["--steps", "4", "--seed", "1", "--state", str(tmp_path / "whole" / "state.pt")])
 
 
-def test_learning_rate_rises_falls_starts_afresh_and_ends_at_nothing():
-    early, warm, flat, falling = (train.rate_at(step, 4000) for step in (0, 199, 1749, 2625))
+def test_learning_rate_rises_stays_and_falls_to_nothing():
+    early, warm, flat, falling, last = (train.rate_at(step, 4000) for step in (0, 199, 2600, 3300, 4000))
     assert early < warm == flat == train.RATE
     assert falling == pytest.approx(train.RATE / 2)
-    afresh, last = (train.rate_at(step, 4000) for step in (train.REFINE, 4000))
-    assert afresh == train.RATE
     assert last == 0
+
+
+def test_both_optimisers_move_all_parameters(words, small_batch):
+    model = new_model(words).requires_grad_(True)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimiser, sigmas = train.Optimiser(model), comfy_host.family().SIGMAS
+    train.loss_of(model, train.make_batch(0, 0, words, len(sigmas)), sigmas).backward()
+    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    optimiser.step(1e-3)
+    still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    assert still == unused
+    assert all(parameter.grad is None for parameter in model.parameters())

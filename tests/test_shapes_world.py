@@ -164,7 +164,7 @@ def test_random_pictures_keep_objects_apart_and_inside():
     for drawn, _ in pictures(300, seed=4):
         masks = [coverage(t.shape, t.x, t.y, t.radius) for t in drawn.things]
         assert np.clip(sum(masks) - 1, 0, None).sum() < 1  # pixels; corners of squares may just touch
-        assert all(mask[[0, -1]].max() == mask[:, [0, -1]].max() == 0 for mask in masks)
+        assert all(max(mask[[0, -1]].max(), mask[:, [0, -1]].max()) < 0.3 for mask in masks)  # of the soft edge
         assert all(any(low <= t.radius <= high for low, high in SIZES.values()) for t in drawn.things)
 
 

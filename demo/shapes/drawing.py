@@ -8,6 +8,7 @@ import numpy as np
 from .world import COLOURS, GROUNDS, RARE, SHAPES, SIDE, SIZES, Picture, Thing
 
 Array = np.ndarray
+EDGE = 1 / 32  # width of an object's soft edge, in fractions of the side: two pixels of SIDE
 
 
 def _star(u: Array, v: Array) -> Array:
@@ -34,11 +35,11 @@ _OUTLINES = {
 
 
 def coverage(shape: str, x: float, y: float, radius: float, height: int = SIDE, width: int = SIDE) -> Array:
-    """Share of each pixel [h w] that the shape covers, 0..1. x, y and radius in fractions of the shorter side."""
+    """How far the shape covers each pixel [h w], 0..1. x, y and radius in fractions of the shorter side."""
     side = min(height, width)
     u = ((np.arange(width, dtype=np.float32) + 0.5) / side - x) / radius
     v = ((np.arange(height, dtype=np.float32) + 0.5) / side - y) / radius
-    return np.clip(0.5 - _OUTLINES[shape](u[None, :], v[:, None]) * (radius * side), 0.0, 1.0)
+    return np.clip(0.5 - _OUTLINES[shape](u[None, :], v[:, None]) * (radius / EDGE), 0.0, 1.0)
 
 
 def draw(picture: Picture, side: int = SIDE) -> Array:
