@@ -58,7 +58,7 @@ def sampler_sample(executor: WrapperExecutor, guider, sigmas, extra_args, callba
             "EBCA. Remove the node that replaces the model's function or its forward pass."
         )
     if run.was_never_on:
-        log.warning(
+        log.info(  # no warning: of a run in two stages, one may well lie outside
             "EBCA was off in this run: none of its steps lies between a start_percent and its end_percent. Widen them, "
             "or sample more of the schedule."
         )

@@ -122,7 +122,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=500, help="images a row")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), metavar="ROW", help="rows to measure (default: all)")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--cfg", type=float, default=1.25)
+    parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument("--sampler", default="euler")
     parser.add_argument("--scheduler", default="normal")
     parser.add_argument("--batch", type=int, default=50)

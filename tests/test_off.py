@@ -126,6 +126,12 @@ def runs_at(comfy, model, sigma, **options):
     return not torch.equal(step(model), step(toy.model()))
 
 
+def test_a_run_outside_every_window_says_so(comfy, caplog):
+    caplog.set_level("INFO", logger="ebca")
+    run(updated(comfy, toy.model(), start_percent=0.1, end_percent=0.11))
+    assert [r.getMessage() for r in caplog.records if r.name == "ebca" and "EBCA was off in this run" in r.getMessage()]
+
+
 @pytest.mark.parametrize("kind", ["update", "edit"])
 def test_window_holds_from_its_start_to_just_before_its_end(comfy, kind):
     model = toy.model()
