@@ -42,11 +42,13 @@ SHAPES: dict[str, Substitutions] = {
     "compose_sd15": _SAMPLING | {
         _TEXT: {
             "a castle next to a river": "a red circle", "": "",
-            "monet painting, impression, sunrise": "purple",
-            "boat on a river, boat": "a yellow star",
+            "monet painting, impression, sunrise": "a circle on a black background",
+            "boat on a river, boat": "a red circle and a yellow star",
         },
-        **_EARLY,
-        ("EBCAEditContext", "alpha"): 0.6,
+        ("PrimitiveInt", "value"): 0,
+        ("EBCAEditContext", "start_percent"): 0.05,
+        ("EBCAEditContext", "gamma_start_percent"): 0.05,
+        ("EBCAEditContext", "alpha"): 0.8,
     },
     "stylise_sd15": _SAMPLING | {
         _TEXT: {
