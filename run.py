@@ -1,6 +1,7 @@
 """Everything one does with a checkout, in one command each (Python 3.11 to 3.13, standard library only).
 
     python run.py demo                        before/after pictures on the model that ships with the repository
+    python run.py demo --count 40             the same for 40 pictures of each kind, counted
     python run.py test                        all tests
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI

@@ -150,6 +150,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=1, help="pictures of each kind; the sheet shows the first")
     parser.add_argument("--checkpoint", type=Path, default=REPO / "demo" / "shapes.safetensors", help="a shapes model")
     options = parser.parse_args(argv)
+    if options.count < 1:
+        parser.error(f"--count: expected 1 or more, but got {options.count}")
     if not options.checkpoint.is_file():
         print(f"Expected the shapes model at {options.checkpoint}, found no file. Train it: python demo/train.py")
         return 1

@@ -16,7 +16,10 @@ from devtools import inprocess  # noqa: E402
 
 def start(comfyui: str | os.PathLike | None = None) -> None:
     """Boots ComfyUI from its folder (default: COMFYUI_PATH), on the CPU."""
-    root = Path(comfyui or os.environ.get("COMFYUI_PATH", ""))
+    named = comfyui or os.environ.get("COMFYUI_PATH")
+    if not named:
+        raise SystemExit("no ComfyUI given: pass --comfyui or set COMFYUI_PATH to the folder that holds main.py")
+    root = Path(named)
     if not (root / "main.py").is_file():
         raise SystemExit(f"no ComfyUI at '{root}': set COMFYUI_PATH or pass --comfyui to the folder that holds main.py")
     base = tempfile.TemporaryDirectory(prefix="ebca_shapes_", ignore_cleanup_errors=True)

@@ -1,4 +1,4 @@
-"""Counts what the plain shapes model draws: its own ComfyUI sampler, its own loader, the exact scorer.
+"""Counts what the plain shapes model draws: ComfyUI's own sampler and loader, the scorer that learns nothing.
 
     python demo/measure.py --comfyui <folder of ComfyUI> --images 500
 
@@ -120,7 +120,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--comfyui", help="folder of ComfyUI (default: COMFYUI_PATH)")
     parser.add_argument("--checkpoint", type=Path, default=DEMO / "shapes.safetensors")
     parser.add_argument("--images", type=int, default=500, help="images a row")
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), metavar="ROW", help="rows to measure (default: all)")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW",
+                        help=f"rows to measure, of: {', '.join(ROWS)}")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument("--sampler", default="euler")
