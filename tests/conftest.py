@@ -45,7 +45,7 @@ SHAPES_MODEL = REPO / "demo" / "shapes.safetensors"
 
 
 def pytest_addoption(parser):
-    help_text = "run the workflow files on random weights in the size and steps they ship with (over half an hour)"
+    help_text = "run the workflow files on random weights in the size and steps they ship with (long)"
     parser.addoption("--full-size", action="store_true", help=help_text)
 
 

@@ -23,9 +23,9 @@ TOLERANCE = 1e-4
 POSITIVE, NEGATIVE = toy.conditioning(1), toy.conditioning(99)
 
 
-def ksampler(comfy, model, sampler: str, steps: int = STEPS) -> torch.Tensor:
+def ksampler(comfy, model, sampler: str) -> torch.Tensor:
     return node(comfy, "KSampler").execute(
-        model=model, seed=SEED, steps=steps, cfg=CFG, sampler_name=sampler, scheduler="normal", positive=POSITIVE,
+        model=model, seed=SEED, steps=STEPS, cfg=CFG, sampler_name=sampler, scheduler="normal", positive=POSITIVE,
         negative=NEGATIVE, latent_image=toy.latent(), denoise=1.0,
     )[0]["samples"]  # fmt: skip
 

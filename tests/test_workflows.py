@@ -123,7 +123,7 @@ def test_shapes_twin_with_strengths_of_zero_gives_one_picture(run, name):
 @pytest.mark.slow
 @every_file
 def test_it_runs_as_shipped_on_random_weights(run, random_checkpoints, name, request):
-    """In its own size and steps only where --full-size asks for that; all files take over half an hour then."""
+    """In its own size and steps only where --full-size asks for that: it takes long on a CPU."""
     images = run(name, RANDOM) if request.config.getoption("--full-size") else run(name, RANDOM, SMALL)
     assert all(map(is_a_picture, images.values()))
     assert all_differ(images)
