@@ -6,19 +6,25 @@ c width of the text context.
 
 from .composition import composition_weight_sum, mix_contexts, smallest_denominator
 from .energy import attention_energy, norm_energy
+from .inversion import ddim_inversion, rising_sigmas
 from .mask import mask_on_grid
+from .noise_regularisation import NoiseRegularisation, regularised_noise
 from .update import attention_term, key_step, norm_term
 from .window import Window
 
 __all__ = [
+    "NoiseRegularisation",
     "Window",
     "attention_energy",
     "attention_term",
     "composition_weight_sum",
+    "ddim_inversion",
     "key_step",
     "mask_on_grid",
     "mix_contexts",
     "norm_energy",
     "norm_term",
+    "regularised_noise",
+    "rising_sigmas",
     "smallest_denominator",
 ]

@@ -1,0 +1,136 @@
+"""Noise regularisation: predicted noise is pulled towards white noise before an inversion uses it.
+
+Two losses, descended by their gradients in closed form: noise that is white does not resemble its own shifted copies
+(autocorrelation), and has mean 0 and variance 1 (KL). For inverting real images, as in the authors' experiments (paper,
+section 4.3).
+
+Letters: b batch, c channels of the latent, l levels of the pyramid. Noise is [b, c, height, width]; every image has
+losses of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, pad
+
+#: The pyramid ends at the first level whose shorter side is no longer than this.
+SHORTEST_SIDE = 8
+#: Keeps the logarithm finite where all values of the noise are equal.
+EPSILON = 1e-7
+
+
+@dataclass(frozen=True)
+class NoiseRegularisation:
+    """How strongly, and how often, predicted noise is pulled towards white noise. The defaults are the authors'."""
+
+    lambda_auto_corr: float = 20.0
+    lambda_kl: float = 20.0
+    steps: int = 5
+    rolls: int = 5
+
+    @property
+    def is_off(self) -> bool:
+        return self.steps == 0 or (self.lambda_kl == 0 and (self.lambda_auto_corr == 0 or self.rolls == 0))
+
+
+def regularised_noise(noise: Tensor, regularisation: NoiseRegularisation, generator: torch.Generator) -> Tensor:
+    """`steps` times: `rolls` steps down the autocorrelation loss, of lambda / rolls each, then one down the KL loss.
+
+    noise [b, c, height, width] -> the same. The shifts come from `generator`, on the CPU; all images of a batch get the
+    same ones, so that a batch does to each image what happens to it alone.
+    """
+    rolls = regularisation.rolls if regularisation.lambda_auto_corr else 0
+    shifts = draw_shifts(noise, (regularisation.steps, rolls), generator).to(noise.device, non_blocking=True)
+    for step in range(regularisation.steps):
+        for roll in range(rolls):
+            gradient = auto_correlation_gradient(noise, shifts[step, roll])
+            noise = noise - regularisation.lambda_auto_corr / rolls * gradient
+        if regularisation.lambda_kl:
+            noise = noise - regularisation.lambda_kl * kl_gradient(noise)
+    return noise
+
+
+def pyramid(noise: Tensor) -> list[Tensor]:
+    """The noise and its averages over 2 x 2, 4 x 4, ... values, down to a shorter side of SHORTEST_SIDE."""
+    levels = [noise]
+    while min(levels[-1].shape[-2:]) > SHORTEST_SIDE:
+        levels.append(avg_pool2d(levels[-1], 2))
+    return levels
+
+
+def draw_shifts(noise: Tensor, times: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Shifts for the autocorrelation, uniform from [0, rows / 2) for each channel and level -> [*times, l, c].
+
+    On the CPU. A level of one row, which cannot be shifted, gets 0.
+    """
+    rows = [level.shape[-2] for level in pyramid(noise[:1, :1])]
+    count, channels = torch.Size(times).numel(), noise.shape[1]
+    drawn = [
+        torch.randint(max(side // 2, 1), (1,), generator=generator) for _ in range(count * channels) for side in rows
+    ]  # one value at a time: the order in which the reference draws
+    if not drawn:
+        return torch.zeros(*times, len(rows), channels, dtype=torch.long)
+    return torch.cat(drawn).reshape(*times, channels, len(rows)).transpose(-1, -2)
+
+
+def auto_correlation_loss(noise: Tensor, shifts: Tensor) -> Tensor:
+    """Sum over channels and levels of mean(x * roll(x, r, rows))^2 + mean(x * roll(x, r, columns))^2.
+
+    noise [b, c, height, width], shifts [l, c] -> losses [b].
+    """
+    levels = zip(pyramid(noise), shifts, strict=True)
+    return sum(
+        (level * _rolled(level, shift, axis)).mean(dim=(-2, -1)).square().sum(dim=-1)
+        for level, shift in levels
+        for axis in (-2, -1)
+    )
+
+
+def auto_correlation_gradient(noise: Tensor, shifts: Tensor) -> Tensor:
+    """d auto_correlation_loss / d noise. noise [b, c, height, width], shifts [l, c] -> [b, c, height, width].
+
+    With m = mean(x * roll(x, r)) over p values, dm^2/dx = 2 m (roll(x, r) + roll(x, -r)) / p; from a coarser level each
+    value gets a quarter of its average's gradient.
+    """
+    gradient = None
+    for level, shift in reversed(list(zip(pyramid(noise), shifts, strict=True))):
+        own = sum(_level_gradient(level, shift, axis) for axis in (-2, -1))
+        gradient = own if gradient is None else own + _spread(gradient, own)
+    return gradient
+
+
+def kl_loss(noise: Tensor) -> Tensor:
+    """var + mean^2 - 1 - log(var + EPSILON) over all values of an image, var unbiased. noise [b, c, h, w] -> [b]."""
+    variance, mean = torch.var_mean(noise, dim=(1, 2, 3))
+    return variance + mean.square() - 1 - (variance + EPSILON).log()
+
+
+def kl_gradient(noise: Tensor) -> Tensor:
+    """d kl_loss / d noise, [b, c, height, width] -> the same."""
+    count = noise[0].numel()
+    variance, mean = torch.var_mean(noise, dim=(1, 2, 3), keepdim=True)
+    return (1 - 1 / (variance + EPSILON)) * (noise - mean) * (2 / (count - 1)) + mean * (2 / count)
+
+
+def _level_gradient(level: Tensor, shift: Tensor, axis: int) -> Tensor:
+    ahead, behind = _rolled(level, shift, axis), _rolled(level, -shift, axis)
+    mean = (level * ahead).mean(dim=(-2, -1), keepdim=True)
+    return (ahead + behind) * (mean * (2 / level[0, 0].numel()))
+
+
+def _rolled(values: Tensor, shift: Tensor, axis: int) -> Tensor:
+    """torch.roll of each channel of values [b, c, height, width] by its own entry of shift [c]."""
+    size = values.shape[axis]
+    source = (torch.arange(size, device=values.device) - rearrange(shift, "c -> c 1")) % size
+    index = rearrange(source, "c i -> 1 c i 1" if axis == -2 else "c i -> 1 c 1 i").expand_as(values)
+    return values.gather(axis, index)
+
+
+def _spread(gradient: Tensor, finer: Tensor) -> Tensor:
+    """The gradient of 2 x 2 averages, on the values averaged; an odd last row or column is in no average."""
+    spread = repeat(gradient / 4, "b c h w -> b c (h 2) (w 2)")
+    return pad(spread, (0, finer.shape[-1] - spread.shape[-1], 0, finer.shape[-2] - spread.shape[-2]))
