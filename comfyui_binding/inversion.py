@@ -1,0 +1,187 @@
+"""Inversion through ComfyUI's own guider and sampler: previews, progress, interruption and patches work as usual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..ebca_core import NoiseRegularisation, ddim_inversion, regularised_noise, rising_sigmas
+from .attach import settings_of
+
+
+def sampling_sigmas(model: ModelPatcher, scheduler: str, steps: int) -> Tensor:
+    """The sigmas [steps + 1] of a whole run, as KSampler makes them."""
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).cpu()
+
+
+def invert(
+    model: ModelPatcher,
+    caption: list,
+    latent: dict,
+    sigmas: Tensor,
+    regularisation: NoiseRegularisation,
+    seed: int,
+    fixed_point_iterations: int = 0,
+) -> Tensor:
+    """The latent from which a deterministic sampler, walking down `sigmas`, makes `latent` under the caption at cfg 1.
+
+    latent LATENT, sigmas [steps + 1] falling -> [b, c, height, width], scaled as a LATENT is.
+
+    Raises ValueError for a model, a latent or sigmas that cannot be inverted, and where the result is not finite.
+    """
+    _check_model(model)
+    samples = _checked_samples(model, latent)
+    _check_sigmas(sigmas)
+    sampler = comfy.samplers.KSAMPLER(
+        _walk_up,
+        extra_options={
+            "regularisation": regularisation,
+            "generator": torch.Generator().manual_seed(seed),
+            "fixed_point_iterations": fixed_point_iterations,
+        },
+    )
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(caption, caption)
+    guider.set_cfg(1.0)
+    samples = guider.sample(
+        torch.zeros_like(samples),
+        samples,
+        sampler,
+        rising_sigmas(sigmas),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    if not torch.isfinite(samples).all():
+        raise ValueError(
+            "Expected finite numbers from the inversion, but some are not. Lower lambda_auto_corr and lambda_kl, or "
+            "set reg_steps to 0; if that does not help, the model itself overflows in this precision."
+        )
+    return samples.to(comfy.model_management.intermediate_device())
+
+
+@dataclass(frozen=True, eq=False)
+class InvertedNoise:
+    """A NOISE with which a run on any latent image begins at an inverted latent.
+
+    So the image can be the picture itself, under a noise mask that keeps the rest of it exactly.
+    """
+
+    inverted: Tensor
+    model: ModelPatcher
+    first_sigma: float
+    seed: int = 0
+
+    def generate_noise(self, latent: dict) -> Tensor:
+        """The noise that ComfyUI's sampler turns into the inverted latent, on top of latent["samples"]."""
+        image = latent["samples"]
+        if image.shape != self.inverted.shape:
+            raise ValueError(
+                f"Expected a latent of shape {list(self.inverted.shape)}, as it was inverted, but got "
+                f"{list(image.shape)}. Wire the latent that went into EBCA Invert into the sampler too."
+            )
+        sampling = self.model.get_model_object("model_sampling")
+        into_model = self.model.model.process_latent_in
+        image = into_model(image.float()) if image.count_nonzero() else image.float()  # as ComfyUI's guider does
+        sigma = torch.tensor(self.first_sigma)
+        model_wrap = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=sampling))
+        is_highest = comfy.samplers.Sampler().max_denoise(model_wrap, [sigma])
+
+        def noised(noise: Tensor) -> Tensor:
+            return sampling.noise_scaling(sigma, noise, image, is_highest)
+
+        start = noised(torch.zeros_like(image))
+        return (into_model(self.inverted.float()) - start) / (noised(torch.ones_like(image)) - start)
+
+
+@torch.no_grad()
+def _walk_up(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Callable[[dict], None],
+    disable: bool,
+    *,
+    regularisation: NoiseRegularisation,
+    generator: torch.Generator,
+    fixed_point_iterations: int,
+) -> Tensor:
+    """A sampler for KSAMPLER: DDIM inversion of x. It has no bar on the console to disable."""
+    denoised = x
+
+    def predict_noise(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal denoised
+        denoised = model(x, sigma * x.new_ones(x.shape[0]), **extra_args)
+        noise = (x - denoised) / sigma
+        return noise if regularisation.is_off else regularised_noise(noise, regularisation, generator)
+
+    def after_step(step: int, x: Tensor) -> None:
+        sigma = sigmas[step + 1]
+        callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+
+    return ddim_inversion(x, sigmas, predict_noise, fixed_point_iterations, after_step)
+
+
+def _check_model(model: ModelPatcher) -> None:
+    name, sampling = type(model.model).__name__, model.get_model_object("model_sampling")
+    kinds = comfy.model_sampling
+    if isinstance(sampling, kinds.CONST | kinds.COSMOS_RFLOW):
+        raise ValueError(
+            f"Expected a model that predicts noise (eps) or velocity (v), but {name} is a flow-matching model: its "
+            "way from picture to noise is another one, which EBCA Invert does not know. SD 1.x, SD 2.x and SDXL work."
+        )
+    if not isinstance(sampling, kinds.EPS) or isinstance(sampling, kinds.IMG_TO_IMG):
+        raise ValueError(
+            f"Expected a model that predicts noise (eps) or velocity (v), but {name} predicts something else. SD 1.x, "
+            "SD 2.x and SDXL work."
+        )
+    if settings_of(model).edits:
+        raise ValueError(
+            "Expected a model without edits, but it has some from EBCA Compose: inverted with them, the picture would "
+            "come back as it was. Wire the model from before EBCA Compose into EBCA Invert, and the one after it into "
+            "the sampler."
+        )
+
+
+def _checked_samples(model: ModelPatcher, latent: dict) -> Tensor:
+    samples = latent["samples"]
+    if not isinstance(samples, Tensor) or samples.ndim != 4 or samples.numel() == 0:
+        came = list(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+        raise ValueError(
+            f"Expected the latent of a picture, [batch, channels, height, width], but got {came}. Connect a VAE Encode."
+        )
+    samples = comfy.sample.fix_empty_latent_channels(model, samples)
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise ValueError(
+            f"Expected a latent of {channels} channels, as {type(model.model).__name__} has them, but got "
+            f"{samples.shape[1]}. Encode the picture with the VAE of the checkpoint that the model comes from."
+        )
+    if not torch.isfinite(samples).all():
+        raise ValueError(
+            "Expected finite numbers in the latent, but some are not. Look at the picture that is encoded."
+        )
+    return samples
+
+
+def _check_sigmas(sigmas: Tensor) -> None:
+    listed = f"{len(sigmas)} of them" if sigmas.ndim == 1 else f"shape {list(sigmas.shape)}"
+    if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas.diff() < 0).all()) or not 0 <= sigmas[-1] < torch.inf:
+        raise ValueError(
+            "Expected at least two sigmas that fall, as a sampler gets them (EBCA Invert turns them round itself), but "
+            f"got {listed}: {', '.join(f'{sigma:.4g}' for sigma in sigmas.flatten()[:8].tolist())}. Wire the same "
+            "sigmas as into the sampler, without FlipSigmas."
+        )

@@ -1,0 +1,294 @@
+"""EBCA Invert, and saving and loading what it made."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import comfy.samplers
+import folder_paths
+from comfy.cli_args import args
+from comfy_api.latest import io, ui
+
+from ..comfyui_binding import inversion_record
+from ..comfyui_binding.inversion import InvertedNoise, invert, sampling_sigmas
+from ..comfyui_binding.inversion_record import Inversion, InversionRecord
+from ..ebca_core import NoiseRegularisation
+from .inputs import CATEGORY
+
+log = logging.getLogger("ebca")
+
+EXTENSION = ".latent"
+HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
+
+
+def latent_and_noise() -> list:
+    return [
+        io.Latent.Output(
+            display_name="latent",
+            tooltip="Where sampling starts. For KSampler (Advanced) with add_noise off, or SamplerCustomAdvanced with "
+            "DisableNoise; sampler euler, and the same steps, scheduler and caption.",
+        ),
+        io.Noise.Output(
+            display_name="noise",
+            tooltip="The same start for SamplerCustomAdvanced when its latent_image is the picture itself: under a "
+            "noise mask on that latent, what is outside it stays exactly as it was.",
+        ),
+    ]
+
+
+class EBCAInvert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EBCAInvert",
+            display_name="EBCA Invert",
+            category=CATEGORY,
+            description="Finds the noise from which a picture comes: sampling from it under the same caption gives the "
+            "picture back, and EBCA Compose edits it on the way. As slow as sampling; save the result with EBCA Save "
+            "Inversion.",
+            search_aliases=["DDIM inversion", "real image editing", "unsample", "noise regularisation", "energy"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="SD 1.x, SD 2.x, SDXL or another model that predicts noise or velocity. From before EBCA "
+                    "Compose: the edits act on the way back alone.",
+                ),
+                io.Conditioning.Input(
+                    "caption",
+                    tooltip="What the picture shows, in plain words. The sampler gets it as positive and as negative "
+                    "prompt.",
+                ),
+                io.Latent.Input("latent", tooltip="The picture, from VAE Encode."),
+                io.Int.Input(
+                    "steps",
+                    default=50,
+                    min=1,
+                    max=10000,
+                    tooltip="As many as the sampler's. More follow the picture more closely. Typical: 50.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.SCHEDULER_NAMES,
+                    default="normal",
+                    tooltip="The sampler's scheduler.",
+                ),
+                io.Float.Input(
+                    "lambda_auto_corr",
+                    default=20.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.1,
+                    tooltip="Pulls the noise away from shapes of the picture, so that it can be edited. The authors' "
+                    "value is 20. 0 switches it off: the picture then comes back more exactly, and is harder to edit.",
+                ),
+                io.Float.Input(
+                    "lambda_kl",
+                    default=20.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.1,
+                    tooltip="Pulls the noise towards mean 0 and variance 1. The authors' value is 20. 0: off.",
+                ),
+                io.Int.Input(
+                    "reg_steps",
+                    default=5,
+                    min=0,
+                    max=100,
+                    advanced=True,
+                    tooltip="How often a step's noise is pulled. The authors' value is 5. 0 switches both off.",
+                ),
+                io.Int.Input(
+                    "rolls",
+                    default=5,
+                    min=0,
+                    max=100,
+                    advanced=True,
+                    tooltip="Shifted copies that the noise is compared with, each time. The authors' value is 5.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    advanced=True,
+                    tooltip="For the shifts that lambda_auto_corr compares with. Nothing else is random.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="The sampler's sigmas, falling. Wired, they replace steps and scheduler.",
+                ),
+                io.Int.Input(
+                    "fixed_point_iterations",
+                    default=0,
+                    min=0,
+                    max=20,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Refines every step so that the sampler's step down leads back to it. 0: plain DDIM "
+                    "inversion, as in the paper. 1 costs no more time than 0 and brings the picture back more exactly; "
+                    "each further one costs a call of the model a step.",
+                ),
+            ],
+            outputs=latent_and_noise(),
+            hidden=HIDDEN,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        caption,
+        latent,
+        steps,
+        scheduler,
+        lambda_auto_corr,
+        lambda_kl,
+        reg_steps,
+        rolls,
+        seed,
+        sigmas=None,
+        fixed_point_iterations=0,
+    ) -> io.NodeOutput:
+        regularisation = NoiseRegularisation(lambda_auto_corr, lambda_kl, reg_steps, rolls)
+        prompt, node_id = _graph(cls)
+        if sigmas is None:
+            sigmas = sampling_sigmas(model, scheduler, steps)
+        else:
+            steps, scheduler = inversion_record.scheduled_by(prompt, node_id)
+        samples = invert(model, caption, latent, sigmas, regularisation, seed, fixed_point_iterations)
+        record = InversionRecord(
+            family=type(model.model).__name__,
+            loaded=inversion_record.loaded_by(prompt, node_id),
+            caption=inversion_record.text_of(prompt, node_id, "caption"),
+            steps=steps,
+            scheduler=scheduler,
+            sigmas=sigmas.tolist(),
+            regularisation=asdict(regularisation),
+            fixed_point_iterations=fixed_point_iterations,
+            seed=seed,
+        )
+        _say(inversion_record.mismatches(record, prompt, node_id))
+        return io.NodeOutput(*_outputs(Inversion(samples, record), model))
+
+
+class EBCASaveInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EBCASaveInversion",
+            display_name="EBCA Save Inversion",
+            category=CATEGORY,
+            description="Saves what EBCA Invert made, with model, caption and settings, in the output folder. EBCA "
+            "Load Inversion takes its place next time.",
+            search_aliases=["save latent", "save inverted latent"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="From EBCA Invert."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="inversions/inversion",
+                    tooltip="Folder in the output folder, and beginning of the file's name.",
+                ),
+            ],
+            outputs=[],
+            hidden=[*HIDDEN, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, latent, filename_prefix) -> io.NodeOutput:
+        inversion = inversion_record.inversion_of(latent)
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        file = f"{name}_{counter:05}_{EXTENSION}"
+        inversion_record.save(Path(folder) / file, *_savable(inversion, cls.hidden))
+        return io.NodeOutput(ui={"latents": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
+
+
+class EBCALoadInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EBCALoadInversion",
+            display_name="EBCA Load Inversion",
+            category=CATEGORY,
+            description="Takes the place of EBCA Invert with a file of EBCA Save Inversion, and says where model, "
+            "caption, steps, scheduler or sampler of this graph are not those of the inversion.",
+            search_aliases=["load latent", "load inverted latent"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=_files(),
+                    tooltip="A file of EBCA Save Inversion in the output or input folder. Press R after saving one.",
+                ),
+                io.Model.Input("model", tooltip="The model of the inversion, from before EBCA Compose."),
+            ],
+            outputs=[
+                *latent_and_noise(),
+                io.String.Output(
+                    display_name="description", tooltip="How the picture was inverted, and what does not fit here."
+                ),
+            ],
+            hidden=HIDDEN,
+        )
+
+    @classmethod
+    def execute(cls, file, model) -> io.NodeOutput:
+        inversion = inversion_record.load(Path(folder_paths.get_annotated_filepath(file)))
+        record, (prompt, node_id) = inversion.record, _graph(cls)
+        family, loaded = type(model.model).__name__, inversion_record.loaded_by(prompt, node_id)
+        problems = [
+            *inversion_record.model_mismatches(record, family, loaded),
+            *inversion_record.mismatches(record, prompt, node_id),
+        ]
+        _say(problems)
+        description = "\n".join([record.described(), *(f"WARNING: {problem}" for problem in problems)])
+        return io.NodeOutput(*_outputs(inversion, model), description, ui=ui.PreviewText(description))
+
+    @classmethod
+    def fingerprint_inputs(cls, file, **kwargs) -> float:
+        return Path(folder_paths.get_annotated_filepath(file)).stat().st_mtime
+
+    @classmethod
+    def validate_inputs(cls, file) -> bool | str:
+        if folder_paths.exists_annotated_filepath(file):
+            return True
+        return f"Expected a file of EBCA Save Inversion in the output or input folder, but there is no {file}."
+
+
+def _graph(cls: type) -> tuple[dict, str | None]:
+    """The prompt that runs and the node's id in it; without either, as when a node is called directly, nothing."""
+    hidden = cls.hidden
+    return (hidden.prompt or {}, hidden.unique_id) if hidden else ({}, None)
+
+
+def _outputs(inversion: Inversion, model) -> tuple[dict, InvertedNoise]:
+    return inversion.as_latent(), InvertedNoise(inversion.samples, model, inversion.record.sigmas[0])
+
+
+def _savable(inversion: Inversion, hidden) -> tuple[Inversion, dict[str, str]]:
+    """What goes into a file: with --disable-metadata neither names and caption nor the graph."""
+    if args.disable_metadata:
+        return Inversion(inversion.samples, inversion_record.without_names(inversion.record)), {}
+    graph = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})} if hidden else {}
+    return inversion, {name: json.dumps(value) for name, value in graph.items()}
+
+
+def _files() -> list[str]:
+    """Latents in the output folder, marked as ComfyUI marks them, and in the input folder; the newest first."""
+    places = {folder_paths.get_output_directory(): " [output]", folder_paths.get_input_directory(): ""}
+    found = [(path, Path(place), mark) for place, mark in places.items() for path in Path(place).rglob(f"*{EXTENSION}")]
+    found.sort(key=lambda entry: entry[0].stat().st_mtime, reverse=True)
+    return [path.relative_to(place).as_posix() + mark for path, place, mark in found]
+
+
+def _say(problems: list[str]) -> None:
+    for problem in problems:
+        log.warning(problem)
+
+
+NODES = [EBCAInvert, EBCASaveInversion, EBCALoadInversion]
