@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension
 
+WEB_DIRECTORY = "./web"
+
 
 class EBCAExtension(ComfyExtension):
     async def get_node_list(self):
