@@ -43,6 +43,7 @@ class Server:
         python: the interpreter that runs it.
         packs: {name in custom_nodes: the pack's folder}.
         models: {path below models, say "checkpoints/x.safetensors": the file}.
+        inputs: {name in the input folder: the file}.
         flags: further command line flags.
         threads: for torch; tiny models are fastest with 1. None leaves it to torch.
         settings: the front end's settings.
@@ -59,13 +60,14 @@ class Server:
         python: Path = Path(sys.executable),
         packs: Mapping[str, Path] | None = None,
         models: Mapping[str, Path] | None = None,
+        inputs: Mapping[str, Path] | None = None,
         flags: str = inprocess.CPU_FLAGS,
         threads: int | None = 1,
         settings: Mapping[str, Any] | None = None,
         patience: float = 180,
     ):
         self.comfyui, self.python, self.patience = Path(comfyui).absolute(), python, patience
-        self.packs, self.models = dict(packs or {}), dict(models or {})
+        self.packs, self.models, self.inputs = dict(packs or {}), dict(models or {}), dict(inputs or {})
         self.flags, self.threads = flags, threads
         self.settings = {"Comfy.TutorialCompleted": True, **(settings or {})}
         self._process: subprocess.Popen | None = None
@@ -98,6 +100,8 @@ class Server:
         settings.write_text(json.dumps(self.settings))
         for name in inprocess.FOLDERS:
             (self.base / name).mkdir(exist_ok=True)
+        for name, file in self.inputs.items():  # copied: ComfyUI refuses links that lead out of its input folder
+            shutil.copyfile(file, self.base / "input" / name)
 
     def _start(self) -> None:
         port = _free_port()

@@ -1,23 +1,41 @@
 """What the files in `workflows/` become when they run on other models than those they name. Needs the tools installed.
 
-A twin has the nodes and wires of its file and other widget values: tables for `workflows.substitute`.
+A twin has the nodes and wires of its file and other widget values: tables for `workflows.substitute`. Where it edits a
+photo, that is the one of INPUTS.
 """
 
 from pathlib import Path
 
 from .workflows import Prompt, Substitutions, node_ids
 
-WORKFLOWS = Path(__file__).absolute().parents[1] / "workflows"
+_REPO = Path(__file__).absolute().parents[1]
+WORKFLOWS = _REPO / "workflows"
+
+#: {name in the server's input folder: the picture}. Every ComfyUI has an example.png; here it is a red square, drawn.
+INPUTS = {"example.png": _REPO / "demo" / "example.png"}
 
 _CHECKPOINT = ("CheckpointLoaderSimple", "ckpt_name")
 _TEXT = ("CLIPTextEncode", "text")
+
+
+def steps(number: int) -> Substitutions:
+    """So many steps for every sampler, and for the inversion that a sampler retraces."""
+    return {(node, "steps"): number for node in ("KSampler", "KSamplerAdvanced", "BasicScheduler", "EBCAInvert")}
+
+
+def _photo_divided_by(divisor: int) -> Substitutions:
+    """A smaller photo, and the region of its mask in the same place."""
+    measures = {("ImageScale", "SolidMask"): ("width", "height"), ("MaskComposite",): ("x", "y")}
+    entries = [(node, name) for nodes, names in measures.items() for node in nodes for name in names]
+    return dict.fromkeys(entries, lambda pixels: pixels // divisor)
+
 
 # The setting in which the shapes model is measured (demo/README.md). It makes 64 x 64 pixels where 512 x 512 are asked.
 _SAMPLING: Substitutions = {
     _CHECKPOINT: "shapes.safetensors",
     ("EmptyLatentImage", "width"): 512,
     ("EmptyLatentImage", "height"): 512,
-    ("KSampler", "steps"): 25,
+    **steps(25),
     ("KSampler", "cfg"): 1.25,
     ("KSampler", "sampler_name"): "euler",
     ("KSampler", "scheduler"): "normal",
@@ -25,6 +43,21 @@ _SAMPLING: Substitutions = {
 
 # The shapes model decides early what it draws.
 _EARLY: Substitutions = {("EBCAEditContext", "start_percent"): 0.15, ("EBCAEditContext", "gamma_start_percent"): 0.15}
+
+# The photo is a red square. Without the ground in the caption, the ground would drift.
+_PHOTO = "a red square on a white background"
+
+# A photo has as many latent pixels as pixels here, so it is scaled to the 64 x 64 that the shapes model makes.
+_INVERTED: Substitutions = {
+    _CHECKPOINT: "shapes.safetensors",
+    **_photo_divided_by(8),
+    **steps(25),
+    ("EBCAInvert", "fixed_point_iterations"): 1,
+    ("KSamplerAdvanced", "cfg"): 3.0,
+    ("CFGGuider", "cfg"): 3.0,
+    ("EBCAEditContext", "start_percent"): 0.3,
+    ("EBCAEditContext", "gamma_start_percent"): 0.3,
+}
 
 #: {name of the file: what makes it its twin for the shapes model}
 SHAPES: dict[str, Substitutions] = {
@@ -41,14 +74,13 @@ SHAPES: dict[str, Substitutions] = {
     },
     "compose_sd15": _SAMPLING | {
         _TEXT: {
-            "a castle next to a river": "a red circle", "": "",
-            "monet painting, impression, sunrise": "a circle on a black background",
-            "boat on a river, boat": "a red circle and a yellow star",
+            "a castle next to a river": "a red circle on a white background", "": "",
+            "monet painting, impression, sunrise": "on a black background",
+            "boat on a river, boat": "a yellow star and a red circle",
         },
         ("PrimitiveInt", "value"): 0,
-        ("EBCAEditContext", "start_percent"): 0.05,
-        ("EBCAEditContext", "gamma_start_percent"): 0.05,
-        ("EBCAEditContext", "alpha"): 0.8,
+        ("EBCAEditContext", "start_percent"): 0.0,
+        ("EBCAEditContext", "gamma_start_percent"): 0.0,
     },
     "stylise_sd15": _SAMPLING | {
         _TEXT: {
@@ -60,6 +92,22 @@ SHAPES: dict[str, Substitutions] = {
     "add_and_remove_sd15": _SAMPLING | {
         _TEXT: {"a cat sitting on a bench": "a red square", "": "", "dog": "a blue circle", "cat": "a red square"},
         **_EARLY,
+    },
+    "real_image_cat_to_dog_sd15": _INVERTED | {
+        _TEXT: {"a cat sitting on a bench": _PHOTO, "dog": "blue circle", "cat": "red square"},
+        ("EBCAEditContext", "alpha"): {0.75: 1.2, 0.65: 1.1},
+    },
+    "real_image_horse_to_zebra_sd15": _INVERTED | {
+        _TEXT: {"a brown horse standing in a meadow": _PHOTO, "zebra": "green cross", "brown horse": "red square"},
+        ("EBCAEditContext", "alpha"): {0.6: 1.2, 0.5: 1.1},
+    },
+    "real_image_to_goat_sd15": _INVERTED | {
+        _TEXT: {"a photo of a dog": _PHOTO, "a goat, a photography of a goat": "red circle"},
+        ("EBCAEditContext", "alpha"): 1.2,
+    },
+    "real_image_with_mask_sd15": _INVERTED | {
+        _TEXT: {"a cat sitting on a bench": _PHOTO, "dog": "blue circle", "cat": "red square"},
+        ("EBCAEditContext", "alpha"): {0.75: 1.2, 0.65: 1.1},
     },
 }  # fmt: skip
 
@@ -75,7 +123,8 @@ RANDOM: Substitutions = {
 SMALL: Substitutions = {
     ("EmptyLatentImage", "width"): 128,
     ("EmptyLatentImage", "height"): 128,
-    ("KSampler", "steps"): 4,
+    **_photo_divided_by(4),
+    **steps(4),
 }
 
 #: Every strength zero: a workflow's pictures with and without EBCA are the same.

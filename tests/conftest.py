@@ -28,6 +28,7 @@ import_package("devtools")
 from devtools import inprocess  # noqa: E402
 from devtools.environment import NEWEST, tree  # noqa: E402
 from devtools.server import PACK, Server  # noqa: E402
+from devtools.twins import INPUTS  # noqa: E402
 
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or tree(NEWEST))
 if not (COMFYUI / "main.py").is_file():
@@ -77,14 +78,15 @@ def run_prompt(comfy):
 def server(tmp_path_factory):
     """A running ComfyUI with the pack, the shapes model and a checkpoint of random weights in SD 1.5's layout.
 
-    Its checkpoints are shapes.safetensors and random_sd15.ckpt. Tests with this fixture carry the mark `server`.
+    Its checkpoints are shapes.safetensors and random_sd15.ckpt, and its input folder holds the twins' example.png.
+    Tests with this fixture carry the mark `server`.
     """
     from support.genuine import write_checkpoint
 
     random_sd15 = write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "random_sd15.ckpt")
     packs = {PACK: REPO, "shapes_family": SHAPES_FAMILY}
     models = {"checkpoints/random_sd15.ckpt": random_sd15, "checkpoints/shapes.safetensors": SHAPES_MODEL}
-    with Server(COMFYUI, packs=packs, models=models) as running:
+    with Server(COMFYUI, packs=packs, models=models, inputs=INPUTS) as running:
         yield running
 
 

@@ -8,12 +8,34 @@ import pytest
 from PIL import Image
 
 from devtools import workflows
-from devtools.twins import OFF, RANDOM, SHAPES, SMALL, WORKFLOWS, pictures
+from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, WORKFLOWS, pictures, steps
+from shapes.drawing import draw
+from shapes.scorer import verdict
+from shapes.world import Picture, Thing
 from support.genuine import write_checkpoint
 
 FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
-QUICK = {("KSampler", "steps"): 8}
+QUICK = steps(8)
+SAMPLERS = {"KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced"}
 every_file = pytest.mark.parametrize("name", FILES)
+files_with_a_photo = pytest.mark.parametrize("name", [name for name in FILES if name.startswith("real_image")])
+
+# What the shapes twins of files with edits show: {name of the file: (without EBCA, with EBCA)}
+PHOTO = "a red square on a white background"
+EDITED = {
+    "compose_sd15": ("a red circle on a white background", "a red circle and a yellow star on a black background"),
+    "stylise_sd15": ("a blue square", "a yellow square"),
+    "add_and_remove_sd15": ("a red square", "a blue circle"),
+    "real_image_cat_to_dog_sd15": (PHOTO, "a blue circle on a white background"),
+    "real_image_horse_to_zebra_sd15": (PHOTO, "a green cross on a white background"),
+    "real_image_to_goat_sd15": (PHOTO, "a red circle on a white background"),
+    "real_image_with_mask_sd15": (PHOTO, "a blue circle on a white background"),
+}
+
+# The pictures of real_image_with_mask_sd15, and where the mask of its twin is zero.
+NOISE_MASKED = "With EBCA and noise mask"
+OUTSIDE = np.ones((64, 64), bool)
+OUTSIDE[8:56, 12:52] = False
 
 
 def load(name: str) -> dict:
@@ -22,6 +44,10 @@ def load(name: str) -> dict:
 
 def nodes_of(name: str, node_type: str) -> list[dict]:
     return [node for node in load(name)["nodes"] if node["type"] == node_type]
+
+
+def photo() -> np.ndarray:
+    return np.asarray(Image.open(INPUTS["example.png"]).convert("RGB"))
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +85,22 @@ def is_a_picture(image: np.ndarray) -> bool:
     return image.ndim == 3 and image.std() > 1
 
 
+def distance(image: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """How far each pixel [h w] is from the other picture's, in its worst channel, of 255."""
+    return np.abs(image.astype(int) - other.astype(int)).max(-1)
+
+
 def test_every_file_has_a_twin():
     assert set(FILES) == set(SHAPES)
+
+
+def test_every_file_with_edits_says_what_its_twin_shows():
+    assert set(EDITED) == {name for name in FILES if nodes_of(name, "EBCAEditContext")}
+
+
+def test_the_twins_photo_is_a_drawing():
+    drawing = draw(Picture((Thing("red", "square", x=0.5, y=0.5, radius=0.22),), "white"))
+    assert np.array_equal(photo(), (drawing * 255).round())
 
 
 @every_file
@@ -89,12 +129,48 @@ def test_notes_say_what_it_shows_and_what_to_try(name):
 
 
 @every_file
-def test_one_loader_and_one_seed_feed_all_pictures(name):
+def test_one_loader_and_one_start_feed_all_pictures(name):
     (loader,) = nodes_of(name, "CheckpointLoaderSimple")
     assert loader["widgets_values"][0] in RANDOM["CheckpointLoaderSimple", "ckpt_name"]
-    (seed,) = nodes_of(name, "PrimitiveInt")
-    assert seed["widgets_values"][1] == "fixed"
-    assert len(seed["outputs"][0]["links"]) == len(nodes_of(name, "KSampler")) == len(nodes_of(name, "SaveImage")) >= 2
+    (start,) = nodes_of(name, "PrimitiveInt") + nodes_of(name, "EBCAInvert")
+    assert "fixed" in start["widgets_values"]
+    started = [target for _, source, _, target, *_ in load(name)["links"] if source == start["id"]]
+    samplers = [node["id"] for node in load(name)["nodes"] if node["type"] in SAMPLERS]
+    muted = [node["id"] for node in nodes_of(name, "EBCASaveInversion") if node["mode"] == 2]
+    assert sorted(started) == sorted(samplers + muted)
+    assert len(samplers) == len(nodes_of(name, "SaveImage")) >= 2
+
+
+@pytest.mark.server
+@files_with_a_photo
+def test_samplers_go_back_the_way_of_the_inversion(name, object_info):
+    prompt = workflows.to_api(load(name), object_info)
+    inputs = {node_id: node["inputs"] for node_id, node in prompt.items()}
+    (loader,), (inversion,) = (workflows.node_ids(prompt, t) for t in ("CheckpointLoaderSimple", "EBCAInvert"))
+    assert inputs[inversion]["model"] == [loader, 0]
+    guided = [values for values in inputs.values() if "positive" in values]
+    assert len(guided) == 2
+    assert all(v["positive"] == v["negative"] == inputs[inversion]["caption"] for v in guided)
+    assert {values["sampler_name"] for values in inputs.values() if "sampler_name" in values} == {"euler"}
+    assert len({values["scheduler"] for values in inputs.values() if "scheduler" in values}) == 1
+    assert len({values["steps"] for values in inputs.values() if "steps" in values}) == 1
+    for values in inputs.values():
+        if "add_noise" in values:  # KSampler (Advanced)
+            assert (values["add_noise"], values["start_at_step"], values["end_at_step"]) == ("disable", 0, 10000)
+            assert (values["return_with_leftover_noise"], values["latent_image"]) == ("disable", [inversion, 0])
+        if "guider" in values:  # SamplerCustomAdvanced
+            assert values["sigmas"] == inputs[inversion]["sigmas"]
+            (silence,) = workflows.node_ids(prompt, "DisableNoise")
+            (masked,) = workflows.node_ids(prompt, "SetLatentNoiseMask")
+            starts = [([silence, 0], [inversion, 0]), ([inversion, 1], [masked, 0])]
+            assert (values["noise"], values["latent_image"]) in starts
+            assert inputs[masked]["samples"] == inputs[inversion]["latent"]
+
+
+@files_with_a_photo
+def test_its_photo_is_the_one_that_every_comfyui_has(name):
+    (loader,) = nodes_of(name, "LoadImage")
+    assert loader["widgets_values"][0] == "example.png"
 
 
 @every_file
@@ -116,7 +192,30 @@ def test_shapes_twin_gives_a_picture_with_and_one_without(run, name):
 @pytest.mark.server
 @every_file
 def test_shapes_twin_with_strengths_of_zero_gives_one_picture(run, name):
-    assert all_equal(run(name, SHAPES[name], QUICK, OFF))
+    images = run(name, SHAPES[name], QUICK, OFF)
+    images.pop(NOISE_MASKED, None)  # outside the mask it is the photo, to which the others do not quite come back
+    assert len(images) >= 2
+    assert all_equal(images)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("name", EDITED)
+def test_shapes_twin_shows_the_edit(run, name):
+    before, after = EDITED[name]
+    images = run(name, SHAPES[name])
+    assert verdict(images.pop("Without EBCA") / 255, before).complete
+    assert images
+    assert all(verdict(image / 255, after).complete for image in images.values())
+
+
+@pytest.mark.server
+def test_masked_edit_moves_little_outside_and_nothing_under_a_noise_mask(run):
+    name = "real_image_with_mask_sd15"
+    moved = {title: distance(image, photo()) for title, image in run(name, SHAPES[name]).items()}
+    assert all(moved[title][~OUTSIDE].max() > 200 for title in ("With EBCA", NOISE_MASKED))
+    assert 0 < moved["With EBCA"][OUTSIDE].max() <= 12  # of 255; measured: 8, and 3 without EBCA
+    assert not moved[NOISE_MASKED][OUTSIDE].any()
+    assert not distance(run(name, SHAPES[name], QUICK, OFF)[NOISE_MASKED], photo())[OUTSIDE].any()
 
 
 @pytest.mark.server
