@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from comfy_execution import graph as execution_graph
+
 Prompt = Mapping[str, Mapping[str, Any]]
+
+
+def inputs_of(prompt: Prompt, node_id: str) -> Mapping[str, Any]:
+    """The inputs of a node, widgets and links alike."""
+    return prompt[node_id].get("inputs", {})
 
 
 def link_of(prompt: Prompt, node_id: str, name: str) -> str | None:
     """The id of the node that is wired to an input, None where there is none."""
-    value = prompt[node_id]["inputs"].get(name)
+    value = inputs_of(prompt, node_id).get(name)
     return value[0] if _is_link(value) and value[0] in prompt else None
 
 
-def upstream(
-    prompt: Prompt, node_id: str | None, leave_out: Callable[[str], bool] = lambda name: False
-) -> Iterator[str]:
-    """A node and all that it depends on, nearest first; inputs whose names are to be left out are not followed."""
+def upstream(prompt: Prompt, node_id: str | None, follows: Callable[[str, str], bool] = lambda node, name: True):
+    """The ids of a node and of all that it depends on, nearest first, along the inputs that `follows(id, name)`."""
     seen, waiting = set(), [node_id] if node_id in prompt else []
     while waiting:
         current = waiting.pop(0)
@@ -25,34 +30,50 @@ def upstream(
             continue
         seen.add(current)
         yield current
-        names = [name for name in prompt[current]["inputs"] if not leave_out(name)]
+        names = [name for name in inputs_of(prompt, current) if follows(current, name)]
         waiting += [source for name in names if (source := link_of(prompt, current, name))]
 
 
-def downstream(prompt: Prompt, node_id: str) -> Iterator[str]:
-    """All nodes that depend on a node, nearest first."""
+def first_downstream(prompt: Prompt, node_id: str | None, wanted: Callable[[str], bool]) -> Iterator[str]:
+    """The ids of the wanted nodes that depend on a node without another wanted one between them."""
     seen, waiting = {node_id}, [node_id]
     while waiting:
         current = waiting.pop(0)
-        for reader, node in prompt.items():
-            if reader not in seen and any(_is_link(value) and value[0] == current for value in node["inputs"].values()):
-                seen.add(reader)
-                waiting.append(reader)
+        for reader in prompt:
+            values = inputs_of(prompt, reader).values()
+            if reader in seen or not any(_is_link(value) and value[0] == current for value in values):
+                continue
+            seen.add(reader)
+            if wanted(reader):
                 yield reader
+            else:
+                waiting.append(reader)
 
 
 def value_of(prompt: Prompt, node_id: str, name: str) -> Any:
-    """What a widget holds, or the one value of the primitive node that is wired to it; None if that is not known."""
-    value = prompt[node_id]["inputs"].get(name)
+    """What a widget, or one of core's primitives wired to it, holds; None where that is not known."""
+    value = inputs_of(prompt, node_id).get(name)
     if not _is_link(value):
         return value
-    literals = [v for v in prompt.get(value[0], {"inputs": {}})["inputs"].values() if not _is_link(v)]
-    return literals[0] if len(literals) == 1 else None
+    primitive = inputs_of(prompt, value[0]) if value[0] in prompt else {}
+    return primitive["value"] if set(primitive) == {"value"} and not _is_link(primitive["value"]) else None
 
 
 def widgets(prompt: Prompt, node_id: str) -> dict[str, Any]:
     """The inputs of a node that are not wired."""
-    return {name: value for name, value in prompt[node_id]["inputs"].items() if not _is_link(value)}
+    return {name: value for name, value in inputs_of(prompt, node_id).items() if not _is_link(value)}
+
+
+def texts(prompt: Prompt, node_id: str) -> list[str]:
+    """What is written in a node's text inputs; a file that is chosen from a list is no text."""
+    declared = execution_graph.nodes.NODE_CLASS_MAPPINGS.get(prompt[node_id].get("class_type"))
+    if declared is None:
+        return []
+    return [
+        value
+        for name, value in widgets(prompt, node_id).items()
+        if isinstance(value, str) and execution_graph.get_input_info(declared, name)[0] == "STRING"
+    ]
 
 
 def _is_link(value: Any) -> bool:

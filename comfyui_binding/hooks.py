@@ -1,4 +1,4 @@
-"""The three ComfyUI hooks. None keeps anything: a run's state goes from one to the next in the options of its calls."""
+"""The ComfyUI hooks. None keeps anything: a run's state goes from one to the next in the options of its calls."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from .eager import eager
+from .inversion_record import run_mismatches
 from .layer_patches import LayerPatches
 from .prompts import tell_apart
 from .run import Run
@@ -35,12 +36,20 @@ CONTEXT = 2
 def install(model: ModelPatcher) -> None:
     """Register the hooks on a model, once however many EBCA nodes it passes."""
     for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, outer_sample),
         (WrappersMP.SAMPLER_SAMPLE, sampler_sample),
         (WrappersMP.APPLY_MODEL, apply_model),
         (WrappersMP.DIFFUSION_MODEL, diffusion_model),
     ):
         if not model.get_wrappers(kind, KEY):
             model.add_wrapper_with_key(kind, KEY, wrapper)
+
+
+def outer_sample(executor: WrapperExecutor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    """A sampling run as its node asks for it: say where it does not fit the inversion that it starts from."""
+    for problem in run_mismatches(noise, latent_image, sampler, sigmas):
+        log.warning(problem)
+    return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
 
 def sampler_sample(executor: WrapperExecutor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):

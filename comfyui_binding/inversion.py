@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,6 @@ import comfy.model_management
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
-import comfy.utils
 import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from ..ebca_core import NoiseRegularisation, ddim_inversion, regularised_noise, rising_sigmas
 from .attach import settings_of
+from .inversion_record import Inversion, marked
 
 
 def sampling_sigmas(model: ModelPatcher, scheduler: str, steps: int) -> Tensor:
@@ -61,7 +60,6 @@ def invert(
         sampler,
         rising_sigmas(sigmas),
         callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
     if not torch.isfinite(samples).all():
@@ -72,38 +70,47 @@ def invert(
     return samples.to(comfy.model_management.intermediate_device())
 
 
-@dataclass(frozen=True, eq=False)
+def family_of(model: ModelPatcher) -> str:
+    """ComfyUI's name for the family of a model: SD15, SDXL, ..."""
+    return type(model.model.model_config).__name__
+
+
 class InvertedNoise:
     """A NOISE with which a run on any latent image begins at an inverted latent.
 
-    So the image can be the picture itself, under a noise mask that keeps the rest of it exactly.
+    So the image can be the picture itself, under a noise mask that keeps the rest of it exactly. Holds no model, which
+    ComfyUI could not unload then.
     """
 
-    inverted: Tensor
-    model: ModelPatcher
-    first_sigma: float
-    seed: int = 0
+    seed = 0
+
+    def __init__(self, inversion: Inversion, model: ModelPatcher):
+        self._record = inversion.record
+        self._shape = list(inversion.samples.shape)
+        self._scaled = model.get_model_object("latent_format").process_in
+        self._sampling = model.get_model_object("model_sampling")
+        self._start = self._scaled(inversion.samples.float().cpu())
+        self._sigma = torch.tensor(inversion.record.sigmas[0])
 
     def generate_noise(self, latent: dict) -> Tensor:
-        """The noise that ComfyUI's sampler turns into the inverted latent, on top of latent["samples"]."""
+        """The noise [b, c, height, width] that ComfyUI's sampler turns, with the image, into the inverted latent."""
         image = latent["samples"]
-        if image.shape != self.inverted.shape:
+        if list(image.shape) != self._shape:
             raise ValueError(
-                f"Expected a latent of shape {list(self.inverted.shape)}, as it was inverted, but got "
-                f"{list(image.shape)}. Wire the latent that went into EBCA Invert into the sampler too."
+                f"Expected a latent of shape {self._shape}, as it was inverted, but got {list(image.shape)}. Wire the "
+                "latent that went into EBCA Invert into the sampler too."
             )
-        sampling = self.model.get_model_object("model_sampling")
-        into_model = self.model.model.process_latent_in
-        image = into_model(image.float()) if image.count_nonzero() else image.float()  # as ComfyUI's guider does
-        sigma = torch.tensor(self.first_sigma)
-        model_wrap = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=sampling))
-        is_highest = comfy.samplers.Sampler().max_denoise(model_wrap, [sigma])
+        image = image.float().cpu()
+        image = self._scaled(image) if image.count_nonzero() else image  # as ComfyUI's guider does
+        plain = self._noised(torch.zeros_like(image), image)
+        noise = (self._start - plain) / (self._noised(torch.ones_like(image), image) - plain)
+        return marked(noise, self._record)
 
-        def noised(noise: Tensor) -> Tensor:
-            return sampling.noise_scaling(sigma, noise, image, is_highest)
-
-        start = noised(torch.zeros_like(image))
-        return (into_model(self.inverted.float()) - start) / (noised(torch.ones_like(image)) - start)
+    def _noised(self, noise: Tensor, image: Tensor) -> Tensor:
+        """The start that ComfyUI's sampler makes of noise and image."""
+        model_wrap = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=self._sampling))
+        is_highest = comfy.samplers.Sampler().max_denoise(model_wrap, [self._sigma])
+        return self._sampling.noise_scaling(self._sigma, noise, image, is_highest)
 
 
 @torch.no_grad()
@@ -136,7 +143,7 @@ def _walk_up(
 
 
 def _check_model(model: ModelPatcher) -> None:
-    name, sampling = type(model.model).__name__, model.get_model_object("model_sampling")
+    name, sampling = family_of(model), model.get_model_object("model_sampling")
     kinds = comfy.model_sampling
     if isinstance(sampling, kinds.CONST | kinds.COSMOS_RFLOW):
         raise ValueError(
@@ -158,17 +165,19 @@ def _check_model(model: ModelPatcher) -> None:
 
 def _checked_samples(model: ModelPatcher, latent: dict) -> Tensor:
     samples = latent["samples"]
+    if isinstance(samples, Tensor) and samples.ndim == 4 and samples.numel() > 0:
+        samples = comfy.sample.fix_empty_latent_channels(model, samples).float()
     if not isinstance(samples, Tensor) or samples.ndim != 4 or samples.numel() == 0:
         came = list(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
         raise ValueError(
-            f"Expected the latent of a picture, [batch, channels, height, width], but got {came}. Connect a VAE Encode."
+            f"Expected the latent of a picture, [batch, channels, height, width], but got {came}. Connect a VAE "
+            "Encode, and a model for pictures."
         )
-    samples = comfy.sample.fix_empty_latent_channels(model, samples)
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
         raise ValueError(
-            f"Expected a latent of {channels} channels, as {type(model.model).__name__} has them, but got "
-            f"{samples.shape[1]}. Encode the picture with the VAE of the checkpoint that the model comes from."
+            f"Expected a latent of {channels} channels, as {family_of(model)} has them, but got {samples.shape[1]}. "
+            "Encode the picture with the VAE of the checkpoint that the model comes from."
         )
     if not torch.isfinite(samples).all():
         raise ValueError(

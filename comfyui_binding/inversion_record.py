@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from .settings import KEY
 #: Key of an inversion in a LATENT, and of its record in a file's metadata.
 LATENT_KEY = f"{KEY}_inversion"
 
-#: Samplers whose steps down undo the inversion's steps up; ComfyUI's ddim is euler.
+#: Samplers whose steps down undo the inversion's steps up. ComfyUI's ddim is euler, but for the noise that it puts
+#: outside a noise mask.
 RETRACING = ("euler", "ddim")
 
 
@@ -28,7 +29,7 @@ RETRACING = ("euler", "ddim")
 class InversionRecord:
     """How a latent was inverted. What the graph does not tell is empty."""
 
-    family: str  # class of the model in ComfyUI
+    family: str  # ComfyUI's name for it: SD15, SDXL, ...
     loaded: list[str]  # settings of the nodes that made the model, "CheckpointLoaderSimple.ckpt_name = x.safetensors"
     caption: str
     steps: int | None  # None and an empty scheduler where sigmas of unknown origin were wired in
@@ -60,7 +61,13 @@ class Inversion:
 
     def as_latent(self) -> dict[str, Any]:
         """The LATENT that carries it."""
-        return {"samples": self.samples, LATENT_KEY: self}
+        return {"samples": marked(self.samples, self.record), LATENT_KEY: self}
+
+
+def marked(tensor: Tensor, record: InversionRecord) -> Tensor:
+    """The tensor, with its record for the run that it starts: of a LATENT or NOISE the sampler hands on no more."""
+    tensor.ebca_inversion = record
+    return tensor
 
 
 def inversion_of(latent: Mapping[str, Any]) -> Inversion:
@@ -108,33 +115,30 @@ def load(path: Path) -> Inversion:
 # --- what the graph tells ---
 
 
-def scheduled_by(prompt: Prompt, node_id: str | None) -> tuple[int | None, str]:
-    """The steps and the scheduler behind a node's wired sigmas."""
-    behind = _behind(prompt, node_id, "sigmas")
-    return _first(prompt, behind, "steps"), _first(prompt, behind, "scheduler") or ""
-
-
 def loaded_by(prompt: Prompt, node_id: str | None) -> list[str]:
-    """The settings of the nodes, EBCA's left out, that made the model wired to a node."""
+    """The settings of the nodes that made the model wired to a node; EBCA's own, and what feeds these, are left out."""
+
+    def follows(source: str, name: str) -> bool:
+        return name == "model" or not _is_ours(prompt, source)
+
     return sorted(
         f"{prompt[source]['class_type']}.{name} = {value}"
-        for source in _behind(prompt, node_id, "model")
+        for source in _behind(prompt, node_id, "model", follows)
         for name, value in graph.widgets(prompt, source).items()
-        if not prompt[source]["class_type"].startswith("EBCA")
+        if not _is_ours(prompt, source)
     )
 
 
 def text_of(prompt: Prompt, node_id: str | None, name: str) -> str:
-    """The text behind a node's wired CONDITIONING: the strings of the nodes that the model does not depend on."""
-    model = set(_behind(prompt, node_id, "model"))
-    texts = [
-        value
-        for source in _behind(prompt, node_id, name)
-        if source not in model
-        for value in graph.widgets(prompt, source).values()
-        if isinstance(value, str)
-    ]
-    return " | ".join(texts)
+    """All that is written in text inputs behind a node's wired CONDITIONING."""
+    return " | ".join(text for source in _behind(prompt, node_id, name) for text in graph.texts(prompt, source))
+
+
+def scheduled_by(prompt: Prompt, node_id: str | None) -> tuple[int | None, str]:
+    """The steps and the scheduler behind a node's wired sigmas."""
+    behind = list(_behind(prompt, node_id, "sigmas"))
+    steps, scheduler = _first(prompt, behind, "steps"), _first(prompt, behind, "scheduler")
+    return steps if isinstance(steps, int) else None, scheduler if isinstance(scheduler, str) else ""
 
 
 def without_names(record: InversionRecord) -> InversionRecord:
@@ -143,36 +147,6 @@ def without_names(record: InversionRecord) -> InversionRecord:
 
 
 # --- does what follows fit? ---
-
-
-def mismatches(record: InversionRecord, prompt: Prompt, node_id: str | None) -> list[str]:
-    """What keeps the sampler behind a node from retracing the node's inversion, as far as the graph tells."""
-    sampler = _sampler_after(prompt, node_id)
-    if sampler is None:
-        return []
-    found = []
-
-    def compare(what: str, was: Any, now: Any) -> None:
-        if was and now and was != now:
-            found.append(f"The inversion was made with {what} {was}, but the sampler after it has {now}.")
-
-    compare("steps", record.steps, _nearest(prompt, sampler, "steps"))
-    compare("scheduler", record.scheduler, _nearest(prompt, sampler, "scheduler"))
-    prompted = next(
-        (n for n in graph.upstream(prompt, sampler, _is_picture) if "positive" in prompt[n]["inputs"]), None
-    )
-    compare("the caption", record.caption, text_of(prompt, prompted, "positive"))
-    name = _nearest(prompt, sampler, "sampler_name")
-    if name and name not in RETRACING:
-        found.append(
-            f"The sampler is {name}, which does not go back the way of the inversion: use {' or '.join(RETRACING)}."
-        )
-    if _adds_noise(prompt, sampler, node_id):
-        found.append(
-            f"{prompt[sampler]['class_type']} adds noise to the inverted latent. Use KSampler (Advanced) with add_noise"
-            " off, or SamplerCustomAdvanced with DisableNoise or this node's own noise."
-        )
-    return found
 
 
 def model_mismatches(record: InversionRecord, family: str, loaded: list[str]) -> list[str]:
@@ -187,36 +161,110 @@ def model_mismatches(record: InversionRecord, family: str, loaded: list[str]) ->
     return []
 
 
-def _behind(prompt: Prompt, node_id: str | None, name: str) -> list[str]:
+def mismatches(record: InversionRecord, prompt: Prompt, node_id: str | None) -> list[str]:
+    """What keeps the samplers behind a node from retracing the node's inversion, as far as the graph tells."""
+    samplers = graph.first_downstream(prompt, node_id, lambda node: _samples(prompt, node)) if node_id in prompt else ()
+    found = [problem for sampler in samplers for problem in _sampler_mismatches(record, prompt, sampler, node_id)]
+    return list(dict.fromkeys(found))
+
+
+def run_mismatches(noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor) -> list[str]:
+    """What keeps a run from retracing the inversion that it starts from; nothing for any other run.
+
+    ComfyUI does not run a node again for a change behind it, so EBCA Invert misses what is changed later.
+    """
+    inverted = getattr(latent_image, "ebca_inversion", None)
+    record = inverted or getattr(noise, "ebca_inversion", None)
+    if record is None:
+        return []
+    found = []
+    walked = torch.tensor(record.sigmas)
+    if sigmas.shape != walked.shape or not torch.allclose(sigmas.cpu().float(), walked, rtol=1e-3, atol=1e-4):
+        found.append(
+            f"The inversion went {len(walked) - 1} steps, up to sigma {walked[0]:.4g}, but the sampler goes "
+            f"{len(sigmas) - 1}, from sigma {float(sigmas[0]):.4g}, or spaces them otherwise. Give it the same steps "
+            "and scheduler."
+        )
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
+    if name != "sample_euler":
+        found.append(f"The sampler {name} does not go back the way of the inversion: use {' or '.join(RETRACING)}.")
+    if inverted and noise.count_nonzero():
+        found.append("The sampler adds noise to the inverted latent: switch add_noise off.")
+    return found
+
+
+def _sampler_mismatches(record: InversionRecord, prompt: Prompt, sampler: str, node_id: str) -> Iterator[str]:
+    here = f"{prompt[sampler]['class_type']} (node {sampler})"
+
+    def nearest(name: str) -> Any:
+        """The value of the first input `name` on the way up from the sampler."""
+        return _first(prompt, graph.upstream(prompt, sampler, _leads_to_settings), name)
+
+    now = {"steps": nearest("steps"), "scheduler": nearest("scheduler"), "the caption": _prompt_of(prompt, sampler)}
+    for what, was in {"steps": record.steps, "scheduler": record.scheduler, "the caption": record.caption}.items():
+        if was and now[what] and was != now[what]:
+            yield f"The inversion was made with {what} {was}, but {here} has {now[what]}."
+    if (nearest("start_at_step") or 0) > 0 or nearest("denoise") not in (None, 1, 1.0):
+        yield f"{here} begins in the middle of the run, but the inversion went all the way. Let it begin at the start."
+    name = nearest("sampler_name") or _sampler_class(prompt, sampler)
+    if name and name not in RETRACING:
+        yield (
+            f"{here} has the sampler {name}, which does not go back the way of the inversion: use "
+            f"{' or '.join(RETRACING)}."
+        )
+    if _adds_noise(prompt, sampler, node_id):
+        yield (
+            f"{here} adds noise to the inverted latent. Use KSampler (Advanced) with add_noise off, or "
+            "SamplerCustomAdvanced with DisableNoise or this node's own noise."
+        )
+
+
+def _is_ours(prompt: Prompt, node_id: str) -> bool:
+    return prompt[node_id]["class_type"].startswith("EBCA")
+
+
+def _behind(
+    prompt: Prompt, node_id: str | None, name: str, follows: Callable[[str, str], bool] = lambda node, name: True
+) -> Iterator[str]:
     """The nodes that a node's input depends on."""
-    return list(graph.upstream(prompt, graph.link_of(prompt, node_id, name))) if node_id in prompt else []
-
-
-def _is_picture(name: str) -> bool:
-    """Whether an input of a sampler is the latent, behind which lies the inversion itself."""
-    return name in ("latent_image", "latent", "samples")
-
-
-def _sampler_after(prompt: Prompt, node_id: str | None) -> str | None:
-    """The first node behind another that samples."""
-    after = graph.downstream(prompt, node_id) if node_id in prompt else ()
-    return next((n for n in after if {"sampler_name", "sampler"} & set(prompt[n]["inputs"])), None)
-
-
-def _nearest(prompt: Prompt, sampler: str, name: str) -> Any:
-    """The value of the first input `name` on the way up from a sampler."""
-    return _first(prompt, graph.upstream(prompt, sampler, _is_picture), name)
+    return graph.upstream(prompt, graph.link_of(prompt, node_id, name), follows) if node_id in prompt else iter(())
 
 
 def _first(prompt: Prompt, nodes: Iterable[str], name: str) -> Any:
     """The value of the first input `name` that one of the nodes has."""
-    holder = next((n for n in nodes if name in prompt[n]["inputs"]), None)
+    holder = next((node for node in nodes if name in graph.inputs_of(prompt, node)), None)
     return None if holder is None else graph.value_of(prompt, holder, name)
 
 
+def _samples(prompt: Prompt, node_id: str) -> bool:
+    return bool({"sampler_name", "sampler"} & set(graph.inputs_of(prompt, node_id)))
+
+
+def _leads_to_settings(node_id: str, name: str) -> bool:
+    """Not to the latent and the noise, behind which lies the inversion itself, with settings of its own."""
+    return name not in ("latent_image", "latent", "samples", "noise", "model")
+
+
+def _prompt_of(prompt: Prompt, sampler: str) -> str:
+    """The text of the positive prompt of a sampler or of its guider."""
+    guided = graph.upstream(prompt, sampler, _leads_to_settings)
+    holder = next((node for node in guided if {"positive", "conditioning"} & set(graph.inputs_of(prompt, node))), None)
+    if holder is None:
+        return ""
+    return text_of(prompt, holder, "positive" if "positive" in graph.inputs_of(prompt, holder) else "conditioning")
+
+
+def _sampler_class(prompt: Prompt, sampler: str) -> str | None:
+    """The class of the node that makes a SAMPLER which has no name."""
+    source = graph.link_of(prompt, sampler, "sampler")
+    return prompt[source]["class_type"] if source and "sampler_name" not in graph.inputs_of(prompt, source) else None
+
+
 def _adds_noise(prompt: Prompt, sampler: str, node_id: str) -> bool:
-    inputs = prompt[sampler]["inputs"]
+    inputs = graph.inputs_of(prompt, sampler)
     if "noise" in inputs:
         source = graph.link_of(prompt, sampler, "noise")
         return source not in (None, node_id) and prompt[source]["class_type"] == "RandomNoise"
-    return graph.value_of(prompt, sampler, "add_noise") not in ("disable", False) if "add_noise" in inputs else True
+    if "add_noise" in inputs:
+        return graph.value_of(prompt, sampler, "add_noise") in ("enable", True)
+    return prompt[sampler]["class_type"] == "KSampler"

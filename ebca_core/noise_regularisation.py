@@ -44,7 +44,7 @@ def regularised_noise(noise: Tensor, regularisation: NoiseRegularisation, genera
     same ones, so that a batch does to each image what happens to it alone.
     """
     rolls = regularisation.rolls if regularisation.lambda_auto_corr else 0
-    shifts = draw_shifts(noise, (regularisation.steps, rolls), generator).to(noise.device, non_blocking=True)
+    shifts = draw_shifts(noise, (regularisation.steps, rolls), generator).to(noise.device)
     for step in range(regularisation.steps):
         for roll in range(rolls):
             gradient = auto_correlation_gradient(noise, shifts[step, roll])

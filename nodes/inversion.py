@@ -10,16 +10,18 @@ from pathlib import Path
 import comfy.samplers
 import folder_paths
 from comfy.cli_args import args
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..comfyui_binding import inversion_record
-from ..comfyui_binding.inversion import InvertedNoise, invert, sampling_sigmas
+from ..comfyui_binding.inversion import InvertedNoise, family_of, invert, sampling_sigmas
 from ..comfyui_binding.inversion_record import Inversion, InversionRecord
 from ..ebca_core import NoiseRegularisation
 from .inputs import CATEGORY
 
 log = logging.getLogger("ebca")
 
+#: Of the output folder.
+FOLDER = "inversions"
 EXTENSION = ".latent"
 HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
 
@@ -47,8 +49,8 @@ class EBCAInvert(io.ComfyNode):
             display_name="EBCA Invert",
             category=CATEGORY,
             description="Finds the noise from which a picture comes: sampling from it under the same caption gives the "
-            "picture back, and EBCA Compose edits it on the way. As slow as sampling; save the result with EBCA Save "
-            "Inversion.",
+            "picture back, and EBCA Compose edits it on the way. It takes a call of the model a step; keep the result "
+            "with EBCA Save Inversion.",
             search_aliases=["DDIM inversion", "real image editing", "unsample", "noise regularisation", "energy"],
             inputs=[
                 io.Model.Input(
@@ -113,6 +115,7 @@ class EBCAInvert(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
                     advanced=True,
                     tooltip="For the shifts that lambda_auto_corr compares with. Nothing else is random.",
                 ),
@@ -129,8 +132,8 @@ class EBCAInvert(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Refines every step so that the sampler's step down leads back to it. 0: plain DDIM "
-                    "inversion, as in the paper. 1 costs no more time than 0 and brings the picture back more exactly; "
-                    "each further one costs a call of the model a step.",
+                    "inversion, as in the paper. 1 costs a single call of the model more, and brings the picture back more "
+                    "exactly; each further one costs a call a step.",
                 ),
             ],
             outputs=latent_and_noise(),
@@ -159,9 +162,8 @@ class EBCAInvert(io.ComfyNode):
             sigmas = sampling_sigmas(model, scheduler, steps)
         else:
             steps, scheduler = inversion_record.scheduled_by(prompt, node_id)
-        samples = invert(model, caption, latent, sigmas, regularisation, seed, fixed_point_iterations)
         record = InversionRecord(
-            family=type(model.model).__name__,
+            family=family_of(model),
             loaded=inversion_record.loaded_by(prompt, node_id),
             caption=inversion_record.text_of(prompt, node_id, "caption"),
             steps=steps,
@@ -171,7 +173,8 @@ class EBCAInvert(io.ComfyNode):
             fixed_point_iterations=fixed_point_iterations,
             seed=seed,
         )
-        _say(inversion_record.mismatches(record, prompt, node_id))
+        _say(inversion_record.mismatches(record, prompt, node_id))  # before the long walk
+        samples = invert(model, caption, latent, sigmas, regularisation, seed, fixed_point_iterations)
         return io.NodeOutput(*_outputs(Inversion(samples, record), model))
 
 
@@ -189,8 +192,8 @@ class EBCASaveInversion(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="From EBCA Invert."),
                 io.String.Input(
                     "filename_prefix",
-                    default="inversions/inversion",
-                    tooltip="Folder in the output folder, and beginning of the file's name.",
+                    default="inversion",
+                    tooltip=f"Beginning of the file's name, in the folder {FOLDER} of the output folder.",
                 ),
             ],
             outputs=[],
@@ -202,7 +205,7 @@ class EBCASaveInversion(io.ComfyNode):
     def execute(cls, latent, filename_prefix) -> io.NodeOutput:
         inversion = inversion_record.inversion_of(latent)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
+            f"{FOLDER}/{filename_prefix}", folder_paths.get_output_directory()
         )
         file = f"{name}_{counter:05}_{EXTENSION}"
         inversion_record.save(Path(folder) / file, *_savable(inversion, cls.hidden))
@@ -223,14 +226,16 @@ class EBCALoadInversion(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=_files(),
-                    tooltip="A file of EBCA Save Inversion in the output or input folder. Press R after saving one.",
+                    tooltip="A file of EBCA Save Inversion, or one that was put into the input folder. Press R to see "
+                    "a new one.",
                 ),
                 io.Model.Input("model", tooltip="The model of the inversion, from before EBCA Compose."),
             ],
             outputs=[
                 *latent_and_noise(),
                 io.String.Output(
-                    display_name="description", tooltip="How the picture was inverted, and what does not fit here."
+                    display_name="description",
+                    tooltip="How the picture was inverted, and what does not fit here; for Preview as Text.",
                 ),
             ],
             hidden=HIDDEN,
@@ -240,24 +245,18 @@ class EBCALoadInversion(io.ComfyNode):
     def execute(cls, file, model) -> io.NodeOutput:
         inversion = inversion_record.load(Path(folder_paths.get_annotated_filepath(file)))
         record, (prompt, node_id) = inversion.record, _graph(cls)
-        family, loaded = type(model.model).__name__, inversion_record.loaded_by(prompt, node_id)
+        family, loaded = family_of(model), inversion_record.loaded_by(prompt, node_id)
         problems = [
             *inversion_record.model_mismatches(record, family, loaded),
             *inversion_record.mismatches(record, prompt, node_id),
         ]
         _say(problems)
         description = "\n".join([record.described(), *(f"WARNING: {problem}" for problem in problems)])
-        return io.NodeOutput(*_outputs(inversion, model), description, ui=ui.PreviewText(description))
+        return io.NodeOutput(*_outputs(inversion, model), description)
 
     @classmethod
     def fingerprint_inputs(cls, file, **kwargs) -> float:
         return Path(folder_paths.get_annotated_filepath(file)).stat().st_mtime
-
-    @classmethod
-    def validate_inputs(cls, file) -> bool | str:
-        if folder_paths.exists_annotated_filepath(file):
-            return True
-        return f"Expected a file of EBCA Save Inversion in the output or input folder, but there is no {file}."
 
 
 def _graph(cls: type) -> tuple[dict, str | None]:
@@ -267,7 +266,7 @@ def _graph(cls: type) -> tuple[dict, str | None]:
 
 
 def _outputs(inversion: Inversion, model) -> tuple[dict, InvertedNoise]:
-    return inversion.as_latent(), InvertedNoise(inversion.samples, model, inversion.record.sigmas[0])
+    return inversion.as_latent(), InvertedNoise(inversion, model)
 
 
 def _savable(inversion: Inversion, hidden) -> tuple[Inversion, dict[str, str]]:
@@ -279,11 +278,10 @@ def _savable(inversion: Inversion, hidden) -> tuple[Inversion, dict[str, str]]:
 
 
 def _files() -> list[str]:
-    """Latents in the output folder, marked as ComfyUI marks them, and in the input folder; the newest first."""
-    places = {folder_paths.get_output_directory(): " [output]", folder_paths.get_input_directory(): ""}
-    found = [(path, Path(place), mark) for place, mark in places.items() for path in Path(place).rglob(f"*{EXTENSION}")]
-    found.sort(key=lambda entry: entry[0].stat().st_mtime, reverse=True)
-    return [path.relative_to(place).as_posix() + mark for path, place, mark in found]
+    """Saved inversions, marked as ComfyUI marks files of its output folder, and latents in the input folder."""
+    output, inputs = Path(folder_paths.get_output_directory()), Path(folder_paths.get_input_directory())
+    saved = [f"{path.relative_to(output).as_posix()} [output]" for path in (output / FOLDER).rglob(f"*{EXTENSION}")]
+    return sorted(saved, reverse=True) + sorted(path.name for path in inputs.glob(f"*{EXTENSION}"))
 
 
 def _say(problems: list[str]) -> None:

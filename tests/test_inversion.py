@@ -1,6 +1,7 @@
 """EBCA Invert on ComfyUI's models: against a chain of core nodes, and what it accepts and refuses."""
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import latent_preview
@@ -244,10 +245,16 @@ def test_inputs_and_model_are_left_alone(comfy):
 
 def test_no_gradients_and_no_second_model(comfy, monkeypatch):
     model = toy.model()
-    monkeypatch.setattr(torch.Tensor, "backward", None)
-    monkeypatch.setattr(torch.autograd, "grad", None)
-    monkeypatch.setattr(type(model.model), "__deepcopy__", None, raising=False)
+    monkeypatch.setattr(torch.autograd, "grad", _refuse)
+    monkeypatch.setattr(torch.autograd, "backward", _refuse)
+    monkeypatch.setattr(torch.nn.Module, "__deepcopy__", _refuse, raising=False)
+    with pytest.raises(AssertionError):
+        copy.deepcopy(model.model.diffusion_model)
     inverted(comfy, model, picture())
+
+
+def _refuse(*args, **kwargs):
+    raise AssertionError
 
 
 # --- progress and interruption ---------------------------------------------------------------------------------------
@@ -279,6 +286,58 @@ def test_interruption_ends_it(comfy, monkeypatch, previews):
     with pytest.raises(model_management.InterruptProcessingException):
         inverted(comfy, toy.model(), picture(), steps=20)
     assert len(calls) <= 3
+
+
+# --- runs that do not retrace it -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def updated(comfy):
+    return node(comfy, "EBCAContextUpdate").execute(model=toy.model(), gamma_attn=0.001)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(steps=5), "6 steps, up to sigma 14.61, but the sampler goes 5"),
+        (dict(scheduler="karras"), "spaces them otherwise"),
+        (dict(sampler_name="euler_ancestral"), "sample_euler_ancestral does not go back"),
+        (dict(sampler_name="dpmpp_2m"), "sample_dpmpp_2m does not go back"),
+        ({}, None),
+        (dict(sampler_name="ddim"), None),
+    ],
+    ids=str,
+)
+def test_run_with_ebca_says_what_does_not_fit(comfy, updated, caplog, changes, said):
+    latent, _ = inverted(comfy, toy.model(), picture())
+    caplog.clear()
+    sampled(comfy, updated, latent, **changes)
+    messages = [record.getMessage() for record in caplog.records if record.name == "ebca"]
+    assert len(messages) == (said is not None)
+    assert all(said in message for message in messages)
+
+
+def test_run_with_ebca_says_that_noise_is_added(comfy, updated, caplog):
+    latent, _ = inverted(comfy, toy.model(), picture())
+    node(comfy, "KSampler").execute(
+        model=updated, positive=CAPTION, negative=CAPTION, latent_image=latent, steps=6, cfg=1.0,
+        sampler_name="euler", scheduler="normal", denoise=1.0,
+    )  # fmt: skip
+    assert "adds noise to the inverted latent" in caplog.text
+
+
+@pytest.mark.parametrize(("steps", "said"), [(6, False), (4, True)])
+def test_run_from_the_noise_output_says_what_does_not_fit(comfy, updated, caplog, steps, said):
+    latent = picture()
+    _, noise = inverted(comfy, toy.model(), latent)
+    sampled_custom(comfy, updated, noise, latent, sigmas_of(comfy, toy.model(), steps))
+    assert ("The inversion went 6 steps" in caplog.text) == said
+
+
+def test_run_from_another_latent_says_nothing(comfy, updated, caplog):
+    latent, _ = inverted(comfy, toy.model(), picture())
+    sampled(comfy, updated, {"samples": latent["samples"] * 1}, steps=3)
+    assert "inversion" not in caplog.text
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -340,8 +399,7 @@ def test_noise_that_explodes_is_said(comfy):
     )  # fmt: skip
 
 
-def test_everything_by_the_executor(comfy, run_prompt, monkeypatch):
-    """A flow-matching model through ComfyUI's own validation and execution."""
+def test_refusal_reaches_the_user_through_the_executor(comfy, run_prompt, monkeypatch):
     monkeypatch.setitem(comfy.NODE_CLASS_MAPPINGS, "ToyFlux", _toy_node("MODEL", lambda: toy.model("flux")))
     monkeypatch.setitem(comfy.NODE_CLASS_MAPPINGS, "ToyPrompt", _toy_node("CONDITIONING", lambda: CAPTION))
     prompt = {

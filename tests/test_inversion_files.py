@@ -19,7 +19,7 @@ from shapes.drawing import draw, random_picture
 from support import shapes, toy
 from support.host import PromptError, node
 
-PREFIX = "inversions/test"
+PREFIX = "test"
 
 CHAIN = {
     "loader": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "shapes.safetensors"}},
@@ -124,7 +124,7 @@ def test_file_tells_how_it_was_made(file):
     record = record_in(file)
     assert record.pop("sigmas")[0] == pytest.approx(138.6079, rel=1e-4)
     assert record == {
-        "family": "BaseModel",
+        "family": "Shapes",
         "loaded": ["CheckpointLoaderSimple.ckpt_name = shapes.safetensors"],
         "caption": "a red circle",
         "steps": 3,
@@ -205,12 +205,18 @@ def test_loaded_inversion_can_be_saved_again(run_prompt, file):
     assert record_in(f"{saved['subfolder']}/{saved['filename']} [output]") == record_in(file)
 
 
-def test_node_shows_the_record(run_prompt, file):
-    (text,) = run_prompt(loading(file))["load"]["text"]
+def test_description_is_the_record(run_prompt, file):
+    text = described(run_prompt, loading(file))
     assert "shapes.safetensors" in text
     assert "a red circle" in text
     assert "3 steps of normal" in text
     assert "WARNING" not in text
+
+
+def described(run_prompt, prompt) -> str:
+    """The description output of EBCA Load Inversion, as Preview as Text shows it."""
+    preview = {"class_type": "PreviewAny", "inputs": {"source": ["load", 2]}}
+    return run_prompt({**prompt, "preview": preview})["preview"]["text"][0]
 
 
 MISFITS = {
@@ -222,6 +228,8 @@ MISFITS = {
     "custom steps": (CUSTOM, dict(steps__value=4), ["steps 3", "has 4"]),
     "custom scheduler": (CUSTOM, dict(sigmas__scheduler="simple"), ["scheduler normal", "has simple"]),
     "custom caption": (CUSTOM, dict(caption__text="a blue star"), ["a red circle", "a blue star"]),
+    "later start": (None, dict(sampler__start_at_step=1), ["begins in the middle"]),
+    "custom part": (CUSTOM, dict(sigmas__denoise=0.5), ["begins in the middle"]),
     "custom sampler": (CUSTOM, dict(euler__sampler_name="dpmpp_2m"), ["dpmpp_2m", "use euler or ddim"]),
 }
 
@@ -229,10 +237,9 @@ MISFITS = {
 @pytest.mark.parametrize("name", MISFITS)
 def test_what_does_not_fit_is_said(run_prompt, file, said, name):
     sampler, changes, parts = MISFITS[name]
-    outputs = run_prompt(loading(file, sampler, **changes))
+    text = described(run_prompt, loading(file, sampler, **changes))
     assert is_said(said, *parts), said()
-    assert "WARNING" in outputs["load"]["text"][0]
-    assert len(said()) == 1
+    assert text.count("WARNING") == len(said()) == 1
 
 
 def test_random_noise_is_said(run_prompt, file, said):
@@ -254,6 +261,65 @@ def test_misfits_are_said_at_the_inversion_too(run_prompt, said):
     assert is_said(said, "steps 3", "has 9")
 
 
+def at_the_inversion(*nodes: dict, **changes) -> dict:
+    """A prompt that inverts and samples from it."""
+    keep = {"class_type": "SaveLatent", "inputs": {"samples": ["sampler", 0], "filename_prefix": "test"}}
+    return prompt_of(CHAIN, *nodes, {"keep": keep}, **changes)
+
+
+def test_widgets_that_wired_sigmas_replace_are_not_compared(run_prompt, said):
+    start = dict(sampler__noise=["invert", 1], sampler__latent_image=["picture", 0])
+    run_prompt(at_the_inversion(CUSTOM, invert__sigmas=["sigmas", 0], invert__steps=50, **start))
+    assert not said()
+
+
+def test_noise_output_does_not_hide_the_samplers_settings(run_prompt, said):
+    start = dict(sampler__noise=["invert", 1], sampler__latent_image=["picture", 0])
+    run_prompt(at_the_inversion(CUSTOM, steps__value=4, **start))
+    assert is_said(said, "steps 3", "has 4")
+
+
+def test_every_sampler_after_it_is_looked_at(run_prompt, said):
+    second = copy.deepcopy(SAMPLER)
+    second["inputs"].update(latent_image=["invert", 0], sampler_name="dpmpp_2m_sde")
+    keep = {"class_type": "SaveLatent", "inputs": {"samples": ["second", 0], "filename_prefix": "test"}}
+    nodes = {"sampler": SAMPLER, "second": second, "keep second": keep}
+    run_prompt(at_the_inversion(nodes, sampler__latent_image=["invert", 0]))
+    assert is_said(said, "node second", "dpmpp_2m_sde")
+    assert len(said()) == 1
+
+
+def test_a_sampler_behind_another_is_its_own_affair(run_prompt, file, said):
+    refiner = {"class_type": "KSampler", "inputs": {
+        **{name: SAMPLER["inputs"][name] for name in ("model", "positive", "negative", "cfg", "steps", "scheduler")},
+        "seed": 0, "sampler_name": "euler_ancestral", "denoise": 0.3, "latent_image": ["sampler", 0],
+    }}  # fmt: skip
+    run_prompt({**loading(file, keep__samples=["refiner", 0]), "refiner": refiner})
+    assert not said()
+
+
+def test_values_that_the_graph_does_not_tell_are_not_guessed(run_prompt, file, said):
+    length = {"class_type": "StringLength", "inputs": {"string": "123"}}
+    run_prompt({**loading(file, sampler__steps=["length", 0]), "length": length})
+    assert not said()
+
+
+def test_caption_is_only_what_is_written(run_prompt, said):
+    """The text encoder's own loader chooses files from lists."""
+    skip = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["loader", 1], "stop_at_clip_layer": -1}}
+    start = dict(caption__clip=["skip", 0], sampler__latent_image=["invert", 0])
+    prompt = at_the_inversion({"skip": skip, "sampler": SAMPLER}, **start)
+    edit = {"class_type": "EBCAEditContext", "inputs": {
+        "conditioning": ["caption", 0], "direction": "add", "alpha": 0.5, "start_percent": 0.3, "end_percent": 1.0,
+        "gamma_attn": 0.0, "gamma_norm": 0.0, "gamma_start_percent": 0.0, "gamma_end_percent": 1.0,
+    }}  # fmt: skip
+    compose = {"class_type": "EBCACompose", "inputs": {"model": ["loader", 0], "edits.edit0": ["edit", 0]}}
+    prompt["sampler"]["inputs"]["model"] = ["compose", 0]
+    (saved,) = run_prompt({**prompt, "edit": edit, "compose": compose})["save"]["latents"]
+    assert not said()
+    assert record_in(f"{saved['subfolder']}/{saved['filename']} [output]")["caption"] == "a red circle"
+
+
 def test_another_model_file_is_said(run_prompt, file, said):
     path = Path(folder_paths.get_full_path("checkpoints", "shapes.safetensors"))
     other = Path(folder_paths.get_folder_paths("checkpoints")[0]) / "other.safetensors"
@@ -265,7 +331,7 @@ def test_another_model_file_is_said(run_prompt, file, said):
 
 def test_another_family_is_said(comfy, file, said):
     node(comfy, "EBCALoadInversion").execute(file=file, model=toy.model("sdxl"))
-    assert is_said(said, "family BaseModel", "SDXL")
+    assert is_said(said, "family Shapes", "SDXL")
 
 
 def test_updates_on_the_model_are_no_other_model(run_prompt, file, said):
@@ -273,9 +339,10 @@ def test_updates_on_the_model_are_no_other_model(run_prompt, file, said):
         "class_type": "EBCAContextUpdate",
         "inputs": {
             "model": ["loader", 0], "gamma_attn": 0.01, "gamma_norm": 0.01, "start_percent": 0.0, "end_percent": 1.0,
+            "mask": ["image", 1],
         },
     }  # fmt: skip
-    run_prompt({**loading(file, load__model=["update", 0]), "update": update})
+    run_prompt({**loading(file, load__model=["update", 0]), "update": update, "image": CHAIN["image"]})
     assert not said()
 
 
@@ -289,11 +356,23 @@ def test_file_of_another_kind_is_refused(comfy):
 
 
 def test_missing_file_is_refused_before_anything_runs(run_prompt):
-    with pytest.raises(PromptError, match=r"there is no gone.latent"):
+    with pytest.raises(PromptError, match=r"gone\.latent"):
         run_prompt(loading("gone.latent"))
 
 
-def test_new_files_are_offered_newest_first(comfy, file):
-    offered = comfy.NODE_CLASS_MAPPINGS["EBCALoadInversion"].INPUT_TYPES()["required"]["file"]
-    options = offered[1]["options"] if isinstance(offered[0], str) else offered[0]
-    assert file in options
+def offered(comfy) -> list[str]:
+    spec = comfy.NODE_CLASS_MAPPINGS["EBCALoadInversion"].INPUT_TYPES()["required"]["file"]
+    return spec[1]["options"] if isinstance(spec[0], str) else spec[0]
+
+
+def test_new_files_are_offered_first(comfy, run_prompt, file):
+    assert file in offered(comfy)
+    (saved,) = run_prompt(prompt_of(CHAIN))["save"]["latents"]
+    newest = f"{saved['subfolder']}/{saved['filename']} [output]"
+    assert offered(comfy).index(newest) < offered(comfy).index(file)
+
+
+def test_seed_of_a_new_node_stays_as_it_is(comfy):
+    """The front end would draw another for each run, and so invert again each time."""
+    (_, options) = comfy.NODE_CLASS_MAPPINGS["EBCAInvert"].INPUT_TYPES()["required"]["seed"]
+    assert options["control_after_generate"] == "fixed"
