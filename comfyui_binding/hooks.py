@@ -52,15 +52,26 @@ def outer_sample(executor: WrapperExecutor, noise, latent_image, sampler, sigmas
     return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
 
-def sampler_sample(executor: WrapperExecutor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+def sampler_sample(
+    executor: WrapperExecutor, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
+    *args, **kwargs,
+):  # fmt: skip
     """A sampling run: begin with a fresh state, which dies with the run's own options."""
     options = extra_args["model_options"]["transformer_options"]
     tell_apart(guider.conds)
-    run = Run(options[KEY], guider.inner_model.model_sampling, guider.conds, noise.shape)
+    settings = options[KEY]
+    if denoise_mask is not None and settings.wants_noise_mask:
+        settings = settings.with_noise_mask(denoise_mask[:, 0])
+    run = Run(settings, guider.inner_model.model_sampling, guider.conds, noise.shape)
+    if settings.wants_noise_mask:
+        run.warn_once(
+            "use_noise_mask is on, but the latent has no noise mask: the whole picture speaks in the context update. "
+            "Put a Set Latent Noise Mask before the sampler, or switch use_noise_mask off."
+        )
     if "attn2_patch" not in options.get("patches", {}):  # else the layers' texts may have other lengths, and say so
         run.check_token_weights()
     options[RUN_KEY] = run
-    samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+    samples = executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
     if run.had_no_effect and len(sigmas) > 1:
         run.warn_once(
             "EBCA had no effect: another node runs the model without ComfyUI's hooks, so the image is the one without "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -17,13 +17,17 @@ KEY = "ebca"
 
 @dataclass(frozen=True, eq=False)
 class ContextUpdate:
-    """One EBCAContextUpdate: an update of the prompt's own context. mask [b, height, width], layers None for all."""
+    """One EBCAContextUpdate: an update of the prompt's own context. mask [b, height, width], layers None for all.
+
+    use_noise_mask: where there is no mask, the latent's own takes its place.
+    """
 
     gamma_attn: float
     gamma_norm: float
     window: Window
     token_weights: TokenWeights | None = None
     mask: Tensor | None = None
+    use_noise_mask: bool = False
     positive_only: bool = False
     layers: frozenset[LayerKey] | None = None
 
@@ -82,6 +86,19 @@ class Settings:
         windows = {update.window for update in self.updates}
         windows |= {window for edit in self.edits for window in (edit.window, edit.gamma_window)}
         object.__setattr__(self, "windows", frozenset(windows))
+
+    @property
+    def wants_noise_mask(self) -> bool:
+        """Whether an update waits for the latent's mask."""
+        return any(update.use_noise_mask and update.mask is None for update in self.updates)
+
+    def with_noise_mask(self, mask: Tensor) -> Settings:
+        """These settings for a run whose latent has a mask [b, height, width]."""
+        updates = (
+            replace(update, mask=mask) if update.use_noise_mask and update.mask is None else update
+            for update in self.updates
+        )
+        return replace(self, updates=tuple(updates))
 
 
 def _check_strengths(**strengths: float) -> None:

@@ -9,6 +9,7 @@ from .energy import attention_energy, norm_energy
 from .inversion import ddim_inversion, rising_sigmas
 from .mask import mask_on_grid
 from .noise_regularisation import NoiseRegularisation, regularised_noise
+from .repaint import ddim_step, noised_again, repaint_levels
 from .update import attention_term, key_step, norm_term
 from .window import Window
 
@@ -19,12 +20,15 @@ __all__ = [
     "attention_term",
     "composition_weight_sum",
     "ddim_inversion",
+    "ddim_step",
     "key_step",
     "mask_on_grid",
     "mix_contexts",
+    "noised_again",
     "norm_energy",
     "norm_term",
     "regularised_noise",
+    "repaint_levels",
     "rising_sigmas",
     "smallest_denominator",
 ]

@@ -70,6 +70,13 @@ class EBCAContextUpdate(io.ComfyNode):
                     tooltip="Layers that compute the update; empty for all. d1-d2,m0,u0-u3: the n-th block with "
                     "attention on the way down, in the middle, up. u0.4: the fifth layer in it.",
                 ),
+                io.Boolean.Input(
+                    "use_noise_mask",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Where no mask is wired: take the noise mask of the latent, the region that is painted.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the context update.")],
         )
@@ -86,6 +93,7 @@ class EBCAContextUpdate(io.ComfyNode):
         mask=None,
         apply_to="both",
         blocks="",
+        use_noise_mask=False,
     ) -> io.NodeOutput:
         update = ContextUpdate(
             gamma_attn,
@@ -93,6 +101,7 @@ class EBCAContextUpdate(io.ComfyNode):
             checked_window(start_percent, end_percent),
             token_weights,
             checked_mask(mask),
+            use_noise_mask,
             positive_only=apply_to == "positive",
             layers=parse_blocks(unet_of(model), blocks),
         )

@@ -132,8 +132,8 @@ class EBCAInvert(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Refines every step so that the sampler's step down leads back to it. 0: plain DDIM "
-                    "inversion, as in the paper. 1 costs a single call of the model more, and brings the picture back more "
-                    "exactly; each further one costs a call a step.",
+                    "inversion, as in the paper. 1 costs a single call of the model more and brings the picture back "
+                    "more exactly; each further one costs a call a step.",
                 ),
             ],
             outputs=latent_and_noise(),
