@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ..ebca_core import smallest_denominator
 from .families import context_width, last_layer, unet_of
@@ -29,6 +30,9 @@ def with_update(model: ModelPatcher, update: ContextUpdate) -> ModelPatcher:
     Raises ValueError for a model that EBCA cannot reach.
     """
     unet = unet_of(model)
+    if update.mask is not None and update.gamma_attn != 0:
+        _warn_of_black_mask(update.mask, "the attention term of the context update")
+        update = update.with_plain_mask_resolved()
     if update.is_off:
         return model
     if update.layers is not None and update.layers <= {last_layer(unet)}:
@@ -52,6 +56,9 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
     edits = [replace(edit) for edit in edits if not edit.is_off]  # copies: one edit wired twice is two
     if not edits:
         return model
+    for edit in edits:
+        if edit.mask is not None and edit.weight != 0:
+            _warn_of_black_mask(edit.mask, "an edit")
     settings = settings_of(model)
     edits = [*settings.edits, *edits]
     _check_widths(model, edits)
@@ -64,6 +71,15 @@ def _with_settings(model: ModelPatcher, settings: Settings) -> ModelPatcher:
     clone.model_options["transformer_options"][KEY] = settings
     install(clone)
     return clone
+
+
+def _warn_of_black_mask(mask: Tensor, what: str) -> None:
+    if not bool(mask.any()):
+        log.warning(
+            "The mask of %s is black everywhere, so it does nothing. Paint the region white: Load Image gives a black "
+            "mask for a picture without transparency.",
+            what,
+        )
 
 
 def _check_widths(model: ModelPatcher, edits: list[Edit]) -> None:

@@ -38,6 +38,16 @@ class ContextUpdate:
     def is_off(self) -> bool:
         return self.gamma_attn == 0 and self.gamma_norm == 0
 
+    def with_plain_mask_resolved(self) -> ContextUpdate:
+        """Without a mask that is 1 everywhere, without the attention term if it is 0 everywhere: exactly so."""
+        if self.mask is None:
+            return self
+        if bool((self.mask == 1).all()):
+            return replace(self, mask=None, use_noise_mask=False)
+        if not bool(self.mask.any()):
+            return replace(self, mask=None, use_noise_mask=False, gamma_attn=0.0, token_weights=None)
+        return self
+
     def reaches(self, layer: LayerKey) -> bool:
         """Whether this layer computes the update."""
         return self.layers is None or layer in self.layers
@@ -95,7 +105,9 @@ class Settings:
     def with_noise_mask(self, mask: Tensor) -> Settings:
         """These settings for a run whose latent has a mask [b, height, width]."""
         updates = (
-            replace(update, mask=mask) if update.use_noise_mask and update.mask is None else update
+            replace(update, mask=mask).with_plain_mask_resolved()
+            if update.use_noise_mask and update.mask is None
+            else update
             for update in self.updates
         )
         return replace(self, updates=tuple(updates))
