@@ -1,7 +1,7 @@
 """What the files in `workflows/` become when they run on other models than those they name. Needs the tools installed.
 
-A twin has the nodes and wires of its file and other widget values: tables for `workflows.substitute`. Where it edits a
-photo, that is the one of INPUTS.
+A twin has the nodes and wires of its file and other widget values: tables for `workflows.substitute`. Where it edits or
+paints a photo, that is the one of INPUTS.
 """
 
 from pathlib import Path
@@ -19,13 +19,18 @@ _TEXT = ("CLIPTextEncode", "text")
 
 
 def steps(number: int) -> Substitutions:
-    """So many steps for every sampler, and for the inversion that a sampler retraces."""
-    return {(node, "steps"): number for node in ("KSampler", "KSamplerAdvanced", "BasicScheduler", "EBCAInvert")}
+    """So many steps for every sampler, and for the inversion that a sampler retraces; RePaint jumps over a fifth."""
+    nodes = ("KSampler", "KSamplerAdvanced", "BasicScheduler", "EBCAInvert")
+    return {(node, "steps"): number for node in nodes} | {("EBCARePaintSampler", "jump_length"): max(1, number // 5)}
 
 
 def _photo_divided_by(divisor: int) -> Substitutions:
-    """A smaller photo, and the region of its mask in the same place."""
-    measures = {("ImageScale", "SolidMask"): ("width", "height"), ("MaskComposite",): ("x", "y")}
+    """A smaller photo, with the region of its mask in the same place and the room around it in proportion."""
+    measures = {
+        ("ImageScale", "SolidMask"): ("width", "height"),
+        ("MaskComposite",): ("x", "y"),
+        ("ImagePadForOutpaint",): ("left", "top", "right", "bottom", "feathering"),
+    }
     entries = [(node, name) for nodes, names in measures.items() for node in nodes for name in names]
     return dict.fromkeys(entries, lambda pixels: pixels // divisor)
 
@@ -58,6 +63,14 @@ _INVERTED: Substitutions = {
     ("EBCAEditContext", "start_percent"): 0.3,
     ("EBCAEditContext", "gamma_start_percent"): 0.3,
 }
+
+# What is painted into the photo, or around it.
+_PAINTED: Substitutions = _SAMPLING | {
+    **_photo_divided_by(8),
+    ("CFGGuider", "cfg"): 1.25,
+    ("BasicScheduler", "scheduler"): "normal",
+}
+_TEDDY = "a teddy bear sitting on the grass"
 
 #: {name of the file: what makes it its twin for the shapes model}
 SHAPES: dict[str, Substitutions] = {
@@ -109,6 +122,19 @@ SHAPES: dict[str, Substitutions] = {
         _TEXT: {"a cat sitting on a bench": _PHOTO, "dog": "blue circle", "cat": "red square"},
         ("EBCAEditContext", "alpha"): {0.75: 1.2, 0.65: 1.1},
     },
+    # The shapes model is no inpainting model: of what InpaintModelConditioning gives, it knows the noise mask alone.
+    "inpaint_model_sd15": _PAINTED | {
+        _TEXT: {_TEDDY: "a blue circle on a white background", "": ""},
+    },
+    "repaint_sd15": _PAINTED | {
+        _TEXT: {_TEDDY: "a blue circle on a white background", "": ""},
+    },
+    "outpaint_sd15": _PAINTED | {
+        _TEXT: {
+            "a child's drawing of a girl on a green hill, blue sky and white clouds":
+                "a red square and a blue circle on a white background", "": "",
+        },
+    },
 }  # fmt: skip
 
 #: For checkpoints of random weights in the genuine layouts: everything as in the file but for the checkpoint's name.
@@ -116,6 +142,7 @@ RANDOM: Substitutions = {
     _CHECKPOINT: {
         "v1-5-pruned-emaonly-fp16.safetensors": "random_sd15.ckpt",
         "sd_xl_base_1.0.safetensors": "random_sdxl.ckpt",
+        "sd-v1-5-inpainting.ckpt": "random_sd15_inpaint.ckpt",
     },
 }
 

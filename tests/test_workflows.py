@@ -1,14 +1,19 @@
 """The files in workflows/: saved by the front end, and run by a server on the shapes model and on random weights."""
 
+import copy
 import io
+import itertools
 import json
 
 import numpy as np
 import pytest
+import torch
+from comfy.sd import load_checkpoint_guess_config
 from PIL import Image
 
 from devtools import workflows
 from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, WORKFLOWS, pictures, steps
+from ebca_core import repaint_levels
 from shapes.drawing import draw
 from shapes.scorer import verdict
 from shapes.world import Picture, Thing
@@ -18,7 +23,7 @@ FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
 QUICK = steps(8)
 SAMPLERS = {"KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced"}
 every_file = pytest.mark.parametrize("name", FILES)
-files_with_a_photo = pytest.mark.parametrize("name", [name for name in FILES if name.startswith("real_image")])
+files_with_an_inversion = pytest.mark.parametrize("name", [name for name in FILES if name.startswith("real_image")])
 
 # What the shapes twins of files with edits show: {name of the file: (without EBCA, with EBCA)}
 PHOTO = "a red square on a white background"
@@ -32,10 +37,27 @@ EDITED = {
     "real_image_with_mask_sd15": (PHOTO, "a blue circle on a white background"),
 }
 
+# What the shapes twins of files that paint show, without EBCA and with it, under the seed of the files, 42. Under the
+# seeds 40 to 45 inpainting gave it by either way in 6 of 6 pictures, with and without; outpainting without EBCA in 4 of
+# 6 and with EBCA in 5 of 6 (the others have a second red square).
+PAINTED = {
+    "inpaint_model_sd15": "a blue circle on a white background",
+    "repaint_sd15": "a blue circle on a white background",
+    "outpaint_sd15": "a red square and a blue circle on a white background",  # the square is the photo's own
+}
+files_that_paint = pytest.mark.parametrize("name", PAINTED)
+files_with_repaint = pytest.mark.parametrize("name", ["repaint_sd15", "outpaint_sd15"])
+
 # The pictures of real_image_with_mask_sd15, and where the mask of its twin is zero.
 NOISE_MASKED = "With EBCA and noise mask"
 OUTSIDE = np.ones((64, 64), bool)
 OUTSIDE[8:56, 12:52] = False
+
+# Where the masks of the twins that paint are zero. The edge of what is outpainted is soft, three pixels into the photo.
+KEPT = np.ones((64, 64), bool)
+KEPT[14:54, 14:50] = False
+KEPT_OF_OUTPAINT = np.zeros((64, 96), bool)
+KEPT_OF_OUTPAINT[:, 16 + 3 : 80 - 2] = True
 
 
 def load(name: str) -> dict:
@@ -46,29 +68,44 @@ def nodes_of(name: str, node_type: str) -> list[dict]:
     return [node for node in load(name)["nodes"] if node["type"] == node_type]
 
 
+def wired_to(name: str, node: dict) -> list[int]:
+    """The ids of the nodes that a node feeds, once for each wire."""
+    return sorted(target for _, source, _, target, *_ in load(name)["links"] if source == node["id"])
+
+
 def photo() -> np.ndarray:
     return np.asarray(Image.open(INPUTS["example.png"]).convert("RGB"))
 
 
 @pytest.fixture(scope="module")
 def random_checkpoints(server):
-    """random_sdxl.ckpt beside the server's random_sd15.ckpt."""
-    write_checkpoint(server.base / "models" / "checkpoints" / "random_sdxl.ckpt", "sdxl")
+    """random_sdxl.ckpt and random_sd15_inpaint.ckpt beside the server's random_sd15.ckpt."""
+    for layout in ("sdxl", "sd15_inpaint"):
+        write_checkpoint(server.base / "models" / "checkpoints" / f"random_{layout}.ckpt", layout)
 
 
 @pytest.fixture
 def run(server, object_info):
-    """A function that runs a file with substitutions: {title: picture [h w 3], 0..255}."""
+    """A function that runs a file with substitutions, or without sampling: {title: picture [h w 3], 0..255}."""
 
-    def run(name: str, *tables: workflows.Substitutions) -> dict[str, np.ndarray]:
+    def run(name: str, *tables: workflows.Substitutions, sampled: bool = True) -> dict[str, np.ndarray]:
         prompt = workflows.to_api(load(name), object_info)
         for table in tables:
             prompt = workflows.substitute(prompt, table)
-        history = server.run(prompt, timeout=1800)
+        history = server.run(prompt if sampled else unsampled(prompt), timeout=1800)
         files = {title: server.images(history, node_id)[0] for title, node_id in pictures(prompt).items()}
         return {title: np.asarray(Image.open(io.BytesIO(file))) for title, file in files.items()}
 
     return run
+
+
+def unsampled(prompt: workflows.Prompt) -> workflows.Prompt:
+    """The prompt with each picture decoded from what its sampler starts from."""
+    prompt = copy.deepcopy(prompt)
+    for node_id in workflows.node_ids(prompt, "VAEDecode"):
+        sampler, _ = prompt[node_id]["inputs"]["samples"]
+        prompt[node_id]["inputs"]["samples"] = prompt[sampler]["inputs"]["latent_image"]
+    return prompt
 
 
 def all_differ(images: dict[str, np.ndarray]) -> bool:
@@ -96,6 +133,10 @@ def test_every_file_has_a_twin():
 
 def test_every_file_with_edits_says_what_its_twin_shows():
     assert set(EDITED) == {name for name in FILES if nodes_of(name, "EBCAEditContext")}
+
+
+def test_every_file_that_paints_says_what_its_twin_shows():
+    assert set(PAINTED) == {name for name in FILES if nodes_of(name, "LoadImage") and not nodes_of(name, "EBCAInvert")}
 
 
 def test_the_twins_photo_is_a_drawing():
@@ -134,15 +175,18 @@ def test_one_loader_and_one_start_feed_all_pictures(name):
     assert loader["widgets_values"][0] in RANDOM["CheckpointLoaderSimple", "ckpt_name"]
     (start,) = nodes_of(name, "PrimitiveInt") + nodes_of(name, "EBCAInvert")
     assert "fixed" in start["widgets_values"]
-    started = [target for _, source, _, target, *_ in load(name)["links"] if source == start["id"]]
+    for noise in nodes_of(name, "RandomNoise"):  # from the seed to the samplers
+        assert wired_to(name, start) == [noise["id"]]
+        start = noise
+    started = wired_to(name, start)
     samplers = [node["id"] for node in load(name)["nodes"] if node["type"] in SAMPLERS]
     muted = [node["id"] for node in nodes_of(name, "EBCASaveInversion") if node["mode"] == 2]
-    assert sorted(started) == sorted(samplers + muted)
+    assert started == sorted(samplers + muted)
     assert len(samplers) == len(nodes_of(name, "SaveImage")) >= 2
 
 
 @pytest.mark.server
-@files_with_a_photo
+@files_with_an_inversion
 def test_samplers_go_back_the_way_of_the_inversion(name, object_info):
     prompt = workflows.to_api(load(name), object_info)
     inputs = {node_id: node["inputs"] for node_id, node in prompt.items()}
@@ -167,7 +211,40 @@ def test_samplers_go_back_the_way_of_the_inversion(name, object_info):
             assert inputs[masked]["samples"] == inputs[inversion]["latent"]
 
 
-@files_with_a_photo
+@pytest.mark.server
+@files_that_paint
+def test_both_pictures_paint_the_same_region_and_it_alone_moves_the_prompt(name, object_info):
+    prompt = workflows.to_api(load(name), object_info)
+    (update,) = workflows.node_ids(prompt, "EBCAContextUpdate")
+    nodes = ("SetLatentNoiseMask", "InpaintModelConditioning")
+    (masking,) = (node_id for node in nodes for node_id in workflows.node_ids(prompt, node))
+    update, mask = prompt[update]["inputs"], prompt[masking]["inputs"]["mask"]
+    assert (update.get("mask"), update["use_noise_mask"]) in [(mask, False), (None, True)]
+    assert prompt[masking]["inputs"].get("noise_mask", True) is True
+    samplers = [node["inputs"] for node in prompt.values() if node["class_type"] in SAMPLERS]
+    assert len({tuple(inputs["latent_image"]) for inputs in samplers}) == 1
+    assert samplers[0]["latent_image"][0] == masking
+
+
+@files_with_repaint
+def test_its_notes_count_the_calls_of_the_model(name):
+    (scheduler,), (sampler,) = nodes_of(name, "BasicScheduler"), nodes_of(name, "EBCARePaintSampler")
+    assert (scheduler["widgets_values"][1], sampler["widgets_values"]) == (50, [10, 3, 0])
+    shows, tries = (note["widgets_values"][0] for note in nodes_of(name, "MarkdownNote"))
+    assert f"10 and 10, call the model {calls(50, 10, 10)} times at 50 steps" in shows
+    assert f"10 and 3, as here, it is {calls(50, 10, 3)} times" in shows
+    assert f"jump_n_sample 2 ({calls(50, 10, 2)} calls of the model) or 1 ({calls(50, 10, 1)}: plain" in tries
+    assert f"25 steps with jump_length 5 ({calls(25, 5, 3)} calls)" in tries
+    assert f"jump_n_sample 5 ({calls(50, 10, 5)} calls) or 10 ({calls(50, 10, 10)})" in tries
+
+
+def calls(*settings: int) -> int:
+    """How often RePaint calls the model: once for each step towards the picture."""
+    levels = repaint_levels(*settings)
+    return sum(after > before for before, after in itertools.pairwise(levels))
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if nodes_of(name, "LoadImage")])
 def test_its_photo_is_the_one_that_every_comfyui_has(name):
     (loader,) = nodes_of(name, "LoadImage")
     assert loader["widgets_values"][0] == "example.png"
@@ -216,6 +293,41 @@ def test_masked_edit_moves_little_outside_and_nothing_under_a_noise_mask(run):
     assert 0 < moved["With EBCA"][OUTSIDE].max() <= 12  # of 255; measured: 8, and 3 without EBCA
     assert not moved[NOISE_MASKED][OUTSIDE].any()
     assert not distance(run(name, SHAPES[name], QUICK, OFF)[NOISE_MASKED], photo())[OUTSIDE].any()
+
+
+@pytest.mark.server
+@files_that_paint
+def test_shapes_twin_paints_what_is_asked_and_keeps_the_rest(run, name):
+    kept = KEPT_OF_OUTPAINT if name == "outpaint_sd15" else KEPT
+    start = run(name, SHAPES[name], sampled=False)["Without EBCA"]
+    # Saving cuts off what decoding leaves behind the point, so that some values of the photo come back one lower.
+    assert distance(start[:, 16:80] if name == "outpaint_sd15" else start, photo()).max() <= 1
+    images = run(name, SHAPES[name])
+    assert all_differ(images)
+    for image in images.values():
+        judged = verdict(image / 255, PAINTED[name])
+        assert judged.complete
+        (circle,) = (found for found in judged.reading.found if found.shape == "circle")
+        assert not kept[int(circle.y * 64), int(circle.x * 64)]
+        assert np.array_equal(image[kept], start[kept])
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("name", ["inpaint_model_sd15", "repaint_sd15"])
+def test_shapes_twin_keeps_the_photos_own_values_outside_the_mask(run, name):
+    assert all(np.array_equal(image[KEPT], photo()[KEPT]) for image in run(name, SHAPES[name], QUICK).values())
+
+
+@pytest.mark.slow
+def test_random_inpainting_checkpoint_is_one_for_comfyui(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "random_sd15_inpaint.ckpt", "sd15_inpaint")
+    model = load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=False)[0].model
+    assert type(model.model_config).__name__ == "SD15"
+    assert model.model_config.unet_config["in_channels"] == model.diffusion_model.in_channels == 9
+    assert model.model_config.inpaint_model()
+    noise, hole = torch.randn(1, 4, 16, 16), torch.zeros(1, 1, 16, 16)
+    extra = model.concat_cond(noise=noise, concat_latent_image=noise, concat_mask=hole, device="cpu")
+    assert extra.shape == (1, 5, 16, 16)
 
 
 @pytest.mark.server

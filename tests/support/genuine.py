@@ -15,11 +15,13 @@ import torch
 
 _SDXL = dict(context_dim=2048, use_linear_in_transformer=True, adm_in_channels=2816, num_classes="sequential",
              transformer_depth_middle=-2)  # fmt: skip
+_SD15 = dict(num_res_blocks=[1, 1], channel_mult=[1, 1], transformer_depth=[1, 1],
+             transformer_depth_output=[1, 1, 1, 1], transformer_depth_middle=1, context_dim=768,
+             use_linear_in_transformer=False, adm_in_channels=None)  # fmt: skip
 # name: the class of comfy.supported_models, a small U-Net that is detected as it
 LAYOUTS = {
-    "sd15": ("SD15", dict(num_res_blocks=[1, 1], channel_mult=[1, 1], transformer_depth=[1, 1],
-                          transformer_depth_output=[1, 1, 1, 1], transformer_depth_middle=1, context_dim=768,
-                          use_linear_in_transformer=False, adm_in_channels=None)),
+    "sd15": ("SD15", _SD15),
+    "sd15_inpaint": ("SD15", dict(in_channels=9, **_SD15)),  # the latent, the mask, and the latent of the rest
     "sdxl": ("SDXL", dict(num_res_blocks=[2, 2, 2], channel_mult=[1, 1, 1], transformer_depth=[0, 0, 2, 2, 10, 10],
                           transformer_depth_output=[0] * 9, **_SDXL)),
     "vega": ("Segmind_Vega", dict(num_res_blocks=[2, 2, 2], channel_mult=[1, 1, 1],
@@ -30,7 +32,7 @@ LAYOUTS = {
 
 
 def write_checkpoint(path: Path, layout: str = "sd15", seed: int = 0) -> Path:
-    """Write a checkpoint of one of LAYOUTS as a .ckpt file; "sd15" and "sdxl" hold their text encoders, in full size.
+    """Write a checkpoint of one of LAYOUTS as a .ckpt file; those of SD15 and SDXL hold text encoders in full size.
 
     The file keeps the strides of its tensors: each weight is a view into one random vector (row i starts at number i),
     which is of full rank and takes a few megabytes where the weights would take gigabytes.
@@ -41,7 +43,7 @@ def write_checkpoint(path: Path, layout: str = "sd15", seed: int = 0) -> Path:
 
 
 def _text_encoder_shapes(layout: str) -> dict[str, torch.Size]:
-    if layout == "sd15":
+    if LAYOUTS[layout][0] == "SD15":
         encoder = _shapes(comfy.sd1_clip.SDClipModel(device="meta", dtype=torch.float32), "cond_stage_model.")
         return {k: v for k, v in encoder.items() if not k.endswith(("logit_scale", "text_projection.weight"))}
     if layout == "sdxl":
@@ -54,11 +56,11 @@ def _text_encoder_shapes(layout: str) -> dict[str, torch.Size]:
 
 def _unet_shapes(layout: str) -> dict[str, torch.Size]:
     class_name, unet = LAYOUTS[layout]
-    unet = unet | getattr(comfy.supported_models, class_name).unet_extra_config
+    unet = {"in_channels": 4, **unet, **getattr(comfy.supported_models, class_name).unet_extra_config}
     model = comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel(
-        image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True,
-        use_checkpoint=False, legacy=False, use_temporal_attention=False, use_temporal_resblock=False,
-        device="meta", dtype=torch.float32, operations=comfy.ops.disable_weight_init, **unet,
+        image_size=32, out_channels=4, model_channels=320, use_spatial_transformer=True, use_checkpoint=False,
+        legacy=False, use_temporal_attention=False, use_temporal_resblock=False, device="meta", dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init, **unet,
     )  # fmt: skip
     return _shapes(model, "model.diffusion_model.")
 
