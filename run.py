@@ -6,6 +6,9 @@
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
     python run.py bench                       speed and memory
+    python run.py bench editing               edits of pictures by EBCA and without it, counted
+    python run.py bench inpainting            inpainting with and without EBCA and RePaint, counted
+    python run.py bench round_trip            how exactly a picture returns from its inversion
 
 The first call makes an environment in `.host` and fetches ComfyUI, unless COMFYUI_PATH names one or the pack lies in
 one's custom_nodes.
@@ -19,6 +22,7 @@ from pathlib import Path
 from devtools import children, environment
 
 REPO = Path(__file__).absolute().parent
+BENCHES = ("speed", "editing", "inpainting", "round_trip")
 
 
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
@@ -28,8 +32,9 @@ def demo(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def bench(options: argparse.Namespace, rest: list[str]) -> int:
+    name, rest = (rest[0], rest[1:]) if rest and rest[0] in BENCHES else (BENCHES[0], rest)
     host = environment.prepare(options.host)
-    return children.call([host.python, REPO / "bench" / "speed.py", "--comfyui", host.comfyui, *rest])
+    return children.call([host.python, REPO / "bench" / f"{name}.py", "--comfyui", host.comfyui, *rest])
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:

@@ -72,12 +72,13 @@ def sampler_sample(
         run.check_token_weights()
     options[RUN_KEY] = run
     samples = executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
-    if run.had_no_effect and len(sigmas) > 1:
+    is_idle = not settings.updates and not settings.edits  # under a black noise mask
+    if run.had_no_effect and len(sigmas) > 1 and not is_idle:
         run.warn_once(
             "EBCA had no effect: another node runs the model without ComfyUI's hooks, so the image is the one without "
             "EBCA. Remove the node that replaces the model's function or its forward pass."
         )
-    if run.was_never_on:
+    if run.was_never_on and not is_idle:
         log.info(  # no warning: of a run in two stages, one may well lie outside
             "EBCA was off in this run: none of its steps lies between a start_percent and its end_percent. Widen them, "
             "or sample more of the schedule."
@@ -91,6 +92,12 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
     run = options.get(RUN_KEY)
     if run is None:
         run = Run(options[KEY], executor.class_obj.model_sampling, said=options[KEY].said_without_run)
+        if run.settings.wants_noise_mask:
+            run.warn_once(
+                "use_noise_mask does nothing here, for another node calls the model without the run's options: the "
+                "whole picture speaks in the context update. Wire a mask, or sample with one of ComfyUI's own sampling "
+                "nodes."
+            )
         if run.settings.edits:
             run.warn_once(
                 "EBCA's edits begin afresh at each step, for another node calls the model without the run's options. "

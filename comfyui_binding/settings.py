@@ -38,6 +38,10 @@ class ContextUpdate:
     def is_off(self) -> bool:
         return self.gamma_attn == 0 and self.gamma_norm == 0
 
+    @property
+    def waits_for_noise_mask(self) -> bool:
+        return self.use_noise_mask and self.mask is None and self.gamma_attn != 0
+
     def with_plain_mask_resolved(self) -> ContextUpdate:
         """Without a mask that is 1 everywhere, without the attention term if it is 0 everywhere: exactly so."""
         if self.mask is None:
@@ -100,17 +104,15 @@ class Settings:
     @property
     def wants_noise_mask(self) -> bool:
         """Whether an update waits for the latent's mask."""
-        return any(update.use_noise_mask and update.mask is None for update in self.updates)
+        return any(update.waits_for_noise_mask for update in self.updates)
 
     def with_noise_mask(self, mask: Tensor) -> Settings:
         """These settings for a run whose latent has a mask [b, height, width]."""
-        updates = (
-            replace(update, mask=mask).with_plain_mask_resolved()
-            if update.use_noise_mask and update.mask is None
-            else update
+        updates = [
+            replace(update, mask=mask).with_plain_mask_resolved() if update.waits_for_noise_mask else update
             for update in self.updates
-        )
-        return replace(self, updates=tuple(updates))
+        ]
+        return replace(self, updates=tuple(update for update in updates if not update.is_off))
 
 
 def _check_strengths(**strengths: float) -> None:

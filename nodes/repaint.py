@@ -25,7 +25,7 @@ class EBCARePaintSampler(io.ComfyNode):
                     default=10,
                     min=1,
                     max=1000,
-                    tooltip="How many steps a jump goes back. Typical: a fifth of the steps.",
+                    tooltip="How many steps a jump goes back; less than the run has. Typical: a fifth of them.",
                 ),
                 io.Int.Input(
                     "jump_n_sample",

@@ -47,10 +47,13 @@ def core_chain(comfy, model, latent, sigmas, caption=CAPTION):
 
 
 def sampled(comfy, model, latent, caption=CAPTION, negative=CAPTION, **inputs):
-    inputs = {"steps": 6, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", **inputs}
+    inputs = {
+        "steps": 6, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "end_at_step": 10000,
+        "return_with_leftover_noise": "enable" if "end_at_step" in inputs else "disable", **inputs,
+    }  # fmt: skip
     return node(comfy, "KSamplerAdvanced").execute(
         model=model, add_noise="disable", noise_seed=0, positive=caption, negative=negative, latent_image=latent,
-        start_at_step=0, end_at_step=10000, return_with_leftover_noise="disable", **inputs,
+        start_at_step=0, **inputs,
     )[0]["samples"]  # fmt: skip
 
 
@@ -300,6 +303,8 @@ def updated(comfy):
     ("changes", "said"),
     [
         (dict(steps=5), "6 steps, up to sigma 14.61, but the sampler goes 5"),
+        (dict(steps=9), "6 steps, up to sigma 14.61, but the sampler goes 9"),
+        (dict(end_at_step=3), None),
         (dict(scheduler="karras"), "spaces them otherwise"),
         (dict(sampler_name="euler_ancestral"), "sample_euler_ancestral does not go back"),
         (dict(sampler_name="dpmpp_2m"), "sample_dpmpp_2m does not go back"),

@@ -110,12 +110,21 @@ def test_known_region_holds_when_the_run_ends_early(comfy):
     assert abs(float(left.mean())) < 0.03
 
 
-def test_soft_mask_is_a_blend_at_the_end(comfy):
-    latent = masked(soft=True)
-    out, mask = painted(comfy, latent), latent["noise_mask"][:, None]
-    pulled = (out - latent["samples"]).abs() / (out - latent["samples"]).abs().max()
-    assert float(pulled[(mask < 0.1).expand_as(pulled)].max()) < float(pulled[(mask > 0.9).expand_as(pulled)].max())
-    assert torch.isfinite(out).all()
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("jumps", [(2, 1), (2, 3)], ids=["no jumps", "jumps"])
+def test_noise_has_its_level_under_a_soft_mask_too(comfy, share, jumps):
+    """Of a black picture under a model that sees one: whatever share is painted, x is noise of the level's sigma."""
+    seen, model = [], toy.model()
+
+    def black(executor, x, sigma, *args):
+        seen.append(float(x.std() / sigma[0]))
+        return torch.zeros_like(x)
+
+    model.add_wrapper_with_key("apply_model", "black", black)
+    latent = {"samples": torch.zeros(1, 4, 64, 64), "noise_mask": torch.full((1, 64, 64), share)}
+    painted(comfy, latent, sampler(comfy, *jumps), model, steps=8)
+    assert len(seen) >= 8
+    assert all(level == pytest.approx(1, abs=0.03) for level in seen)
 
 
 def test_fresh_noise_in_the_known_region_at_every_call(comfy):
@@ -188,6 +197,43 @@ def test_flow_matching_model_is_refused(comfy):
     (model,) = node(comfy, "ModelSamplingSD3").execute(model=toy.model(), shift=3.0)
     with pytest.raises(ValueError, match=r"predicts noise.*SD15.*flow-matching.*own samplers"):
         painted(comfy, masked(), model=model)
+
+
+def said(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "ebca"]
+
+
+def test_run_too_short_for_its_jumps_says_so(comfy, caplog):
+    painted(comfy, masked(), sampler(comfy, 6, 2), steps=6)
+    (message,) = said(caplog)
+    assert "no jumps in a run of 6 steps with a jump_length of 6" in message
+
+
+def test_latent_without_a_mask_says_so(comfy, caplog):
+    painted(comfy, {"samples": masked()["samples"]})
+    (message,) = said(caplog)
+    assert "without a noise mask" in message
+
+
+def test_good_run_says_nothing(comfy, caplog):
+    painted(comfy, masked())
+    assert not said(caplog)
+
+
+def test_rising_sigmas_are_refused(comfy):
+    with pytest.raises(ValueError, match=r"sigmas that fall.*FlipSigmas"):
+        painted(comfy, masked(), sigmas=torch.tensor([0.1, 1.0, 5.0]))
+
+
+def test_sampler_that_another_node_wraps_is_refused(comfy):
+    """As packs do that put a function of their own around the model."""
+    inner = sampler(comfy)
+
+    def wrapping(model, x, sigmas, **kwargs):
+        return inner.sampler_function(lambda *a, **k: model(*a, **k), x, sigmas, **kwargs, **inner.extra_options)
+
+    with pytest.raises(ValueError, match=r"another node wraps this sampler.*straight into"):
+        painted(comfy, masked(), samplers.KSAMPLER(wrapping))
 
 
 def test_update_of_the_prompt_works_in_it(comfy):

@@ -86,6 +86,23 @@ def test_black_mask_is_said(comfy, caplog):
     assert all("Load Image" in message for message in black)
 
 
+def test_black_noise_mask_leaves_nothing_of_an_update_without_norm_term(comfy, caplog):
+    black = latent(torch.zeros(1, 16, 24))
+    (model,) = node(comfy, "EBCAContextUpdate").execute(
+        model=toy.model(), gamma_attn=0.05, gamma_norm=0.0, use_noise_mask=True
+    )
+    assert torch.equal(sample(model, POSITIVE, latent=black), sample(toy.model(), POSITIVE, latent=black))
+    assert not messages(caplog)
+
+
+def test_norm_term_alone_asks_for_no_mask(comfy, caplog):
+    (model,) = node(comfy, "EBCAContextUpdate").execute(
+        model=toy.model(), gamma_attn=0.0, gamma_norm=0.02, use_noise_mask=True
+    )
+    sample(model, POSITIVE, latent={"samples": latent(None)["samples"]})
+    assert not messages(caplog)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_plain_noise_mask_is_exact_too(comfy, value):
     plain = latent(torch.full((1, 16, 24), value))

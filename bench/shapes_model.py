@@ -1,0 +1,151 @@
+"""The shapes model, its pictures and ComfyUI's nodes, for counting what edits do. Needs a booted host."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPO / "demo"))
+
+from shapes.drawing import random_picture  # noqa: E402
+from shapes.grammar import Scene, Wanted  # noqa: E402
+from shapes.world import COLOURS, SHAPES, SIDE, Picture, Thing  # noqa: E402
+
+MARGIN = 2  # pixels that belong to the object around its box: its soft edge
+
+
+@dataclass(frozen=True)
+class Case:
+    """A drawn picture and the colours and shapes of its object and of the one that is to take its place."""
+
+    picture: Picture
+    old: tuple[str, str]
+    new: tuple[str, str]
+
+    def caption(self, thing: tuple[str, str]) -> str:
+        """The caption of the picture if it showed `thing`."""
+        return Scene((Wanted(*thing),), ground=self.picture.ground).caption()
+
+    def background(self) -> np.ndarray:
+        """Where the picture does not show its object, [h w]."""
+        return surroundings(self.picture.things[0])
+
+
+def surroundings(thing: Thing) -> np.ndarray:
+    """All of the picture but a thing's box and MARGIN pixels around it, [h w]."""
+    reach = 1.05 * thing.radius + MARGIN / SIDE
+    left, right = (np.clip(round((thing.x + side * reach) * SIDE), 0, SIDE) for side in (-1, 1))
+    top, bottom = (np.clip(round((thing.y + side * reach) * SIDE), 0, SIDE) for side in (-1, 1))
+    outside = np.ones((SIDE, SIDE), bool)
+    outside[top:bottom, left:right] = False
+    return outside
+
+
+def cases(count: int, seed: int) -> list[Case]:
+    """Drawn pictures of one object, and another object for each."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        picture = random_picture(rng, 1)
+        (thing,) = picture.things
+        colour = str(rng.choice([colour for colour in COLOURS if colour != thing.colour]))
+        made.append(Case(picture, (thing.colour, thing.shape), (colour, str(rng.choice(SHAPES)))))
+    return made
+
+
+class ShapesModel:
+    """MODEL, CLIP and VAE of the checkpoint, and nodes of ComfyUI and of the pack, called directly."""
+
+    def __init__(self, checkpoint: Path = REPO / "demo" / "shapes.safetensors"):
+        import comfy.sd
+
+        import nodes
+
+        async def load() -> bool:
+            extras = Path(nodes.__file__).parent / "comfy_extras" / "nodes_custom_sampler.py"
+            packs = [extras, REPO, REPO / "demo" / "shapes_family"]
+            return all([await nodes.load_custom_node(str(pack)) for pack in packs])
+
+        if not asyncio.run(load()):
+            raise RuntimeError(f"ComfyUI could not load the packs in {REPO}; its log above says why.")
+        self._nodes = nodes.NODE_CLASS_MAPPINGS
+        self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
+
+    def node(self, node_id: str, **inputs: Any) -> tuple:
+        """The outputs of a node."""
+        cls = self._nodes[node_id]
+        with torch.inference_mode():
+            if hasattr(cls, "define_schema"):
+                return cls.execute(**inputs).result
+            return getattr(cls(), cls.FUNCTION)(**inputs)
+
+    def encode(self, captions: Sequence[str]) -> list:
+        """A conditioning whose row b is the caption of image b."""
+        tokens = [self.clip.tokenize(caption) for caption in captions]
+        contexts = [self.clip.encode_from_tokens_scheduled(t, show_pbar=False)[0][0] for t in tokens]
+        return [[torch.cat(contexts), {}]]
+
+    def latent(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """The LATENT of images [h w 3], 0..1."""
+        return {"samples": self.vae.encode(torch.from_numpy(np.stack(images)).float())}
+
+    def decode(self, latent: dict[str, Tensor]) -> np.ndarray:
+        """Images [b h w 3], 0..1."""
+        return self.vae.decode(latent["samples"]).float().clamp(0, 1).numpy()
+
+    def invert(self, caption: list, latent: dict[str, Tensor], steps: int, **settings: Any) -> tuple:
+        """The LATENT and the NOISE that EBCA Invert makes, at its defaults but for `settings`."""
+        defaults = dict(
+            scheduler="normal", lambda_auto_corr=20.0, lambda_kl=20.0, reg_steps=5, rolls=5, seed=0,
+            fixed_point_iterations=0,
+        )  # fmt: skip
+        return self.node(
+            "EBCAInvert", model=self.model, caption=caption, latent=latent, steps=steps, **(defaults | settings)
+        )
+
+    def sample(
+        self, model: Any, latent: dict[str, Tensor], positive: list, negative: list, *, start_at_step: int = 0,
+        **settings: Any,
+    ) -> dict:  # fmt: skip
+        """The LATENT that KSampler (Advanced) makes of an inverted one: no noise added."""
+        return self.node(
+            "KSamplerAdvanced", model=model, add_noise="disable", noise_seed=0, positive=positive, negative=negative,
+            latent_image=latent, start_at_step=start_at_step, end_at_step=10000, return_with_leftover_noise="disable",
+            **settings,
+        )[0]  # fmt: skip
+
+    def sample_custom(
+        self, model: Any, noise: Any, latent: dict[str, Tensor], positive: list, negative: list, *, steps: int,
+        cfg: float, sampler_name: str, scheduler: str,
+    ) -> dict:  # fmt: skip
+        """The LATENT that SamplerCustomAdvanced makes with a NOISE."""
+        (guider,) = self.node("CFGGuider", model=model, positive=positive, negative=negative, cfg=cfg)
+        (sampler,) = self.node("KSamplerSelect", sampler_name=sampler_name)
+        (sigmas,) = self.node("BasicScheduler", model=model, scheduler=scheduler, steps=steps, denoise=1.0)
+        return self.node(
+            "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
+        )[0]
+
+
+def sheet(shown: Mapping[str, Sequence[np.ndarray]], columns: int = 10, scale: int = 2) -> Image.Image:
+    """The first pictures of each method, a row each, under its name."""
+    side, caption = SIDE * scale, 20
+    sheet = Image.new("RGB", (columns * side, len(shown) * (side + caption)), "white")
+    for row, (name, images) in enumerate(shown.items()):
+        top = row * (side + caption)
+        ImageDraw.Draw(sheet).text((4, top + 3), name, "black", ImageFont.load_default(13))
+        for column, image in enumerate(images[:columns]):
+            picture = Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
+            enlarged = picture.resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (column * side, top + caption))
+    return sheet
