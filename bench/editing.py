@@ -94,7 +94,7 @@ def candidates() -> Iterator[Method]:
         name = f"EBCA, inversion {inversion}, {alpha} from {start}"
         yield Method(name, cfg, inversion, edit=edit, **CAPTION)
     for gamma in (0.0, 2e-3):
-        edit = Edit((2.2, 2.1), 0.3, (gamma, gamma))
+        edit = Edit((1.6, 1.5), 0.3, (gamma, gamma))
         yield Method(f"EBCA, inversion 1, gammas {gamma}", 1.25, 1, edit=edit, **CAPTION)
 
 
