@@ -181,12 +181,12 @@ def run_mismatches(noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Te
     walked, steps = torch.tensor(record.sigmas), len(sigmas) - 1  # fewer steps: the first stage of a run in two
     if steps >= len(walked) or not torch.allclose(sigmas[:-1].cpu().float(), walked[:steps], rtol=1e-3, atol=1e-4):
         found.append(
-            f"The inversion went {len(walked) - 1} steps, up to sigma {walked[0]:.4g}, but the sampler goes "
-            f"{len(sigmas) - 1}, from sigma {float(sigmas[0]):.4g}, or spaces them otherwise. Give it the same steps "
-            "and scheduler."
+            f"The inversion went {len(walked) - 1} steps up to sigma {walked[0]:.4g}; the sampler goes {steps} down "
+            f"from {float(sigmas[0]):.4g}, over other sigmas. Give it the same steps and scheduler, from the start."
         )
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
     if name != "sample_euler":
+        name = name.removeprefix("sample_")
         found.append(f"The sampler {name} does not go back the way of the inversion: use {' or '.join(RETRACING)}.")
     if inverted and noise.count_nonzero():
         found.append("The sampler adds noise to the inverted latent: switch add_noise off.")
@@ -204,6 +204,13 @@ def _sampler_mismatches(record: InversionRecord, prompt: Prompt, sampler: str, n
     for what, was in {"steps": record.steps, "scheduler": record.scheduler, "the caption": record.caption}.items():
         if was and now[what] and was != now[what]:
             yield f"The inversion was made with {what} {was}, but {here} has {now[what]}."
+    if _is_edited(prompt, sampler) and nearest("cfg") not in (None, 1, 1.0):
+        negative = _prompt_of(prompt, sampler, "negative")
+        if record.caption and negative is not None and negative != record.caption:
+            yield (
+                f"The negative prompt of {here} is '{negative}'. Wire the caption of the inversion into it too: else "
+                "guidance works against the picture, and edits fail."
+            )
     if (nearest("start_at_step") or 0) > 0 or nearest("denoise") not in (None, 1, 1.0):
         yield f"{here} begins in the middle of the run, but the inversion went all the way. Let it begin at the start."
     name = nearest("sampler_name") or _sampler_class(prompt, sampler)
@@ -245,13 +252,20 @@ def _leads_to_settings(node_id: str, name: str) -> bool:
     return name not in ("latent_image", "latent", "samples", "noise", "model")
 
 
-def _prompt_of(prompt: Prompt, sampler: str) -> str:
-    """The text of the positive prompt of a sampler or of its guider."""
-    guided = graph.upstream(prompt, sampler, _leads_to_settings)
-    holder = next((node for node in guided if {"positive", "conditioning"} & set(graph.inputs_of(prompt, node))), None)
-    if holder is None:
-        return ""
-    return text_of(prompt, holder, "positive" if "positive" in graph.inputs_of(prompt, holder) else "conditioning")
+def _prompt_of(prompt: Prompt, sampler: str, role: str = "positive") -> str | None:
+    """The text of a prompt of a sampler or of its guider, None where there is no such prompt."""
+    names = ("positive", "conditioning") if role == "positive" else (role,)
+    for node in graph.upstream(prompt, sampler, _leads_to_settings):
+        for name in names:
+            if name in graph.inputs_of(prompt, node):
+                return text_of(prompt, node, name)
+    return None
+
+
+def _is_edited(prompt: Prompt, sampler: str) -> bool:
+    """Whether the model that a sampler or its guider runs has passed EBCA Compose."""
+    follows = lambda node, name: name in ("guider", "model")  # noqa: E731
+    return any(prompt[node]["class_type"] == "EBCACompose" for node in graph.upstream(prompt, sampler, follows))
 
 
 def _sampler_class(prompt: Prompt, sampler: str) -> str | None:

@@ -302,12 +302,12 @@ def updated(comfy):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(steps=5), "6 steps, up to sigma 14.61, but the sampler goes 5"),
-        (dict(steps=9), "6 steps, up to sigma 14.61, but the sampler goes 9"),
+        (dict(steps=5), "6 steps up to sigma 14.61; the sampler goes 5"),
+        (dict(steps=9), "6 steps up to sigma 14.61; the sampler goes 9"),
         (dict(end_at_step=3), None),
-        (dict(scheduler="karras"), "spaces them otherwise"),
-        (dict(sampler_name="euler_ancestral"), "sample_euler_ancestral does not go back"),
-        (dict(sampler_name="dpmpp_2m"), "sample_dpmpp_2m does not go back"),
+        (dict(scheduler="karras"), "over other sigmas"),
+        (dict(sampler_name="euler_ancestral"), "sampler euler_ancestral does not go back"),
+        (dict(sampler_name="dpmpp_2m"), "sampler dpmpp_2m does not go back"),
         ({}, None),
         (dict(sampler_name="ddim"), None),
     ],

@@ -320,6 +320,34 @@ def test_caption_is_only_what_is_written(run_prompt, said):
     assert record_in(f"{saved['subfolder']}/{saved['filename']} [output]")["caption"] == "a red circle"
 
 
+def edited(prompt: dict, alpha: float = 0.5) -> dict:
+    """The prompt with an edit composed into the sampler's model, and an empty negative prompt."""
+    edit = {"class_type": "EBCAEditContext", "inputs": {
+        "conditioning": ["caption", 0], "direction": "add", "alpha": alpha, "start_percent": 0.3, "end_percent": 1.0,
+        "gamma_attn": 0.0, "gamma_norm": 0.0, "gamma_start_percent": 0.0, "gamma_end_percent": 1.0,
+    }}  # fmt: skip
+    compose = {"class_type": "EBCACompose", "inputs": {"model": ["loader", 0], "edits.edit0": ["edit", 0]}}
+    empty = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["loader", 1], "text": ""}}
+    prompt = {**prompt, "edit": edit, "compose": compose, "empty": empty}
+    holder = prompt["guider" if "guider" in prompt else "sampler"]["inputs"]
+    holder.update(model=["compose", 0], negative=["empty", 0], cfg=3.0)
+    return prompt
+
+
+@pytest.mark.parametrize("sampler", [None, CUSTOM], ids=["KSampler (Advanced)", "SamplerCustomAdvanced"])
+def test_empty_negative_prompt_beside_an_edit_is_said(run_prompt, file, said, sampler):
+    run_prompt(edited(loading(file, sampler)))
+    assert is_said(said, "negative prompt", "is ''", "Wire the caption")
+    assert len(said()) == 1
+
+
+def test_negative_prompt_without_guidance_is_of_no_matter(run_prompt, file, said):
+    prompt = edited(loading(file))
+    prompt["sampler"]["inputs"]["cfg"] = 1.0
+    run_prompt(prompt)
+    assert not said()
+
+
 def test_another_model_file_is_said(run_prompt, file, said):
     path = Path(folder_paths.get_full_path("checkpoints", "shapes.safetensors"))
     other = Path(folder_paths.get_folder_paths("checkpoints")[0]) / "other.safetensors"
@@ -339,10 +367,11 @@ def test_updates_on_the_model_are_no_other_model(run_prompt, file, said):
         "class_type": "EBCAContextUpdate",
         "inputs": {
             "model": ["loader", 0], "gamma_attn": 0.01, "gamma_norm": 0.01, "start_percent": 0.0, "end_percent": 1.0,
-            "mask": ["image", 1],
+            "mask": ["white", 0],
         },
     }  # fmt: skip
-    run_prompt({**loading(file, load__model=["update", 0]), "update": update, "image": CHAIN["image"]})
+    white = {"class_type": "SolidMask", "inputs": {"value": 0.5, "width": 32, "height": 32}}
+    run_prompt({**loading(file, load__model=["update", 0]), "update": update, "white": white})
     assert not said()
 
 
