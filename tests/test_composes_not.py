@@ -53,7 +53,7 @@ def with_ebca(comfy, pack, scene: Scene, asks: str) -> Scene:
         "update": {},
         "positive": {"apply_to": "positive"},
         "words": {"token_weights": pack.comfyui_binding.token_weights.TokenWeights(torch.full((77,), 2.0))},
-        "mask": {"mask": torch.ones(1, 16, 16)},
+        "mask": {"mask": torch.full((1, 16, 16), 0.5)},
     }[asks]
     return replace(scene, model=node(comfy, "EBCAContextUpdate").execute(model=scene.model, **options)[0])
 
