@@ -9,9 +9,7 @@ another colour and any shape, and removes the old one. The scorer reads the resu
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -24,10 +22,9 @@ from torch import Tensor
 REPO = Path(__file__).resolve().parents[1]
 sys.path += [str(REPO), str(REPO / "demo")]
 
-from devtools import inprocess  # noqa: E402
 from shapes.drawing import draw  # noqa: E402
 from shapes.scorer import read  # noqa: E402
-from shapes_model import Case, ShapesModel, cases, sheet  # noqa: E402
+from shapes_model import Case, ShapesModel, bench_parser, boot, cases, sheet  # noqa: E402
 
 TUNING_SEED, SCORED_SEED = 1, 2
 BATCH = 40
@@ -184,23 +181,17 @@ def evaluations(method: Method, steps: int) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
+    parser = bench_parser(__doc__)
     parser.add_argument("--tune", action="store_true", help="try many settings, on other pictures")
     parser.add_argument("--method", default="", help="only methods with this text in their name")
     parser.add_argument("--images", type=int, help="pictures a method, 200 by default, 40 with --tune")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--sheet", type=Path, help="file for a picture of the first ten cases with every method")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="ebca_bench_", ignore_cleanup_errors=True) as base:
-        inprocess.boot(options.comfyui, Path(base))
-        torch.set_num_threads(options.threads)
-        methods = [method for method in (candidates() if options.tune else METHODS) if options.method in method.name]
-        if options.tune:
-            _run(ShapesModel(), methods, cases(options.images or 40, TUNING_SEED), options.steps, options.sheet)
-        else:
-            _run(ShapesModel(), methods, cases(options.images or 200, SCORED_SEED), options.steps, options.sheet)
+    boot(options)
+    methods = [method for method in (candidates() if options.tune else METHODS) if options.method in method.name]
+    count, seed = (40, TUNING_SEED) if options.tune else (200, SCORED_SEED)
+    _run(ShapesModel(), methods, cases(options.images or count, seed), options.steps, options.sheet)
     return 0
 
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +21,12 @@ import torch
 REPO = Path(__file__).resolve().parents[1]
 sys.path += [str(REPO), str(REPO / "demo")]
 
-from devtools import inprocess  # noqa: E402
+import ebca_core  # noqa: E402
 from shapes.drawing import draw, random_pair, random_picture  # noqa: E402
 from shapes.grammar import Scene, Wanted  # noqa: E402
 from shapes.scorer import read  # noqa: E402
 from shapes.world import SIDE, Picture  # noqa: E402
-from shapes_model import ShapesModel, sheet, surroundings  # noqa: E402
+from shapes_model import ShapesModel, bench_parser, boot, sheet, surroundings  # noqa: E402
 
 TUNING_SEED, SCORED_SEED = 11, 12
 CFG = 1.25
@@ -131,25 +129,18 @@ def score(hole: Hole, image: np.ndarray) -> tuple[bool, bool]:
 
 def model_calls(method: Method, steps: int) -> int:
     """Calls of the guided model for a picture."""
-    from ebca_core import repaint_levels
-
-    levels = repaint_levels(steps, *(method.jumps or (steps, 1)))
-    return sum(after > before for before, after in pairwise(levels))
+    return ebca_core.model_calls(ebca_core.repaint_levels(steps, *(method.jumps or (steps, 1))))
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
+    parser = bench_parser(__doc__)
     parser.add_argument("--tune", action="store_true", help="try other gammas, on other pictures")
     parser.add_argument("--images", type=int, default=200, help="pictures a method")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--sheet", type=Path, help="file for a picture of the first ten holes with every method")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="ebca_bench_", ignore_cleanup_errors=True) as base:
-        inprocess.boot(options.comfyui, Path(base))
-        torch.set_num_threads(options.threads)
-        _run(options)
+    boot(options)
+    _run(options)
     return 0
 
 

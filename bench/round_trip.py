@@ -8,9 +8,7 @@ differences of latents, whose values reach from -1 to 1.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +16,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path += [str(REPO), str(REPO / "demo")]
 
-from devtools import inprocess  # noqa: E402
 from shapes.drawing import draw  # noqa: E402
-from shapes_model import ShapesModel, cases  # noqa: E402
+from shapes_model import ShapesModel, bench_parser, boot, cases  # noqa: E402
 
 SEED = 3
 VARIANTS = {
@@ -59,24 +56,18 @@ class RoundTrip:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
+    parser = bench_parser(__doc__)
     parser.add_argument("--images", type=int, default=16, help="pictures")
     parser.add_argument("--steps", type=int, nargs="*", default=[20, 50, 200], help="sampling steps, a column each")
     parser.add_argument("--samplers", type=int, default=50, help="steps for the table of samplers; 0 leaves it out")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="ebca_bench_", ignore_cleanup_errors=True) as base:
-        inprocess.boot(options.comfyui, Path(base))
-        import torch
-
-        torch.set_num_threads(options.threads)
-        trip = RoundTrip(ShapesModel(), options.images)
-        alone = trip.error_of_last_step(max(options.steps))
-        print(f"{options.images} pictures, euler, normal; the last step alone errs by {alone:.4f}\n")
-        _print_variants(trip, options.steps)
-        if options.samplers:
-            _print_samplers(trip, options.samplers)
+    boot(options)
+    trip = RoundTrip(ShapesModel(), options.images)
+    alone = trip.error_of_last_step(max(options.steps))
+    print(f"{options.images} pictures, euler, normal; the last step alone errs by {alone:.4f}\n")
+    _print_variants(trip, options.steps)
+    if options.samplers:
+        _print_samplers(trip, options.samplers)
     return 0
 
 

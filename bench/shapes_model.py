@@ -1,7 +1,8 @@
-"""The shapes model, its pictures and ComfyUI's nodes, for counting what edits do. Needs a booted host."""
+"""The shapes model, its pictures and ComfyUI's nodes, for counting what edits do."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,9 @@ from torch import Tensor
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPO / "demo"))
+
+import comfy_host  # noqa: E402
+from measure import Sampler  # noqa: E402
 
 from shapes.drawing import random_picture  # noqa: E402
 from shapes.grammar import Scene, Wanted  # noqa: E402
@@ -63,23 +67,34 @@ def cases(count: int, seed: int) -> list[Case]:
     return made
 
 
-class ShapesModel:
-    """MODEL, CLIP and VAE of the checkpoint, and nodes of ComfyUI and of the pack, called directly."""
+def bench_parser(description: str) -> argparse.ArgumentParser:
+    """The options that all benches on the shapes model have; `boot` obeys them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    return parser
+
+
+def boot(options: argparse.Namespace) -> None:
+    """Start ComfyUI in this process."""
+    comfy_host.start(options.comfyui)
+    torch.set_num_threads(options.threads)
+
+
+class ShapesModel(Sampler):
+    """The checkpoint, and nodes of ComfyUI and of the pack, called directly."""
 
     def __init__(self, checkpoint: Path = REPO / "demo" / "shapes.safetensors"):
-        import comfy.sd
-
         import nodes
 
         async def load() -> bool:
             extras = Path(nodes.__file__).parent / "comfy_extras" / "nodes_custom_sampler.py"
-            packs = [extras, REPO, REPO / "demo" / "shapes_family"]
-            return all([await nodes.load_custom_node(str(pack)) for pack in packs])
+            return all([await nodes.load_custom_node(str(pack)) for pack in (extras, REPO)])
 
         if not asyncio.run(load()):
             raise RuntimeError(f"ComfyUI could not load the packs in {REPO}; its log above says why.")
         self._nodes = nodes.NODE_CLASS_MAPPINGS
-        self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
+        super().__init__(checkpoint)
 
     def node(self, node_id: str, **inputs: Any) -> tuple:
         """The outputs of a node."""
@@ -88,12 +103,6 @@ class ShapesModel:
             if hasattr(cls, "define_schema"):
                 return cls.execute(**inputs).result
             return getattr(cls(), cls.FUNCTION)(**inputs)
-
-    def encode(self, captions: Sequence[str]) -> list:
-        """A conditioning whose row b is the caption of image b."""
-        tokens = [self.clip.tokenize(caption) for caption in captions]
-        contexts = [self.clip.encode_from_tokens_scheduled(t, show_pbar=False)[0][0] for t in tokens]
-        return [[torch.cat(contexts), {}]]
 
     def latent(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """The LATENT of images [h w 3], 0..1."""

@@ -7,16 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
-import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import CONST, COSMOS_RFLOW
 from torch import Tensor
 
 from ..ebca_core import NoiseRegularisation, ddim_inversion, regularised_noise, rising_sigmas
 from .attach import settings_of
+from .families import adds_noise, family_of
 from .inversion_record import Inversion, marked
 
 
@@ -68,11 +69,6 @@ def invert(
             "set reg_steps to 0; if that does not help, the model itself overflows in this precision."
         )
     return samples.to(comfy.model_management.intermediate_device())
-
-
-def family_of(model: ModelPatcher) -> str:
-    """ComfyUI's name for the family of a model: SD15, SDXL, ..."""
-    return type(model.model.model_config).__name__
 
 
 class InvertedNoise:
@@ -143,14 +139,13 @@ def _walk_up(
 
 
 def _check_model(model: ModelPatcher) -> None:
-    name, sampling = family_of(model), model.get_model_object("model_sampling")
-    kinds = comfy.model_sampling
-    if isinstance(sampling, kinds.CONST | kinds.COSMOS_RFLOW):
+    name, sampling = family_of(model.model), model.get_model_object("model_sampling")
+    if isinstance(sampling, CONST | COSMOS_RFLOW):
         raise ValueError(
             f"Expected a model that predicts noise (eps) or velocity (v), but {name} is a flow-matching model: its "
             "way from picture to noise is another one, which EBCA Invert does not know. SD 1.x, SD 2.x and SDXL work."
         )
-    if not isinstance(sampling, kinds.EPS) or isinstance(sampling, kinds.IMG_TO_IMG):
+    if not adds_noise(sampling):
         raise ValueError(
             f"Expected a model that predicts noise (eps) or velocity (v), but {name} predicts something else. SD 1.x, "
             "SD 2.x and SDXL work."
@@ -176,8 +171,8 @@ def _checked_samples(model: ModelPatcher, latent: dict) -> Tensor:
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
         raise ValueError(
-            f"Expected a latent of {channels} channels, as {family_of(model)} has them, but got {samples.shape[1]}. "
-            "Encode the picture with the VAE of the checkpoint that the model comes from."
+            f"Expected a latent of {channels} channels, as {family_of(model.model)} has them, but got "
+            f"{samples.shape[1]}. Encode the picture with the VAE of the checkpoint that the model comes from."
         )
     if not torch.isfinite(samples).all():
         raise ValueError(

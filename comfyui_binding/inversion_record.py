@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from . import graph
 from .graph import Prompt
 from .settings import KEY
 
-#: Key of an inversion in a LATENT, and of its record in a file's metadata.
-LATENT_KEY = f"{KEY}_inversion"
+#: Key of an inversion in a LATENT, of its record in a file's metadata, and of that on a tensor that starts a run.
+INVERSION_KEY = f"{KEY}_inversion"
 
 #: Samplers whose steps down undo the inversion's steps up. ComfyUI's ddim is euler, but for the noise that it puts
 #: outside a noise mask.
@@ -61,18 +62,18 @@ class Inversion:
 
     def as_latent(self) -> dict[str, Any]:
         """The LATENT that carries it."""
-        return {"samples": marked(self.samples, self.record), LATENT_KEY: self}
+        return {"samples": marked(self.samples, self.record), INVERSION_KEY: self}
 
 
 def marked(tensor: Tensor, record: InversionRecord) -> Tensor:
     """The tensor, with its record for the run that it starts: of a LATENT or NOISE the sampler hands on no more."""
-    tensor.ebca_inversion = record
+    setattr(tensor, INVERSION_KEY, record)
     return tensor
 
 
 def inversion_of(latent: Mapping[str, Any]) -> Inversion:
     """The inversion that a LATENT carries. Raises ValueError for any other, and for one that was changed since."""
-    inversion = latent.get(LATENT_KEY)
+    inversion = latent.get(INVERSION_KEY)
     if inversion is None or inversion.samples is not latent["samples"]:
         raise ValueError(
             "Expected the latent of EBCA Invert as it comes out of that node, but got "
@@ -89,14 +90,14 @@ def save(path: Path, inversion: Inversion, other_metadata: Mapping[str, str]) ->
     """Write a file that core's Load Latent can read too; the record is in its metadata."""
     tensors = {"latent_tensor": inversion.samples.contiguous(), "latent_format_version_0": torch.tensor([])}
     record = json.dumps(asdict(inversion.record))
-    comfy.utils.save_torch_file(tensors, str(path), metadata={**other_metadata, LATENT_KEY: record})
+    comfy.utils.save_torch_file(tensors, str(path), metadata={**other_metadata, INVERSION_KEY: record})
 
 
 def load(path: Path) -> Inversion:
     """Read what `save` wrote. Raises ValueError for any other file."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            values = json.loads((file.metadata() or {}).get(LATENT_KEY, "{}"))
+            values = json.loads((file.metadata() or {}).get(INVERSION_KEY, "{}"))
             samples = file.get_tensor("latent_tensor") if values else None
     except safetensors.SafetensorError as error:
         raise ValueError(
@@ -173,8 +174,8 @@ def run_mismatches(noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Te
 
     ComfyUI does not run a node again for a change behind it, so EBCA Invert misses what is changed later.
     """
-    inverted = getattr(latent_image, "ebca_inversion", None)
-    record = inverted or getattr(noise, "ebca_inversion", None)
+    inverted = getattr(latent_image, INVERSION_KEY, None)
+    record = inverted or getattr(noise, INVERSION_KEY, None)
     if record is None:
         return []
     found = []
@@ -195,17 +196,15 @@ def run_mismatches(noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Te
 
 def _sampler_mismatches(record: InversionRecord, prompt: Prompt, sampler: str, node_id: str) -> Iterator[str]:
     here = f"{prompt[sampler]['class_type']} (node {sampler})"
-
-    def nearest(name: str) -> Any:
-        """The value of the first input `name` on the way up from the sampler."""
-        return _first(prompt, graph.upstream(prompt, sampler, _leads_to_settings), name)
-
-    now = {"steps": nearest("steps"), "scheduler": nearest("scheduler"), "the caption": _prompt_of(prompt, sampler)}
+    guided = list(graph.upstream(prompt, sampler, _leads_to_settings))
+    nearest = partial(_first, prompt, guided)
+    caption = _prompt_of(prompt, guided, "positive", "conditioning")
+    now = {"steps": nearest("steps"), "scheduler": nearest("scheduler"), "the caption": caption}
     for what, was in {"steps": record.steps, "scheduler": record.scheduler, "the caption": record.caption}.items():
         if was and now[what] and was != now[what]:
             yield f"The inversion was made with {what} {was}, but {here} has {now[what]}."
     if _is_edited(prompt, sampler) and nearest("cfg") not in (None, 1, 1.0):
-        negative = _prompt_of(prompt, sampler, "negative")
+        negative = _prompt_of(prompt, guided, "negative")
         if record.caption and negative is not None and negative != record.caption:
             yield (
                 f"The negative prompt of {here} is '{negative}'. Wire the caption of the inversion into it too: else "
@@ -252,20 +251,16 @@ def _leads_to_settings(node_id: str, name: str) -> bool:
     return name not in ("latent_image", "latent", "samples", "noise", "model")
 
 
-def _prompt_of(prompt: Prompt, sampler: str, role: str = "positive") -> str | None:
-    """The text of a prompt of a sampler or of its guider, None where there is no such prompt."""
-    names = ("positive", "conditioning") if role == "positive" else (role,)
-    for node in graph.upstream(prompt, sampler, _leads_to_settings):
-        for name in names:
-            if name in graph.inputs_of(prompt, node):
-                return text_of(prompt, node, name)
-    return None
+def _prompt_of(prompt: Prompt, nodes: Iterable[str], *names: str) -> str | None:
+    """The text behind the first input of these names that one of the nodes has, None where there is none."""
+    named = ((node, name) for node in nodes for name in names if name in graph.inputs_of(prompt, node))
+    return next((text_of(prompt, node, name) for node, name in named), None)
 
 
 def _is_edited(prompt: Prompt, sampler: str) -> bool:
     """Whether the model that a sampler or its guider runs has passed EBCA Compose."""
-    follows = lambda node, name: name in ("guider", "model")  # noqa: E731
-    return any(prompt[node]["class_type"] == "EBCACompose" for node in graph.upstream(prompt, sampler, follows))
+    passed = graph.upstream(prompt, sampler, lambda node, name: name in ("guider", "model"))
+    return any(prompt[node]["class_type"] == "EBCACompose" for node in passed)
 
 
 def _sampler_class(prompt: Prompt, sampler: str) -> str | None:

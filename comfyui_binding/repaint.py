@@ -7,13 +7,13 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import comfy.model_sampling
 import comfy.samplers
 import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
 from torch import Tensor
 
-from ..ebca_core import ddim_step, noised_again, repaint_levels
+from ..ebca_core import ddim_step, model_calls, noised_again, repaint_levels
+from .families import adds_noise, family_of
 
 log = logging.getLogger("ebca")
 
@@ -40,11 +40,6 @@ class RePaintSampler(comfy.samplers.KSAMPLER):
         return super().sample(
             model_wrap, sigmas, extra_args, with_jumps, noise, latent_image, denoise_mask, *args, **kwargs
         )
-
-
-def model_calls(levels: list[int]) -> int:
-    """How often a walk calls the model: once for each step towards the picture."""
-    return sum(after > before for before, after in pairwise(levels))
 
 
 @torch.no_grad()
@@ -133,10 +128,9 @@ def _check(model, sigmas: Tensor) -> None:
 
 
 def _check_model(model: Any) -> None:
-    name, sampling = type(model.model_config).__name__, model.model_sampling
-    if isinstance(sampling, comfy.model_sampling.EPS) and not isinstance(sampling, comfy.model_sampling.IMG_TO_IMG):
-        return
-    raise ValueError(
-        f"Expected a model that predicts noise (eps) or velocity (v), but {name} does not: RePaint adds noise to a "
-        "picture, where flow-matching models mix the two. Use ComfyUI's own samplers with this model."
-    )
+    if not adds_noise(model.model_sampling):
+        raise ValueError(
+            f"Expected a model that predicts noise (eps) or velocity (v), but {family_of(model)} does not: RePaint "
+            "adds noise to a picture, where flow-matching models mix the two. Use ComfyUI's own samplers with this "
+            "model."
+        )

@@ -9,7 +9,7 @@ from .energy import attention_energy, norm_energy
 from .inversion import ddim_inversion, rising_sigmas
 from .mask import mask_on_grid
 from .noise_regularisation import NoiseRegularisation, regularised_noise
-from .repaint import ddim_step, noised_again, repaint_levels
+from .repaint import ddim_step, model_calls, noised_again, repaint_levels
 from .update import attention_term, key_step, norm_term
 from .window import Window
 
@@ -24,6 +24,7 @@ __all__ = [
     "key_step",
     "mask_on_grid",
     "mix_contexts",
+    "model_calls",
     "noised_again",
     "norm_energy",
     "norm_term",

@@ -5,6 +5,8 @@ Levels are indices into the falling sigmas of a run: 0 is pure noise, the last o
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor
 
 
@@ -23,6 +25,11 @@ def repaint_levels(steps: int, jump_length: int, jump_n_sample: int) -> list[int
             jumps[levels[-1]] -= 1
             levels += range(levels[-1] - 1, levels[-1] - jump_length - 1, -1)
     return levels
+
+
+def model_calls(levels: list[int]) -> int:
+    """How often a walk calls the model: once for each step towards the picture."""
+    return sum(after > before for before, after in pairwise(levels))
 
 
 def ddim_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, eta: float, noise: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from comfy.cli_args import args
 from comfy_api.latest import io
 
 from ..comfyui_binding import inversion_record
-from ..comfyui_binding.inversion import InvertedNoise, family_of, invert, sampling_sigmas
+from ..comfyui_binding.families import family_of
+from ..comfyui_binding.inversion import InvertedNoise, invert, sampling_sigmas
 from ..comfyui_binding.inversion_record import Inversion, InversionRecord
 from ..ebca_core import NoiseRegularisation
 from .inputs import CATEGORY
@@ -163,7 +164,7 @@ class EBCAInvert(io.ComfyNode):
         else:
             steps, scheduler = inversion_record.scheduled_by(prompt, node_id)
         record = InversionRecord(
-            family=family_of(model),
+            family=family_of(model.model),
             loaded=inversion_record.loaded_by(prompt, node_id),
             caption=inversion_record.text_of(prompt, node_id, "caption"),
             steps=steps,
@@ -245,7 +246,7 @@ class EBCALoadInversion(io.ComfyNode):
     def execute(cls, file, model) -> io.NodeOutput:
         inversion = inversion_record.load(Path(folder_paths.get_annotated_filepath(file)))
         record, (prompt, node_id) = inversion.record, _graph(cls)
-        family, loaded = family_of(model), inversion_record.loaded_by(prompt, node_id)
+        family, loaded = family_of(model.model), inversion_record.loaded_by(prompt, node_id)
         problems = [
             *inversion_record.model_mismatches(record, family, loaded),
             *inversion_record.mismatches(record, prompt, node_id),

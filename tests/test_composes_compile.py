@@ -10,6 +10,7 @@ import torch
 from support import by_hand, neighbours, toy
 from support.host import node
 from support.neighbours import Scene
+from support.said import messages
 from support.sampling import relative_error
 
 UPDATE = by_hand.Update(0.01, 0.02)
@@ -100,10 +101,6 @@ def hand_made(comfy, update: by_hand.Update = UPDATE) -> torch.Tensor:
         return scene.sampled(comfy)
 
 
-def warnings_of(caplog) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "ebca"]
-
-
 @pytest.mark.parametrize(("way", "order", "traced"), CASES)
 def test_equals_the_hand_made_run(comfy, caplog, backend, way, order, traced):
     compiled, scene = WAYS[way], small_scene()
@@ -118,8 +115,8 @@ def test_equals_the_hand_made_run(comfy, caplog, backend, way, order, traced):
 
     assert relative_error(got, hand_made(comfy)) < 1e-5
     assert backend.runs == 0
-    assert [warning for warning in warnings_of(caplog) if "torch.compile" in warning] == warnings_of(caplog)
-    assert len(warnings_of(caplog)) == 1
+    assert [warning for warning in messages(caplog) if "torch.compile" in warning] == messages(caplog)
+    assert len(messages(caplog)) == 1
 
 
 @pytest.mark.parametrize(("way", "order"), [(way, COMPILE_FIRST) for way in WAYS] + [("core's node", EBCA_FIRST)])
@@ -134,7 +131,7 @@ def test_outside_its_window_compiled_code_runs(comfy, caplog, backend, way, orde
 
     assert torch.equal(on(scene, model).sampled(comfy), alone)
     assert backend.runs == runs > 0
-    assert not warnings_of(caplog)
+    assert not messages(caplog)
 
 
 def test_compiled_code_runs_again_once_the_window_ends(comfy, backend):

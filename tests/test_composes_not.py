@@ -11,6 +11,7 @@ import torch
 from support import by_hand, neighbours, toy
 from support.host import node
 from support.neighbours import Scene
+from support.said import messages
 from support.sampling import relative_error
 
 
@@ -61,7 +62,7 @@ def with_ebca(comfy, pack, scene: Scene, asks: str) -> Scene:
 def sampled_with_warnings(comfy, caplog, scene: Scene) -> tuple[torch.Tensor, list[str]]:
     caplog.clear()
     samples = scene.sampled(comfy)
-    return samples, [record.getMessage() for record in caplog.records if record.name == "ebca"]
+    return samples, messages(caplog)
 
 
 @pytest.mark.parametrize("neighbour_first", [True, False], ids=["neighbour first", "EBCA first"])

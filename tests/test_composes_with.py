@@ -13,6 +13,7 @@ from support import by_hand, neighbours, toy
 from support.by_hand import Neighbour
 from support.host import node
 from support.neighbours import Scene, chain, on_the_model
+from support.said import messages
 from support.sampling import relative_error
 
 AROUND = "its own code around hand-made attention"
@@ -185,7 +186,7 @@ UNFELT = ("context windows", "context windows, anchored")
 def test_equals_the_independent_computation(comfy, pack, caplog, name, method, order):
     got = wired(comfy, pack, name, order, [method]).sampled(comfy)
     assert relative_error(got, by_hand_run(comfy, name, method)) < TABLE[name].tolerance
-    warnings = [record.getMessage() for record in caplog.records if record.name == "ebca"]
+    warnings = messages(caplog)
     assert len(warnings) == bool(TABLE[name].warns), warnings
     assert TABLE[name].warns in "".join(warnings)
 

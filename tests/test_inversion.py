@@ -4,18 +4,18 @@ from __future__ import annotations
 import copy
 from itertools import pairwise
 
-import latent_preview
 import numpy as np
 import pytest
 import torch
-from comfy import model_management, utils
+from comfy import model_management
 from comfy import samplers as comfy_samplers
 
 from ebca_core import NoiseRegularisation, regularised_noise
 from shapes.drawing import draw, random_picture
 from shapes.grammar import Scene, Wanted
-from support import shapes, toy
+from support import progress, shapes, toy
 from support.host import PromptError, node
+from support.said import messages, refused
 from support.sampling import relative_error
 
 OFF = dict(lambda_auto_corr=0.0, lambda_kl=0.0)
@@ -263,32 +263,18 @@ def _refuse(*args, **kwargs):
 # --- progress and interruption ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def previews(monkeypatch):
-    monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.Latent2RGB)
-
-
-def test_progress_goes_over_all_steps_with_a_preview(comfy, monkeypatch, previews):
-    seen = []
-    monkeypatch.setattr(utils, "PROGRESS_BAR_HOOK", lambda *report, **kwargs: seen.append(report))
+def test_progress_goes_over_all_steps_with_a_preview(comfy, monkeypatch):
+    seen = progress.recorded(monkeypatch)
     inverted(comfy, toy.model(), picture(), steps=5, fixed_point_iterations=2)
     assert [(value, total) for value, total, _ in seen] == [(i, 5) for i in range(1, 6)]
     assert all(preview is not None for *_, preview in seen)
 
 
-def test_interruption_ends_it(comfy, monkeypatch, previews):
-    calls = []
-
-    def hook(value, total, preview, **kwargs):  # as the server's own
-        calls.append(value)
-        model_management.throw_exception_if_processing_interrupted()
-        if value == 2:
-            model_management.interrupt_current_processing()
-
-    monkeypatch.setattr(utils, "PROGRESS_BAR_HOOK", hook)
+def test_interruption_ends_it(comfy, monkeypatch):
+    seen = progress.interrupted_at(monkeypatch, 2)
     with pytest.raises(model_management.InterruptProcessingException):
         inverted(comfy, toy.model(), picture(), steps=20)
-    assert len(calls) <= 3
+    assert len(seen) <= 3
 
 
 # --- runs that do not retrace it -------------------------------------------------------------------------------------
@@ -317,9 +303,9 @@ def test_run_with_ebca_says_what_does_not_fit(comfy, updated, caplog, changes, s
     latent, _ = inverted(comfy, toy.model(), picture())
     caplog.clear()
     sampled(comfy, updated, latent, **changes)
-    messages = [record.getMessage() for record in caplog.records if record.name == "ebca"]
-    assert len(messages) == (said is not None)
-    assert all(said in message for message in messages)
+    found = messages(caplog)
+    assert len(found) == (said is not None)
+    assert all(said in message for message in found)
 
 
 def test_run_with_ebca_says_that_noise_is_added(comfy, updated, caplog):
@@ -346,14 +332,6 @@ def test_run_from_another_latent_says_nothing(comfy, updated, caplog):
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
-
-
-def refused(call, *parts):
-    with pytest.raises(ValueError) as refusal:
-        call()
-    message = str(refusal.value)
-    assert all(part in message for part in parts), message
-    assert len(message) < 500
 
 
 def test_flow_matching_model_is_refused(comfy):

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from shapes.drawing import draw, random_picture
 from support import shapes, toy
 from support.host import PromptError, node
+from support.said import messages
 
 PREFIX = "test"
 
@@ -105,7 +106,7 @@ def file(run_prompt) -> str:
 def said(caplog):
     """A function that gives all that the pack has logged."""
     caplog.set_level(logging.INFO, logger="ebca")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "ebca"]
+    return lambda: messages(caplog)
 
 
 def record_in(file: str) -> dict:

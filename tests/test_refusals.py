@@ -9,6 +9,7 @@ import torch
 
 from support import toy
 from support.host import PromptError, node
+from support.said import refused
 from support.sampling import sample
 
 FAMILIES = "EBCA works with U-Net models"
@@ -34,16 +35,6 @@ def removals(comfy, *specs):
                 end_percent=end, mask=mask)
         for alpha, start, end, mask in specs
     ]  # fmt: skip
-
-
-def refused(call, *parts):
-    """The call raises ValueError with all of `parts` in its message, which begins with what was expected."""
-    with pytest.raises(ValueError) as refusal:
-        call()
-    message = str(refusal.value)
-    assert all(part in message for part in parts), message
-    assert len(message) < 500
-    return message
 
 
 # --- strengths and windows -------------------------------------------------------------------------------------------

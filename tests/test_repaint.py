@@ -3,14 +3,14 @@ from __future__ import annotations
 
 import sys
 
-import latent_preview
 import pytest
 import torch
-from comfy import model_management, samplers, utils
+from comfy import model_management, samplers
 from comfy.k_diffusion import sampling as k_sampling
 
-from support import toy
+from support import progress, toy
 from support.host import node
+from support.said import messages
 from support.sampling import relative_error
 
 POSITIVE, NEGATIVE = toy.conditioning(1), toy.conditioning(2)
@@ -162,35 +162,20 @@ def test_any_schedule(comfy, scheduler):
     assert torch.allclose(out[outside(latent)], latent["samples"][outside(latent)], rtol=0, atol=1e-6)
 
 
-@pytest.fixture
-def progress(monkeypatch):
-    """What the server would be told."""
-    seen = []
-    monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.Latent2RGB)
-    monkeypatch.setattr(utils, "PROGRESS_BAR_HOOK", lambda *report, **kwargs: seen.append(report))
-    return seen
-
-
-def test_progress_counts_every_call_of_the_model(comfy, progress):
-    calls, model = [], toy.model()
+def test_progress_counts_every_call_of_the_model(comfy, monkeypatch):
+    seen, calls, model = progress.recorded(monkeypatch), [], toy.model()
     model.add_wrapper_with_key("apply_model", "count", lambda executor, *args: (calls.append(1), executor(*args))[1])
     painted(comfy, masked(), sampler(comfy, 2, 3), model)
-    assert [(value, total) for value, total, _ in progress] == [(i + 1, len(calls)) for i in range(len(calls))]
+    assert [(value, total) for value, total, _ in seen] == [(i + 1, len(calls)) for i in range(len(calls))]
     assert len(calls) == 14
-    assert all(preview is not None for *_, preview in progress)
+    assert all(preview is not None for *_, preview in seen)
 
 
-def test_interruption_ends_it(comfy, monkeypatch, progress):
-    def hook(value, total, preview, **kwargs):  # as the server's own
-        progress.append(value)
-        model_management.throw_exception_if_processing_interrupted()
-        if value == 2:
-            model_management.interrupt_current_processing()
-
-    monkeypatch.setattr(utils, "PROGRESS_BAR_HOOK", hook)
+def test_interruption_ends_it(comfy, monkeypatch):
+    seen = progress.interrupted_at(monkeypatch, 2)
     with pytest.raises(model_management.InterruptProcessingException):
         painted(comfy, masked(), sampler(comfy, 2, 10), steps=20)
-    assert len(progress) <= 3
+    assert len(seen) <= 3
 
 
 def test_flow_matching_model_is_refused(comfy):
@@ -199,25 +184,21 @@ def test_flow_matching_model_is_refused(comfy):
         painted(comfy, masked(), model=model)
 
 
-def said(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == "ebca"]
-
-
 def test_run_too_short_for_its_jumps_says_so(comfy, caplog):
     painted(comfy, masked(), sampler(comfy, 6, 2), steps=6)
-    (message,) = said(caplog)
+    (message,) = messages(caplog)
     assert "no jumps in a run of 6 steps with a jump_length of 6" in message
 
 
 def test_latent_without_a_mask_says_so(comfy, caplog):
     painted(comfy, {"samples": masked()["samples"]})
-    (message,) = said(caplog)
+    (message,) = messages(caplog)
     assert "without a noise mask" in message
 
 
 def test_good_run_says_nothing(comfy, caplog):
     painted(comfy, masked())
-    assert not said(caplog)
+    assert not messages(caplog)
 
 
 def test_rising_sigmas_are_refused(comfy):

@@ -6,6 +6,7 @@ import torch
 
 from support import by_hand, toy
 from support.host import node
+from support.said import messages
 from support.sampling import relative_error, sample
 from support.wiring import Ebca
 
@@ -26,10 +27,6 @@ def region(batch=1, height=16, width=24):
 
 def latent(mask, batch=1):
     return {"samples": 0.5 * toy.noise(batch, 4, 16, 24, seed=4), "noise_mask": mask}
-
-
-def messages(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == "ebca"]
 
 
 # --- a wired mask ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import itertools
 import json
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 from devtools import workflows
 from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, WORKFLOWS, pictures, steps
-from ebca_core import repaint_levels
+from ebca_core import model_calls, repaint_levels
 from shapes.drawing import draw
 from shapes.scorer import verdict
 from shapes.world import Picture, Thing
@@ -240,8 +239,7 @@ def test_its_notes_count_the_calls_of_the_model(name):
 
 def calls(*settings: int) -> int:
     """How often RePaint calls the model: once for each step towards the picture."""
-    levels = repaint_levels(*settings)
-    return sum(after > before for before, after in itertools.pairwise(levels))
+    return model_calls(repaint_levels(*settings))
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if nodes_of(name, "LoadImage")])
