@@ -12,6 +12,7 @@ from ..ebca_core import smallest_denominator
 from .families import context_width, last_layer, unet_of
 from .hooks import install
 from .settings import KEY, ContextUpdate, Edit, Settings
+from .trace import Trace
 
 log = logging.getLogger("ebca")
 
@@ -66,6 +67,13 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
     return _with_settings(model, replace(settings, edits=tuple(edits)))
 
 
+def with_trace(model: ModelPatcher, trace: Trace) -> ModelPatcher:
+    """A clone of the model whose runs are recorded in a trace. Raises ValueError for a model that EBCA cannot reach."""
+    unet_of(model)
+    settings = settings_of(model)
+    return _with_settings(model, replace(settings, traces=(*settings.traces, trace)))
+
+
 def _with_settings(model: ModelPatcher, settings: Settings) -> ModelPatcher:
     clone = model.clone()
     clone.model_options["transformer_options"][KEY] = settings
@@ -97,11 +105,18 @@ def _check_denominator(edits: list[Edit]) -> None:
     if not weighted:
         return
     weights = [edit.weight for edit in weighted]
-    smallest = smallest_denominator(weights, [edit.window for edit in weighted], [edit.mask for edit in weighted])
+    smallest = smallest_denominator(
+        weights,
+        [edit.window for edit in weighted],
+        [edit.mask for edit in weighted],
+        [edit.alpha_schedule for edit in weighted],
+    )
     smallest = round(smallest, 6)  # tenths do not add up exactly
     listed = ", ".join(f"{weight:+g}" for weight in weights)
     if len({edit.mask.shape for edit in weighted if edit.mask is not None}) > 1:
         listed += "; masks of different sizes are taken to overlap at their worst"
+    if any(edit.alpha_schedule for edit in weighted):
+        listed += "; their schedules multiply them"
     if smallest <= 0:
         raise ValueError(
             f"Expected 1 + the sum of the edits' signed alphas to stay above 0, but it can reach {smallest:.4g} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from ..ebca_core import composition_weight_sum, key_step, mix_contexts
 from .layer import Layer, accumulated, moved
 from .prompt_update import PromptUpdate
 from .prompts import Chunk
+from .readings import CallReadings
 from .settings import Edit
 from .unet_call import REGIONS, UNetCall
 
@@ -38,13 +39,14 @@ class EditComposition:
     All of these move, layer by layer, and are carried to the next call.
     """
 
-    def __init__(self, call: UNetCall, prompt_update: PromptUpdate):
+    def __init__(self, call: UNetCall, prompt_update: PromptUpdate, readings: CallReadings | None):
         run = call.run
         self._call = call
         self._prompt_update = prompt_update
+        self._readings = readings
         self._edits = run.settings.edits
-        self._weighted = [edit for edit in self._edits if run.is_weighted(edit, call.sigma)]
-        self._moving = [edit for edit in self._edits if run.is_moving(edit, call.sigma)]
+        self._weighted = run.weights(call.sigma)
+        self._moving = run.gammas(call.sigma)
         self._carried = self._read_carried() if self.is_active else {}
         self.begin()
 
@@ -76,8 +78,10 @@ class EditComposition:
             weighted = [strand for strand in strands if strand.chunk is chunk and strand.v is not None]
             if weighted:
                 out[chunk.rows] += self._pull(layer, chunk, weighted, out[chunk.rows], has_other_branches)
-        if self._moving:
-            self._move([strand for strand in strands if strand.edit is None or strand.edit in self._moving], layer)
+        moving = [strand for strand in strands if strand.edit is None or strand.edit in self._moving]
+        changes = self._move(moving, layer) if self._moving else {}
+        if self._readings is not None:
+            self._read(layer, strands, changes)
         return out
 
     def _read_carried(self) -> dict[tuple[Edit | None, Chunk], Tensor | None]:
@@ -135,22 +139,30 @@ class EditComposition:
         outs = [layer.attend(q, strand.k, strand.v, position) for strand in strands]
         return mix_contexts(out, outs, [self._weight(strand, layer) for strand in strands])
 
-    def _move(self, strands: Sequence[_Strand], layer: Layer) -> None:
+    def _move(self, strands: Sequence[_Strand], layer: Layer) -> dict[_Strand, Tensor]:
+        """Move the strands' contexts. Gives the changes [b, t, c], in units of the strand's larger gamma."""
         gammas = [self._gammas(strand) for strand in strands]
         steps = [self._step(strand, layer, *both) for strand, both in zip(strands, gammas, strict=True)]
-        for strand, step, both in zip(strands, _together(layer.project, steps), gammas, strict=True):
+        changes = dict(zip(strands, _together(layer.project, steps), strict=True))
+        for (strand, change), both in zip(changes.items(), gammas, strict=True):
             key = (strand.edit, strand.chunk)
-            self._changes[key] = accumulated(self._changes[key], step, max(both))
+            self._changes[key] = accumulated(self._changes[key], change, max(both))
+        return changes
+
+    def _read(self, layer: Layer, strands: Sequence[_Strand], changes: Mapping[_Strand, Tensor]) -> None:
+        """Have the edits' own contexts read for traces."""
+        for strand in strands:
+            if strand.edit is not None:
+                unit = max(self._moving.get(strand.edit, (0.0, 0.0)))
+                number, rows = self._edits.index(strand.edit), strand.chunk.rows
+                self._readings.read_edit(layer, number, rows, strand.k, strand.text, changes.get(strand), unit)
 
     def _gammas(self, strand: _Strand) -> tuple[float, float]:
         """An edit's own gammas; the shared copy moves by the mean of the edits' updates."""
         if strand.edit is not None:
-            return strand.edit.gamma_attn, strand.edit.gamma_norm
+            return self._moving[strand.edit]
         count = len(self._edits)
-        return (
-            sum(edit.gamma_attn for edit in self._moving) / count,
-            sum(edit.gamma_norm for edit in self._moving) / count,
-        )
+        return tuple(sum(gammas) / count for gammas in zip(*self._moving.values(), strict=True))
 
     def _step(self, strand: _Strand, layer: Layer, gamma_attn: float, gamma_norm: float) -> Tensor:
         """The step in the keys, in units of the larger gamma."""
@@ -172,7 +184,8 @@ class EditComposition:
 
     def _edit_weight(self, edit: Edit, chunk: Chunk, layer: Layer) -> float | Tensor:
         """The edit's signed alpha; under a mask one for each image token, [b, n, 1]."""
-        return edit.weight if edit.mask is None else edit.weight * self._call.mask_rows(edit.mask, [chunk], layer)
+        weight = self._weighted[edit]
+        return weight if edit.mask is None else weight * self._call.mask_rows(edit.mask, [chunk], layer)
 
 
 def _attach_keys_and_values(layer: Layer, strands: Sequence[_Strand]) -> None:

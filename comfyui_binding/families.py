@@ -108,6 +108,11 @@ def named_layers(unet: UNetModel) -> dict[tuple[str, int, int], LayerKey]:
     return names
 
 
+def layer_names(unet: UNetModel) -> dict[LayerKey, str]:
+    """ComfyUI's key -> the name that `parse_blocks` reads: d0.0, m0.0, u3.1."""
+    return {key: f"{letter}{block}.{depth}" for (letter, block, depth), key in named_layers(unet).items()}
+
+
 def parse_blocks(unet: UNetModel, text: str) -> frozenset[LayerKey] | None:
     """`d1-d2,m0,u0-u3,u0.4` -> layers; empty text -> None, for all. Raises ValueError for what the model has not."""
     if not text.strip():

@@ -15,6 +15,7 @@ from .eager import eager
 from .inversion_record import run_mismatches
 from .layer_patches import LayerPatches
 from .prompts import tell_apart
+from .readings import recording
 from .run import Run
 from .settings import KEY
 from .unet_call import ModelCall, UNetCall
@@ -71,9 +72,10 @@ def sampler_sample(
     if "attn2_patch" not in options.get("patches", {}):  # else the layers' texts may have other lengths, and say so
         run.check_token_weights()
     options[RUN_KEY] = run
-    samples = executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
-    is_idle = not settings.updates and not settings.edits  # under a black noise mask
-    if run.had_no_effect and len(sigmas) > 1 and not is_idle:
+    with recording(run, sigmas.tolist()) if settings.traces else nullcontext():
+        samples = executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
+    is_idle = not (settings.updates or settings.edits)  # there is a trace alone, or the noise mask is black
+    if run.had_no_effect and len(sigmas) > 1 and not (is_idle and not settings.traces):
         run.warn_once(
             "EBCA had no effect: another node runs the model without ComfyUI's hooks, so the image is the one without "
             "EBCA. Remove the node that replaces the model's function or its forward pass."
@@ -103,12 +105,18 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
                 "EBCA's edits begin afresh at each step, for another node calls the model without the run's options. "
                 "Sample with one of ComfyUI's own sampling nodes to have them carried."
             )
+        if run.settings.traces:
+            run.warn_once(
+                "EBCA Trace records nothing here, for another node calls the model without the run's options. Sample "
+                "with one of ComfyUI's own sampling nodes to have the run traced."
+            )
     run.calls += 1
     sigma = float(args[1].flatten()[0]) if run.needs_sigma else None
-    if not run.is_active(sigma):
+    is_active = run.is_active(sigma)
+    if not is_active and run.readings is None:
         return executor(*_with_options(args, _without_unet_hook(options)), **kwargs)
-    run.active_calls += 1
-    call = ModelCall(run, sigma, tuple(args[0].shape[-2:]))
+    run.active_calls += is_active
+    call = ModelCall(run, sigma, args[1].flatten()[:1], tuple(args[0].shape[-2:]))
     with _resting(run) if _is_compiled(executor.class_obj, options, run) else nullcontext():
         out = executor(*_with_options(args, {**options, CALL_KEY: call}), **kwargs)
     run.commit(call.changes, sigma)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from .edit_composition import EditComposition
-from .families import LayerKey, cross_attention_layers
+from .families import LayerKey, cross_attention_layers, layer_names
 from .layer import Layer, is_replaceable
 from .prompt_update import PromptUpdate
-from .unet_call import UNetCall
+from .unet_call import REGIONS, UNetCall
 
 
 class LayerPatches:
@@ -31,7 +31,8 @@ class LayerPatches:
         self._attn2 = self._run.kept(("layers", unet), lambda: cross_attention_layers(unet))
         self._first, self._last = next(iter(self._attn2)), next(reversed(self._attn2))
         self._prompt_update = PromptUpdate(call)
-        self._composition = EditComposition(call, self._prompt_update)
+        self._readings = call.readings(self._run.kept(("layer names", unet), lambda: layer_names(unet)))
+        self._composition = EditComposition(call, self._prompt_update, self._readings)
         self._inputs: tuple[LayerKey, Tensor, Tensor] | None = None
 
     def patched(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -51,9 +52,12 @@ class LayerPatches:
 
     def finish(self) -> None:
         self._composition.finish()
+        if self._readings is not None:
+            self._call.keep(self._readings)
 
     def _works_in(self, key: LayerKey) -> bool:
-        return self._composition.is_active or self._prompt_update.works_in(key)
+        is_read = self._readings is not None
+        return is_read or self._composition.is_active or self._prompt_update.works_in(key)
 
     def _may_replace(self, key: LayerKey) -> bool:
         replaceable = is_replaceable(self._attn2[key])
@@ -72,6 +76,8 @@ class LayerPatches:
         if key == self._first:
             self._prompt_update.begin()
             self._composition.begin()
+            if self._readings is not None:
+                self._readings.begin()
         value = context if self._call.is_one_text(key, context, value) else value
         self._inputs = (key, context, value)
         updated = self._prompt_update.moved(context)
@@ -92,6 +98,13 @@ class LayerPatches:
         out = layer.attend(q, k, v) if other is None else other(q, k, v, extra_options, **kwargs)
         if self._composition.is_active:
             out = self._composition.mix(layer, out, has_other_branches=other is not None)
-        if key != self._last:  # no layer would read what the last one changes
-            self._prompt_update.step(layer)
+        change = self._prompt_update.step(layer) if key != self._last else None  # no layer would read the last one's
+        if self._readings is not None:
+            self._read(layer, change)
         return out
+
+    def _read(self, layer: Layer, change: Tensor | None) -> None:
+        if not self._call.has_own_rows(layer):
+            self._run.warn_once(f"EBCA Trace leaves out layers, for {REGIONS}. Remove that node to have them traced.")
+            return
+        self._readings.read_prompts(layer, self._call.repeats(layer), change, self._prompt_update.unit)

@@ -31,10 +31,10 @@ class PromptUpdate:
 
     def __init__(self, call: UNetCall):
         self._call = call
-        active = [update for update in call.run.settings.updates if call.run.is_on(update.window, call.sigma)]
+        active = call.run.updates(call.sigma)
         self._parts = [part for update in active for part in self._split(update)]
-        #: The call's largest gamma. Steps are kept in its units, so that half precision holds those of small gammas.
-        self._unit = max((max(update.gamma_attn, update.gamma_norm) for update in active), default=1.0)
+        #: The call's largest gamma. Steps are in its units, so that half precision holds those of small gammas.
+        self.unit = max((max(update.gamma_attn, update.gamma_norm) for update in active), default=1.0)
         self._token_weight_rows: dict[tuple[Part, int], Tensor] = {}
         self.begin()
 
@@ -53,21 +53,23 @@ class PromptUpdate:
         """The context as updated so far."""
         return moved(context, self._changes.get(context.shape))
 
-    def step(self, layer: Layer) -> None:
-        """Update the context for the layers to come."""
+    def step(self, layer: Layer) -> Tensor | None:
+        """Update the context for the layers to come. Gives this layer's change [b, t, c] in units, None for none."""
         step = None
         for part in self._parts:
             if part.update.reaches(layer.key):
                 step = self._add(step, part, layer)
         if step is None:
-            return
+            return None
         if layer.has_split_text:
             self._call.run.warn_once(
                 "EBCA's update moves only the keys, for another node gives keys and values different texts. The values "
                 "stay that node's."
             )
         shape = layer.context.shape
-        self._changes[shape] = accumulated(self._changes.get(shape), layer.project(step), self._unit)
+        change = layer.project(step)
+        self._changes[shape] = accumulated(self._changes.get(shape), change, self.unit)
+        return change
 
     def _split(self, update: ContextUpdate) -> list[Part]:
         chunks = self._call.chunks
@@ -91,8 +93,8 @@ class PromptUpdate:
             layer.q[rows],
             layer.heads,
             layer.attend_exchanged,
-            update.gamma_attn / self._unit,
-            update.gamma_norm / self._unit,
+            update.gamma_attn / self.unit,
+            update.gamma_norm / self.unit,
             self._token_weights(part, layer),
             None if update.mask is None else self._call.mask_rows(update.mask, part.chunks, layer),
             None if repeats is None else repeats[rows],

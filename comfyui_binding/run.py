@@ -11,9 +11,10 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..ebca_core import Window, mask_on_grid
+from ..ebca_core import Schedule, Window, mask_on_grid
 from .prompts import Chunk, Prompts
-from .settings import Edit, Settings
+from .readings import RunReadings
+from .settings import ContextUpdate, Edit, Settings
 
 log = logging.getLogger("ebca")
 
@@ -46,6 +47,9 @@ class Run:
         to_sigma = model_sampling.percent_to_sigma
         self._bounds = {w: (to_sigma(w.start_percent), to_sigma(w.end_percent)) for w in settings.windows}
         self._carried: dict[CarryKey, tuple[Tensor, float]] = {}
+        #: What is read for traces, where there are any.
+        self.readings: RunReadings | None = None
+        self._to_sigma = to_sigma
         self._cache: dict[Hashable, Any] = {}
         self._warned: set[str] = set() if said is None else said
         self._lock = threading.Lock()
@@ -55,7 +59,8 @@ class Run:
     @property
     def needs_sigma(self) -> bool:
         """Whether what is on depends on sigma. Reading sigma makes the host wait for the device, so ask first."""
-        return bool(self.settings.edits) or any(window != Window() for window in self.settings.windows)
+        settings = self.settings
+        return bool(settings.edits or settings.schedules) or any(window != Window() for window in settings.windows)
 
     def is_on(self, window: Window, sigma: float | None) -> bool:
         if sigma is None:
@@ -65,19 +70,40 @@ class Run:
 
     def is_active(self, sigma: float | None) -> bool:
         """Whether anything is on at this sigma."""
-        return (
-            any(self.is_on(update.window, sigma) for update in self.settings.updates)
-            or any(self.is_weighted(edit, sigma) for edit in self.settings.edits)
-            or any(self.is_moving(edit, sigma) for edit in self.settings.edits)
-        )
+        return bool(self.updates(sigma) or self.weights(sigma) or self.gammas(sigma))
 
-    def is_weighted(self, edit: Edit, sigma: float | None) -> bool:
-        """Whether an edit is mixed into the outputs at this sigma."""
-        return edit.weight != 0 and self.is_on(edit.window, sigma)
+    def updates(self, sigma: float | None) -> list[ContextUpdate]:
+        """The context updates that are on at this sigma, as strong as their schedules have them."""
+        on = [update for update in self.settings.updates if self.is_on(update.window, sigma)]
+        scaled = [update.scaled(self._factor(update.schedule, sigma)) if update.schedule else update for update in on]
+        return [update for update in scaled if not update.is_off]
 
-    def is_moving(self, edit: Edit, sigma: float | None) -> bool:
-        """Whether an edit's own context is updated at this sigma."""
-        return edit.is_updated and self.is_on(edit.gamma_window, sigma)
+    def weights(self, sigma: float | None) -> dict[Edit, float]:
+        """The edits that are mixed into the outputs at this sigma, with their signed alphas."""
+        on = [edit for edit in self.settings.edits if self.is_on(edit.window, sigma)]
+        weights = {edit: edit.weight * self._factor(edit.alpha_schedule, sigma) for edit in on}
+        return {edit: weight for edit, weight in weights.items() if weight != 0}
+
+    def gammas(self, sigma: float | None) -> dict[Edit, tuple[float, float]]:
+        """The edits whose own contexts are updated at this sigma, with gamma_attn and gamma_norm."""
+        on = [edit for edit in self.settings.edits if edit.is_updated and self.is_on(edit.gamma_window, sigma)]
+        factors = {edit: self._factor(edit.gamma_schedule, sigma) for edit in on}
+        return {
+            edit: (factor * edit.gamma_attn, factor * edit.gamma_norm) for edit, factor in factors.items() if factor
+        }
+
+    def _factor(self, schedule: Schedule | None, sigma: float | None) -> float:
+        if schedule is None:
+            return 1.0
+        return schedule.factor(self.kept(("percent", sigma), lambda: self._percent(sigma)))
+
+    def _percent(self, sigma: float) -> float:
+        """The share of the noise schedule at a sigma: percent_to_sigma falls, and ComfyUI has no way back."""
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._to_sigma(middle) > sigma else (low, middle)
+        return high
 
     # --- prompts ---
 

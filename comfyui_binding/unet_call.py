@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from .families import LayerKey
 from .layer import Layer
 from .prompts import Chunk
+from .readings import CallReadings
 from .run import CarryKey, Run
 from .settings import Edit
 
@@ -26,6 +27,8 @@ class ModelCall:
 
     run: Run
     sigma: float | None
+    #: The same, where the model has it: reading it would make the host wait for the device.
+    sigma_on_device: Tensor
     latent_size: tuple[int, int]
     #: What is carried on when the call ends. Of a U-Net that runs twice in it, both begin alike and the last counts.
     changes: dict[CarryKey, Tensor] = field(default_factory=dict)
@@ -41,6 +44,15 @@ class UNetCall:
         self.context = context
         self._model_call = model_call
         self._latent_size = model_call.latent_size
+
+    # --- what is read for traces ---
+
+    def readings(self, names: Mapping[LayerKey, str]) -> CallReadings | None:
+        """What this call is to read, with the layers' names; None without traces."""
+        return CallReadings(names, self.chunks, self.run.readings.wants_maps) if self.run.readings else None
+
+    def keep(self, readings: CallReadings) -> None:
+        self.run.readings.add(readings, self._model_call.sigma_on_device)
 
     # --- what is carried ---
 

@@ -12,9 +12,13 @@ from operator import add
 
 from torch import Tensor
 
+from .schedule import Schedule
 from .window import Window
 
 Weight = float | Tensor
+
+#: Between 0 and 1, where a sum of curves may have its least value.
+PERCENTS = 1000
 
 
 def composition_weight_sum(weights: Sequence[Weight]) -> Weight:
@@ -40,14 +44,26 @@ def mix_contexts(main: Tensor, edits: Sequence[Tensor], weights: Sequence[Weight
     return pull
 
 
-def smallest_denominator(weights: Sequence[float], windows: Sequence[Window], masks: Sequence[Tensor | None]) -> float:
+def smallest_denominator(
+    weights: Sequence[float],
+    windows: Sequence[Window],
+    masks: Sequence[Tensor | None],
+    schedules: Sequence[Schedule | None],
+) -> float:
     """The least value that 1 + sum_i w_i m_i can take over the run and the image, for a check before it starts.
 
-    weights: signed; windows: when each is on; masks [b, height, width] in [0, 1], None for everywhere. Exact for masks
-    of one shape; of masks that differ in shape the worst overlap is assumed.
+    weights: signed; windows: when each is on; masks [b, height, width] in [0, 1], None for everywhere; schedules:
+    factors of the weights, None for 1, looked at in PERCENTS places. Exact for masks of one shape; of masks that differ
+    in shape the worst overlap is assumed.
     """
-    changes = {percent for window in windows for percent in (window.start_percent, window.end_percent)}
-    return min(_least_at(percent, weights, windows, masks) for percent in changes)
+    percents = {percent for window in windows for percent in (window.start_percent, window.end_percent)}
+    if any(schedules):
+        percents |= {place / PERCENTS for place in range(PERCENTS + 1)}
+    return min(_least_at(percent, _scaled(weights, schedules, percent), windows, masks) for percent in percents)
+
+
+def _scaled(weights: Sequence[float], schedules: Sequence[Schedule | None], percent: float) -> list[float]:
+    return [w * (s.factor(percent) if s else 1.0) for w, s in zip(weights, schedules, strict=True)]
 
 
 def _least_at(

@@ -10,6 +10,7 @@ from ..ebca_core import Window
 CATEGORY = "energy attention"
 TokenWeightsType = io.Custom("EBCA_TOKEN_WEIGHTS")
 EditType = io.Custom("EBCA_EDIT")
+TraceType = io.Custom("EBCA_TRACE")
 
 
 def gamma_input(name: str, default: float, tooltip: str) -> io.Float.Input:

@@ -11,6 +11,7 @@ from ebca_core import Window, composition_weight_sum, mask_on_grid, mix_contexts
 from support.sampling import relative_error
 
 TENTHS = [i / 10 for i in range(11)]
+NONE = [None, None]
 
 
 def normal(*shape, seed):
@@ -90,30 +91,30 @@ def test_smallest_denominator_is_found(seed):
     weights = [choose.uniform(-1, 1) for _ in range(count)]
     windows = [Window(*sorted(choose.sample(TENTHS, 2))) for _ in range(count)]
     masks = [choose.choice([None, normal(2, 3, 4, seed=100 * seed + i).sigmoid()]) for i in range(count)]
-    found = smallest_denominator(weights, windows, masks)
+    found = smallest_denominator(weights, windows, masks, [None] * len(weights))
     # Above 1 it makes no difference whether moments count in which no edit is on.
     assert min(found, 1.0) == pytest.approx(min(brute_force(weights, windows, masks), 1.0), abs=1e-6)
 
 
 def test_denominator_counts_what_is_left_when_an_addition_ends():
     weights, windows = [1.0, -1.5], [Window(0.0, 0.5), Window(0.0, 1.0)]
-    assert smallest_denominator(weights, windows, [None, None]) == pytest.approx(-0.5)
+    assert smallest_denominator(weights, windows, NONE, NONE) == pytest.approx(-0.5)
 
 
 def test_windows_that_do_not_meet_do_not_add_up():
-    assert smallest_denominator([-0.6, -0.6], [Window(0, 0.5), Window(0.5, 1)], [None, None]) == pytest.approx(0.4)
+    assert smallest_denominator([-0.6, -0.6], [Window(0, 0.5), Window(0.5, 1)], NONE, NONE) == pytest.approx(0.4)
 
 
 def test_masks_that_do_not_meet_do_not_add_up():
     left = torch.tensor([[[1.0, 0.0]]])
-    assert smallest_denominator([-0.6, -0.6], [Window(), Window()], [left, 1 - left]) == pytest.approx(0.4)
+    assert smallest_denominator([-0.6, -0.6], [Window(), Window()], [left, 1 - left], NONE) == pytest.approx(0.4)
 
 
 def test_masks_of_different_shapes_are_taken_to_overlap():
     left = torch.tensor([[[1.0, 0.0]]])
     right = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
-    assert smallest_denominator([-0.6, -0.6], [Window(), Window()], [left, right]) == pytest.approx(-0.2)
-    assert smallest_denominator([0.6, -0.6], [Window(), Window()], [left, right]) == pytest.approx(0.4)
+    assert smallest_denominator([-0.6, -0.6], [Window(), Window()], [left, right], NONE) == pytest.approx(-0.2)
+    assert smallest_denominator([0.6, -0.6], [Window(), Window()], [left, right], NONE) == pytest.approx(0.4)
 
 
 # --- masks on a grid -------------------------------------------------------------------------------------------------

@@ -1,0 +1,54 @@
+"""Strengths that follow a curve over the run (paper, section 4; the authors' schedules of gamma and alpha)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .window import Window
+
+#: {shape: the factor at a share u of the way from start a to end b}
+SHAPES = {
+    "constant": lambda u, a, b: a,
+    "linear": lambda u, a, b: a + (b - a) * u,
+    "exponential": lambda u, a, b: a * (b / a) ** u,
+    "cosine": lambda u, a, b: b + (a - b) * (1 + math.cos(math.pi * u)) / 2,
+}
+
+WHOLE_RUN = Window()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A factor for a strength: start_factor until the window begins, a curve in it, end_factor when it has ended.
+
+    constant stays at start_factor.
+    """
+
+    shape: str
+    start_factor: float = 1.0
+    end_factor: float = 1.0
+    window: Window = WHOLE_RUN
+
+    def __post_init__(self):
+        if self.shape not in SHAPES:
+            raise ValueError(f"Expected a shape of {', '.join(SHAPES)}, but got {self.shape!r}.")
+        for name in ("start_factor", "end_factor"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"Expected {name} to be a number from 0 up, but got {getattr(self, name)}.")
+        if self.shape == "exponential" and not (self.start_factor > 0 and self.end_factor > 0):
+            raise ValueError(
+                f"Expected an exponential schedule to go between factors above 0, but got {self.start_factor:g} to "
+                f"{self.end_factor:g}. Take 0.01 for almost nothing, or a linear or cosine schedule."
+            )
+
+    def factor(self, percent: float) -> float:
+        """The factor at a share of the noise schedule; 0 is pure noise, 1 the finished image."""
+        start, end = self.window.start_percent, self.window.end_percent
+        way = min(max((percent - start) / (end - start), 0.0), 1.0)
+        return SHAPES[self.shape](way, self.start_factor, self.end_factor)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the factor is zero throughout."""
+        return self.start_factor == 0 and (self.end_factor == 0 or self.shape == "constant")
