@@ -44,9 +44,7 @@ class ContextUpdate:
 
     def scaled(self, factor: float) -> ContextUpdate:
         """The update with both gammas times a factor, and no schedule."""
-        return replace(
-            self, gamma_attn=factor * self.gamma_attn, gamma_norm=factor * self.gamma_norm, schedule=None
-        )
+        return replace(self, gamma_attn=factor * self.gamma_attn, gamma_norm=factor * self.gamma_norm, schedule=None)
 
     @property
     def waits_for_noise_mask(self) -> bool:

@@ -1,28 +1,21 @@
-"""Words of a prompt -> one weight per token of its conditioning (paper, section 4, words that should weigh more).
-
-The graph's own CLIP tokenizes the prompt and every phrase, so a phrase is found wherever the text encoder reads the
-same tokens: prompt weights in parentheses, letter case, chunks and embeddings need no rules of their own.
-"""
+"""Words of a prompt -> one weight per token of its conditioning (paper, section 4, words that should weigh more)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .prompt_tokens import Reading, Token, occurrences, read, words
+
 if TYPE_CHECKING:
     from comfy.sd import CLIP
 
-#: What the tokenizers of SD 1.x, SD 2.x and SDXL call their tokens.
-SUPPORTED = ({"l"}, {"h"}, {"l", "g"})
 #: The authors use 2.5. Far larger ones would overflow half precision.
 MAX_WEIGHT = 1000.0
-#: Ends the last piece of a word in CLIP's vocabulary.
-END_OF_WORD = "</w>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,28 +33,6 @@ class Line(NamedTuple):
 
     phrase: str
     weight: float
-
-
-class Token(NamedTuple):
-    """One token of the prompt; key is its number in the vocabulary, or the values of an embedding's vector."""
-
-    position: int
-    key: int | tuple[float, ...]
-    ends_word: bool
-
-
-class Reading(NamedTuple):
-    """What one text encoder reads: the prompt's own tokens; length counts start, end and padding tokens as well."""
-
-    tokens: list[Token]
-    length: int
-    decode: Callable[[list[int]], str]
-
-    def text(self, tokens: list[Token]) -> str:
-        """The tokens of one word as text; an embedding's vectors have none of their own."""
-        if any(isinstance(token.key, tuple) for token in tokens):
-            return "<embedding>"
-        return self.decode([token.key for token in tokens])
 
 
 def weigh_words(clip: CLIP, text: str, weights: str) -> tuple[TokenWeights, str]:
@@ -115,57 +86,12 @@ def _parse_line(line: str) -> Line:
     return Line(phrase, weight)
 
 
-def read(clip: CLIP, text: str) -> list[Reading]:
-    """How each text encoder of `clip` reads `text`. Raises ValueError for another family of text encoders."""
-    if clip is None:
-        raise ValueError("Expected a CLIP, but got none: the checkpoint has no text encoder. Load one with Load CLIP.")
-    chunks = clip.tokenize(text, return_word_ids=True)
-    # The SDXL refiner's CLIP tokenizes for both encoders and has only one.
-    names = [name for name in sorted(chunks) if hasattr(clip.cond_stage_model, f"clip_{name}")]
-    if set(chunks) not in SUPPORTED or not names:
-        raise ValueError(
-            "Expected the CLIP of an SD 1.x, SD 2.x or SDXL model, but got the text encoder of another family "
-            f"({type(clip.tokenizer).__name__}, tokens for {', '.join(chunks)}). "
-            "Wire the CLIP that encodes the prompt of the model with EBCA Context Update."
-        )
-    return [_reading(clip, name, chunks[name]) for name in names]
-
-
-def _reading(clip: CLIP, name: str, chunks: list[list[tuple]]) -> Reading:
-    tokenizer = getattr(clip.tokenizer, f"clip_{name}")
-    tokens = list(_prompt_tokens(clip, name, chunks, tokenizer.inv_vocab))
-    return Reading(tokens, sum(map(len, chunks)), tokenizer.tokenizer.decode)
-
-
-def _prompt_tokens(clip: CLIP, name: str, chunks: list[list[tuple]], vocabulary: dict[int, str]) -> Iterator[Token]:
-    """The tokens that come from the prompt; start, end and padding tokens have ComfyUI's word id 0."""
-    start = 0
-    for chunk in chunks:
-        rows = [row for row in chunk if not _is_left_out(clip, name, row[0])]
-        for position, (token, _, word_id) in enumerate(rows, start):
-            if word_id == 0:
-                continue
-            if torch.is_tensor(token):
-                yield Token(position, tuple(token.flatten().tolist()), True)
-            else:
-                yield Token(position, token, vocabulary[token].endswith(END_OF_WORD))
-        start += len(chunk)
-
-
-def _is_left_out(clip: CLIP, name: str, token: int | Tensor) -> bool:
-    """Whether ComfyUI drops this embedding, made for another encoder; the tokens after it then move up by one."""
-    if not torch.is_tensor(token):
-        return False
-    encoder = getattr(clip.cond_stage_model, f"clip_{name}")
-    return token.shape[-1] != encoder.transformer.get_input_embeddings().embedding_dim
-
-
 def weigh_tokens(reading: Reading, lines: list[Line], phrases: list[list[Token]]) -> Tensor:
     """One weight per token [t]; phrases holds the tokens of each line's phrase."""
     values = torch.ones(reading.length, dtype=torch.float32)
     given: dict[int, Line] = {}
     for line, phrase in zip(lines, phrases, strict=True):
-        for token in _occurrences(reading, line, phrase):
+        for token in occurrences(reading, line.phrase, phrase):
             earlier = given.setdefault(token.position, line)
             if earlier.weight != line.weight:
                 raise ValueError(
@@ -177,39 +103,12 @@ def weigh_tokens(reading: Reading, lines: list[Line], phrases: list[list[Token]]
     return values
 
 
-def _occurrences(reading: Reading, line: Line, phrase: list[Token]) -> list[Token]:
-    """The tokens of every occurrence of the phrase, whole words only. Raises ValueError if there is none."""
-    keys, wanted = [token.key for token in reading.tokens], [token.key for token in phrase]
-    starts = [
-        i
-        for i in range(len(keys) - len(wanted) + 1)
-        if keys[i : i + len(wanted)] == wanted and (i == 0 or reading.tokens[i - 1].ends_word)
-    ]
-    if not wanted or not starts:
-        words = dict.fromkeys(reading.text(word) for word in _words(reading))
-        raise ValueError(
-            f"Expected words of the prompt, but got `{line.phrase}`, which is not in it. The prompt's words are: "
-            f"{' '.join(words) or '(none)'}\nWrite words and phrases as they are in the prompt."
-        )
-    return [token for i in starts for token in reading.tokens[i : i + len(wanted)]]
-
-
-def _words(reading: Reading) -> list[list[Token]]:
-    """The prompt's words in their order, each as its tokens."""
-    words: list[list[Token]] = [[]]
-    for token in reading.tokens:
-        words[-1].append(token)
-        if token.ends_word:
-            words.append([])
-    return [word for word in words if word]
-
-
 def describe(reading: Reading, values: Tensor) -> str:
     """A table of the prompt's tokens, their positions and weights; of a word of several tokens, the whole word too."""
     rows = [
         f"{token.position:>8}  {values[token.position]:<6g}  {reading.text([token])}"
         + (f"  in {reading.text(word)}" if len(word) > 1 else "")
-        for word in _words(reading)
+        for word in words(reading)
         for token in word
     ]
     unchanged = ["All weights are 1: nothing changes."] if torch.all(values == 1) else []

@@ -51,10 +51,11 @@ class TraceRecord:
 
 @dataclass(eq=False)
 class Trace:
-    """The EBCA_TRACE of one EBCA Trace: the record of the last run with its model, none before the first."""
+    """An EBCA_TRACE: the record of the last run with the model of one EBCA Trace, or the one that was in a file."""
 
     wants_maps: bool = False
     record: TraceRecord | None = field(default=None, repr=False)
+    is_from_file: bool = False
 
     def recorded(self) -> TraceRecord:
         """The record. Raises ValueError if there is none."""

@@ -7,7 +7,16 @@ from comfy_api.latest import io
 from ..comfyui_binding.attach import with_update
 from ..comfyui_binding.families import parse_blocks, unet_of
 from ..comfyui_binding.settings import ContextUpdate
-from .inputs import CATEGORY, TokenWeightsType, checked_mask, checked_window, end_input, gamma_input, start_input
+from .inputs import (
+    CATEGORY,
+    TokenWeightsType,
+    checked_mask,
+    checked_window,
+    end_input,
+    gamma_input,
+    schedule_input,
+    start_input,
+)
 
 
 class EBCAContextUpdate(io.ComfyNode):
@@ -77,6 +86,7 @@ class EBCAContextUpdate(io.ComfyNode):
                     advanced=True,
                     tooltip="Where no mask is wired: take the noise mask of the latent, the region that is painted.",
                 ),
+                schedule_input("schedule", "both gammas"),
             ],
             outputs=[io.Model.Output(tooltip="The model with the context update.")],
         )
@@ -94,6 +104,7 @@ class EBCAContextUpdate(io.ComfyNode):
         apply_to="both",
         blocks="",
         use_noise_mask=False,
+        schedule=None,
     ) -> io.NodeOutput:
         update = ContextUpdate(
             gamma_attn,
@@ -104,6 +115,7 @@ class EBCAContextUpdate(io.ComfyNode):
             use_noise_mask,
             positive_only=apply_to == "positive",
             layers=parse_blocks(unet_of(model), blocks),
+            schedule=schedule,
         )
         return io.NodeOutput(with_update(model, update))
 

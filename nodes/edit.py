@@ -8,7 +8,16 @@ from ..comfyui_binding.attach import with_edits
 from ..comfyui_binding.conditioning import edit_context
 from ..comfyui_binding.settings import Edit
 from ..ebca_core import Window
-from .inputs import CATEGORY, EditType, checked_mask, checked_window, end_input, gamma_input, start_input
+from .inputs import (
+    CATEGORY,
+    EditType,
+    checked_mask,
+    checked_window,
+    end_input,
+    gamma_input,
+    schedule_input,
+    start_input,
+)
 
 DIRECTIONS = {"add": 1, "remove": -1}
 
@@ -64,6 +73,8 @@ class EBCAEditContext(io.ComfyNode):
                     tooltip="The edit holds where the mask is white. Pixels outside can still change a little; use the "
                     "latent's noise mask as well if they must not.",
                 ),
+                schedule_input("alpha_schedule", "alpha"),
+                schedule_input("gamma_schedule", "both gammas of these words"),
             ],
             outputs=[EditType.Output(display_name="edit", tooltip="For an edit socket of EBCA Compose.")],
         )
@@ -81,6 +92,8 @@ class EBCAEditContext(io.ComfyNode):
         gamma_start_percent,
         gamma_end_percent,
         mask=None,
+        alpha_schedule=None,
+        gamma_schedule=None,
     ) -> io.NodeOutput:
         edit = Edit(
             edit_context(conditioning),
@@ -91,6 +104,8 @@ class EBCAEditContext(io.ComfyNode):
             gamma_norm,
             checked_window(gamma_start_percent, gamma_end_percent, "gamma_") if gamma_attn or gamma_norm else Window(),
             checked_mask(mask),
+            alpha_schedule,
+            gamma_schedule,
         )
         return io.NodeOutput(edit)
 

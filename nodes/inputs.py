@@ -10,6 +10,7 @@ from ..ebca_core import Window
 CATEGORY = "energy attention"
 TokenWeightsType = io.Custom("EBCA_TOKEN_WEIGHTS")
 EditType = io.Custom("EBCA_EDIT")
+ScheduleType = io.Custom("EBCA_SCHEDULE")
 TraceType = io.Custom("EBCA_TRACE")
 
 
@@ -27,6 +28,10 @@ def start_input(default: float, what: str, name: str = "start_percent", advice: 
 def end_input(what: str, name: str = "end_percent") -> io.Float.Input:
     tooltip = f"When {what} ends. Must be after its start."
     return io.Float.Input(name, default=1.0, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
+
+
+def schedule_input(name: str, what: str) -> ScheduleType.Input:
+    return ScheduleType.Input(name, optional=True, tooltip=f"From EBCA Schedule: multiplies {what} along a curve.")
 
 
 def checked_window(start: float, end: float, prefix: str = "") -> Window:

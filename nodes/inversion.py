@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict
-from pathlib import Path
 
 import comfy.samplers
-import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io
 
@@ -17,6 +14,7 @@ from ..comfyui_binding.families import family_of
 from ..comfyui_binding.inversion import InvertedNoise, invert, sampling_sigmas
 from ..comfyui_binding.inversion_record import Inversion, InversionRecord
 from ..ebca_core import NoiseRegularisation
+from .files import HIDDEN, graph_metadata, next_file, path_of, prefix_input, saved_files
 from .inputs import CATEGORY
 
 log = logging.getLogger("ebca")
@@ -24,7 +22,6 @@ log = logging.getLogger("ebca")
 #: Of the output folder.
 FOLDER = "inversions"
 EXTENSION = ".latent"
-HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
 
 
 def latent_and_noise() -> list:
@@ -191,25 +188,20 @@ class EBCASaveInversion(io.ComfyNode):
             search_aliases=["save latent", "save inverted latent"],
             inputs=[
                 io.Latent.Input("latent", tooltip="From EBCA Invert."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="inversion",
-                    tooltip=f"Beginning of the file's name, in the folder {FOLDER} of the output folder.",
-                ),
+                prefix_input("inversion", FOLDER),
             ],
             outputs=[],
-            hidden=[*HIDDEN, io.Hidden.extra_pnginfo],
+            hidden=HIDDEN,
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, latent, filename_prefix) -> io.NodeOutput:
         inversion = inversion_record.inversion_of(latent)
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            f"{FOLDER}/{filename_prefix}", folder_paths.get_output_directory()
-        )
-        file = f"{name}_{counter:05}_{EXTENSION}"
-        inversion_record.save(Path(folder) / file, *_savable(inversion, cls.hidden))
+        path, file, subfolder = next_file(FOLDER, filename_prefix, EXTENSION)
+        if args.disable_metadata:
+            inversion = Inversion(inversion.samples, inversion_record.without_names(inversion.record))
+        inversion_record.save(path, inversion, graph_metadata(cls.hidden))
         return io.NodeOutput(ui={"latents": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
 
 
@@ -226,7 +218,7 @@ class EBCALoadInversion(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=_files(),
+                    options=saved_files(FOLDER, EXTENSION),
                     tooltip="A file of EBCA Save Inversion, or one that was put into the input folder. Press R to see "
                     "a new one.",
                 ),
@@ -244,7 +236,7 @@ class EBCALoadInversion(io.ComfyNode):
 
     @classmethod
     def execute(cls, file, model) -> io.NodeOutput:
-        inversion = inversion_record.load(Path(folder_paths.get_annotated_filepath(file)))
+        inversion = inversion_record.load(path_of(file))
         record, (prompt, node_id) = inversion.record, _graph(cls)
         family, loaded = family_of(model.model), inversion_record.loaded_by(prompt, node_id)
         problems = [
@@ -257,7 +249,7 @@ class EBCALoadInversion(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, **kwargs) -> float:
-        return Path(folder_paths.get_annotated_filepath(file)).stat().st_mtime
+        return path_of(file).stat().st_mtime
 
 
 def _graph(cls: type) -> tuple[dict, str | None]:
@@ -268,21 +260,6 @@ def _graph(cls: type) -> tuple[dict, str | None]:
 
 def _outputs(inversion: Inversion, model) -> tuple[dict, InvertedNoise]:
     return inversion.as_latent(), InvertedNoise(inversion, model)
-
-
-def _savable(inversion: Inversion, hidden) -> tuple[Inversion, dict[str, str]]:
-    """What goes into a file: with --disable-metadata neither names and caption nor the graph."""
-    if args.disable_metadata:
-        return Inversion(inversion.samples, inversion_record.without_names(inversion.record)), {}
-    graph = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})} if hidden else {}
-    return inversion, {name: json.dumps(value) for name, value in graph.items()}
-
-
-def _files() -> list[str]:
-    """Saved inversions, marked as ComfyUI marks files of its output folder, and latents in the input folder."""
-    output, inputs = Path(folder_paths.get_output_directory()), Path(folder_paths.get_input_directory())
-    saved = [f"{path.relative_to(output).as_posix()} [output]" for path in (output / FOLDER).rglob(f"*{EXTENSION}")]
-    return sorted(saved, reverse=True) + sorted(path.name for path in inputs.glob(f"*{EXTENSION}"))
 
 
 def _say(problems: list[str]) -> None:

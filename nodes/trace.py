@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+import torch
+from comfy_api.latest import io, ui
 
+from ..comfyui_binding import trace_file
 from ..comfyui_binding.attach import with_trace
 from ..comfyui_binding.trace import Trace
+from ..comfyui_binding.word_maps import maps_of_prompt, positions_of_words
+from ..plots.energies import energy_plot
+from ..plots.word_maps import mean_map, word_map_sheet
+from .files import HIDDEN, graph_metadata, next_file, path_of, prefix_input, saved_files
 from .inputs import CATEGORY, TraceType
+
+#: Of the output folder.
+FOLDER = "traces"
+EXTENSION = ".safetensors"
 
 
 class EBCATrace(io.ComfyNode):
@@ -17,25 +27,24 @@ class EBCATrace(io.ComfyNode):
             display_name="EBCA Trace",
             category=CATEGORY,
             description="Records the energies of the prompt and the size of its update in every step and layer of the "
-            "next run with this model, and on request what each word of the prompt was read by. The picture stays the "
-            "same.",
-            search_aliases=["energy", "attention map", "heat map", "DAAM", "record", "log"],
+            "run, and on request where the image reads each word. The picture stays the same.",
+            search_aliases=["energy", "attention map", "heat map", "DAAM", "record"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="With EBCA's nodes or without them, to compare. One EBCA Trace for each sampler: a trace "
-                    "holds the last run alone.",
+                    tooltip="With EBCA's nodes or without them, to compare. Use one EBCA Trace for each sampler: a "
+                    "trace holds the last run alone.",
                 ),
                 io.Boolean.Input(
                     "attention_maps",
                     default=False,
                     tooltip="Also record where the image reads each token, for EBCA Attention Maps. It takes a little "
-                    "time in every layer.",
+                    "more time in every layer.",
                 ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, for the sampler."),
-                TraceType.Output(display_name="trace", tooltip="For the nodes that plot or save it."),
+                TraceType.Output(display_name="trace", tooltip="For the nodes that plot and save it."),
             ],
         )
 
@@ -45,4 +54,162 @@ class EBCATrace(io.ComfyNode):
         return io.NodeOutput(with_trace(model, trace), trace)
 
 
-NODES = [EBCATrace]
+class EBCAEnergyPlot(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EBCAEnergyPlot",
+            display_name="EBCA Energy Plot",
+            category=CATEGORY,
+            description="Draws what EBCA Trace recorded: the energies of the prompt and the size of its update, over "
+            "the steps and over the layers. Two traces are drawn over each other, to compare settings.",
+            search_aliases=["energy", "plot", "chart", "curve"],
+            inputs=[
+                TraceType.Input("trace", tooltip="From EBCA Trace or EBCA Load Trace; drawn with full lines."),
+                _latent_input("latent", "trace"),
+                TraceType.Input("trace_b", optional=True, tooltip="A second trace, drawn with dashes."),
+                _latent_input("latent_b", "trace_b"),
+            ],
+            outputs=[io.Image.Output(tooltip="The plot.")],
+            hidden=HIDDEN,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, trace, latent=None, trace_b=None, latent_b=None) -> io.NodeOutput:
+        records = [_recorded(trace, latent, "latent")]
+        if trace_b is not None:
+            records.append(_recorded(trace_b, latent_b, "latent_b"))
+        image = energy_plot(records)
+        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+
+
+class EBCAAttentionMaps(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EBCAAttentionMaps",
+            display_name="EBCA Attention Maps",
+            category=CATEGORY,
+            description="Shows where in the image each word of the prompt was read: one tile a word, from cold to hot. "
+            "The mean over the layers, their heads and the steps.",
+            search_aliases=["energy", "attention map", "heat map", "DAAM", "words"],
+            inputs=[
+                TraceType.Input("trace", tooltip="From an EBCA Trace with attention_maps on."),
+                io.Image.Input("image", tooltip="The decoded result of the run that was traced."),
+                io.Clip.Input("clip", tooltip="The CLIP that encodes the prompt: SD 1.x, SD 2.x or SDXL."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="",
+                    tooltip="The positive prompt, the same text that CLIP Text Encode gets. Wire one text to both.",
+                ),
+                io.String.Input(
+                    "words",
+                    multiline=True,
+                    default="",
+                    placeholder="lion, crown",
+                    tooltip="Words and phrases of the prompt, between commas or one a line. Empty: all of its words.",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="A sheet of tiles for each image.")],
+            hidden=HIDDEN,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, trace, image, clip, text, words) -> io.NodeOutput:
+        positions, tokens = positions_of_words(clip, text, words)
+        maps = maps_of_prompt(trace.recorded(), tokens, image.shape[0])
+        sheets = [
+            word_map_sheet(
+                picture,
+                {
+                    word: mean_map([grid[number] for grid in maps.by_grid], maps.weights, places)
+                    for word, places in positions.items()
+                },
+            )
+            for number, picture in enumerate(image)
+        ]
+        sheet = torch.cat(sheets)
+        return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+class EBCASaveTrace(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EBCASaveTrace",
+            display_name="EBCA Save Trace",
+            category=CATEGORY,
+            description="Saves a trace with the settings of its run as a safetensors file, to be plotted later with "
+            "EBCA Load Trace or elsewhere.",
+            search_aliases=["save energies", "export trace"],
+            inputs=[
+                TraceType.Input("trace", tooltip="From EBCA Trace."),
+                _latent_input("latent", "trace"),
+                prefix_input("trace", FOLDER),
+            ],
+            outputs=[],
+            hidden=HIDDEN,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, trace, filename_prefix, latent=None) -> io.NodeOutput:
+        record = _recorded(trace, latent, "latent")
+        path, file, subfolder = next_file(FOLDER, filename_prefix, EXTENSION)
+        trace_file.save(path, record, graph_metadata(cls.hidden))
+        return io.NodeOutput(ui={"files": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
+
+
+class EBCALoadTrace(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EBCALoadTrace",
+            display_name="EBCA Load Trace",
+            category=CATEGORY,
+            description="Loads what EBCA Save Trace wrote, to plot it again or beside another trace.",
+            search_aliases=["load energies", "import trace"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=saved_files(FOLDER, EXTENSION),
+                    tooltip="A file of EBCA Save Trace, or one that was put into the input folder. Press R to see a "
+                    "new one.",
+                )
+            ],
+            outputs=[TraceType.Output(display_name="trace", tooltip="For the nodes that plot it.")],
+        )
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        record = trace_file.load(path_of(file))
+        return io.NodeOutput(Trace(bool(record.maps), record, is_from_file=True))
+
+    @classmethod
+    def fingerprint_inputs(cls, file, **kwargs) -> float:
+        return path_of(file).stat().st_mtime
+
+
+def _latent_input(name: str, trace: str) -> io.Latent.Input:
+    return io.Latent.Input(
+        name,
+        optional=True,
+        tooltip=f"From the sampler that runs with {trace}, so that this node waits for it. Not needed for a trace from "
+        "a file.",
+    )
+
+
+def _recorded(trace: Trace, latent, name: str):
+    """A trace's record. Raises ValueError for an empty one, and where this node may have come before the sampler."""
+    if latent is None and not trace.is_from_file:
+        raise ValueError(
+            f"Expected the latent of the sampler that runs with the trace, but {name} is not wired: this node would "
+            f"not wait for the run. Wire the sampler's latent to {name}."
+        )
+    return trace.recorded()
+
+
+NODES = [EBCATrace, EBCAEnergyPlot, EBCAAttentionMaps, EBCASaveTrace, EBCALoadTrace]

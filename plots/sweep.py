@@ -1,0 +1,63 @@
+"""A labelled grid of images, one for each pair of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .canvas import INK, as_picture, as_tensor, fitting_font, font, paper
+
+LABEL, GAP, LEAST_CELL = 40, 6, 160
+#: More runs than anyone waits for are a slip of the pen.
+MOST_CELLS = 400
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Values of two settings. Every y goes with every x, row by row; without y values there is one row."""
+
+    x_name: str
+    x_values: list[float]
+    y_name: str
+    y_values: list[float]
+
+    def __post_init__(self):
+        if len(self.pairs) > MOST_CELLS:
+            raise ValueError(
+                f"Expected at most {MOST_CELLS} pairs of values, but got {len(self.pairs)}. Take fewer values."
+            )
+
+    @property
+    def pairs(self) -> list[tuple[float, float]]:
+        return [(x, y) for y in self.y_values or [0.0] for x in self.x_values]
+
+
+def sweep_grid(cells: Sequence[Tensor], sweep: Sweep) -> Tensor:
+    """IMAGE [b, height, width, 3]: for each of b images of a cell a sheet, x from left to right, y from top to bottom.
+
+    cells: images [b, height, width, 3] in [0, 1], in the order of the sweep's pairs.
+    """
+    return torch.cat([_sheet([as_picture(cell[image]) for cell in cells], sweep) for image in range(len(cells[0]))])
+
+
+def _sheet(pictures: Sequence[Image.Image], sweep: Sweep) -> Tensor:
+    scale = max(1, -(-LEAST_CELL // max(pictures[0].size)))  # room for the labels
+    width, height = (scale * side for side in pictures[0].size)
+    columns = [f"{sweep.x_name} {value:g}" for value in sweep.x_values]
+    rows = [f"{sweep.y_name} {value:g}" for value in sweep.y_values] or [""]
+    margin = 16 + int(max(font(18).getlength(row) for row in rows)) if sweep.y_values else 0
+    sheet, pen = paper(margin + len(columns) * (width + GAP) + GAP, LABEL + len(rows) * (height + GAP))
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, len(columns))
+        corner = (margin + GAP + column * (width + GAP), LABEL + row * (height + GAP))
+        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), corner)
+    for column, text in enumerate(columns):
+        middle = (margin + GAP + column * (width + GAP) + width // 2, LABEL // 2)
+        pen.text(middle, text, INK, fitting_font(text, width, 18), anchor="mm")
+    for row, text in enumerate(rows):
+        pen.text((8, LABEL + row * (height + GAP) + height // 2), text, INK, font(18), anchor="lm")
+    return as_tensor(sheet)
