@@ -24,6 +24,8 @@ class Case:
     update: bool = False
     edits: int = 0
     edits_updated: bool = False
+    trace: bool = False
+    attention_maps: bool = False
     limit: float | None = None
 
 
@@ -36,6 +38,8 @@ CASES = (
     Case("1 edit, updated", edits=1, edits_updated=True),
     Case("2 edits, updated", edits=2, edits_updated=True, limit=1.05),
     Case("4 edits, updated", edits=4, edits_updated=True),
+    Case("trace", trace=True, limit=1.03),
+    Case("trace with maps", trace=True, attention_maps=True),
 )
 
 
@@ -43,6 +47,8 @@ def patched(case: Case, model: Any, geometry: Geometry, nodes: dict[str, type]) 
     """The MODEL with the case's nodes on it, at settings that keep all of them on at every sigma."""
     if case.update:
         (model,) = nodes["EBCAContextUpdate"].execute(model, 0.01, 0.02, 0.0, 1.0).result
+    if case.trace:
+        model, _ = nodes["EBCATrace"].execute(model, case.attention_maps).result
     gamma = EDIT_GAMMA if case.edits_updated else 0.0
     edits = {
         f"edit{i}": nodes["EBCAEditContext"].execute(

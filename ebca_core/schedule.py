@@ -12,7 +12,7 @@ SHAPES = {
     "constant": lambda u, a, b: a,
     "linear": lambda u, a, b: a + (b - a) * u,
     "exponential": lambda u, a, b: a * (b / a) ** u,
-    "cosine": lambda u, a, b: b + (a - b) * (1 + math.cos(math.pi * u)) / 2,
+    "cosine": lambda u, a, b: a + (b - a) * (1 - math.cos(math.pi * u)) / 2,
 }
 
 WHOLE_RUN = Window()

@@ -5,6 +5,7 @@ ComfyUI itself repeats the nodes between the two: it runs a node once for each v
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -99,10 +100,14 @@ def _with_settings(cls: type, sweep: Sweep) -> SimpleNamespace:
 
 
 def _numbers(name: str, text: str) -> list[float]:
+    parts = [part for part in re.split(r"[,;\s]+", text) if part]
     try:
-        return [float(part) for part in re.split(r"[,;\s]+", text.strip()) if part]
-    except ValueError as error:
-        raise ValueError(f"{name}: expected numbers between commas, like 0, 0.01, 0.02, but {error}.") from None
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"Expected {name} to be numbers between commas, like 0, 0.01, 0.02, but got {text!r}.")
+    return numbers
 
 
 def _name_input(name: str, default: str, direction: str) -> io.String.Input:

@@ -16,9 +16,11 @@ def schedule_curve(schedule: Schedule) -> Tensor:
     percents = [place / (PLACES - 1) for place in range(PLACES)]
     values = [schedule.factor(percent) for percent in percents]
     panel = Panel(
-        f"{schedule.shape}, {schedule.start_factor:g} to {schedule.end_factor:g}", "share of the noise schedule: 0 pure noise, 1 the image",
-        [f"{percent:g}" for percent in percents], [Curve(values, COLOURS[0])],
-    )  # fmt: skip
+        f"{schedule.shape}, {schedule.start_factor:g} to {schedule.end_factor:g}",
+        "share of the noise schedule: 0 pure noise, 1 the image",
+        [f"{percent:g}" for percent in percents],
+        [Curve(values, COLOURS[0])],
+    )
     sheet, pen = paper(WIDTH, HEIGHT)
     panel.draw(pen, 0, 0, WIDTH, HEIGHT)
     return as_tensor(sheet)

@@ -9,6 +9,7 @@ import torch
 from support import toy
 from support.host import node
 from support.sampling import relative_error, sample, sample_sigmas
+from support.watching import watched
 
 SMALL = dict(steps=2, latent=toy.latent(1, 8, 8))
 ACTIVE = dict(gamma_attn=0.02, gamma_norm=0.02)
@@ -309,21 +310,9 @@ def test_token_weights_leave_the_negative_half(comfy, pack):
 
 
 def layers_at_work(model):
-    """(context that it reads, queries, W_k, heads) of every layer, in order, in a run on the positive prompt alone."""
-    seen, hooks = [], []
-    for module in model.model.diffusion_model.modules():
-        if hasattr(module, "attn2"):
-            layer, record = module.attn2, {}
-            hooks += [
-                layer.to_q.register_forward_hook(lambda _, args, out, record=record: record.update(q=out.double())),
-                layer.to_v.register_forward_pre_hook(lambda _, args, record=record, layer=layer: seen.append(
-                    (args[0].double(), record["q"], layer.to_k.weight.double(), layer.heads))),
-            ]  # fmt: skip
-    try:
+    """What every layer gets in a run on the positive prompt alone, in order."""
+    with watched(model) as seen:
         run(model, steps=1, cfg=1.0)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return seen
 
 

@@ -10,7 +10,7 @@ import pytest
 import tomllib
 
 REPO = Path(__file__).resolve().parents[1]
-OWN = ("nodes", "comfyui_binding", "ebca_core")
+OWN = ("nodes", "comfyui_binding", "ebca_core", "plots")
 SHIPPED = [REPO / "__init__.py", *(path for name in OWN for path in sorted((REPO / name).rglob("*.py")))]
 IN_ARCHIVE = {
     "__init__.py", *OWN, "workflows", "web", "locales",

@@ -1,0 +1,40 @@
+"""What cross-attention layers really get, watched from outside: hooks of torch on their linear layers."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class LayerCall(NamedTuple):
+    """context [b, t, c] that a layer read, queries [b, n, (h d)] of the image, to_k.weight, all float64; heads."""
+
+    context: Tensor
+    queries: Tensor
+    w_k: Tensor
+    heads: int
+
+    @property
+    def keys(self) -> Tensor:
+        return self.context @ self.w_k.T
+
+
+@contextmanager
+def watched(model):
+    """While this lasts: a LayerCall for every call of a cross-attention layer of the MODEL, in their order."""
+    seen, hooks = [], []
+    for module in model.model.diffusion_model.modules():
+        if hasattr(module, "attn2"):
+            layer, record = module.attn2, {}
+            hooks += [
+                layer.to_q.register_forward_hook(lambda _, args, out, record=record: record.update(q=out.double())),
+                layer.to_v.register_forward_pre_hook(lambda _, args, record=record, layer=layer: seen.append(
+                    LayerCall(args[0].double(), record["q"], layer.to_k.weight.double(), layer.heads))),
+            ]  # fmt: skip
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,206 @@
+"""The pictures: what was measured is where the axes say, heat is where the values are high, and words are found."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from support import toy
+from support.host import node
+from support.said import refused
+
+CAPTION = "a lion with a crown and a lion"
+
+
+@pytest.fixture(scope="module")
+def plots(pack):
+    import importlib
+
+    return {
+        name: importlib.import_module(f"{pack.__name__}.plots.{name}")
+        for name in ("canvas", "energies", "lines", "word_maps", "schedule", "sweep")
+    }
+
+
+@pytest.fixture(scope="module")
+def trace_types(pack):
+    return pack.comfyui_binding.trace
+
+
+RED = (213, 0, 0)
+
+
+def drawn(plots, curves, places=11, size=(500, 300)):
+    sheet = Image.new("RGB", size, "white")
+    plots["lines"].Panel("title", "step", [str(i) for i in range(places)], curves).draw(
+        ImageDraw.Draw(sheet), 0, 0, *size
+    )
+    return np.asarray(sheet)
+
+
+def is_red(picture):
+    return (picture == RED).all(axis=-1)
+
+
+def test_curve_passes_through_its_values(plots):
+    """Between the highest and the lowest point of a curve the others lie in proportion."""
+    values = [0.0, 10.0, 4.0, 4.0, 4.0, 7.5, 7.5, 7.5, 1.0, 1.0, 1.0]
+    red = is_red(drawn(plots, [plots["lines"].Curve(values, RED)]))
+    columns = np.flatnonzero(red.any(axis=0))
+    left, right = columns.min(), columns.max()
+    rows = [np.flatnonzero(red[:, round(left + (right - left) * place / 10)]) for place in (0, 1, 3, 6, 9)]
+    bottom, top, middle, high, low = rows[0].max(), rows[1].min(), *(row.mean() for row in rows[2:])
+    heights = [(bottom - y) / (bottom - top) for y in (middle, high, low)]
+    assert heights == pytest.approx([0.4, 0.75, 0.1], abs=0.02)
+
+
+def test_missing_values_are_gaps(plots):
+    values = [1.0, 2.0, math.nan, math.nan, 2.0, 1.0, 2.0, math.nan, 3.0, math.nan, 1.0]
+    red = is_red(drawn(plots, [plots["lines"].Curve(values, RED)])).any(axis=0)
+    columns = np.flatnonzero(red)
+    at = [round(columns.min() + (columns.max() - columns.min()) * place / 10) for place in (2.5, 8, 9)]
+    assert [bool(red[column]) for column in at] == [False, True, False]  # a value without neighbours is a dot
+
+
+@pytest.mark.parametrize("values", [[math.nan] * 11, [5.0] * 11, [1e-9 * i for i in range(11)], [1e9] * 10 + [2e9]])
+def test_any_values_can_be_drawn(plots, values):
+    assert is_red(drawn(plots, [plots["lines"].Curve(values, RED)])).any() != math.isnan(values[0])
+
+
+def record(trace_types, steps=5, layers=("d0.0", "m0.0", "u0.0"), roles=("positive", "negative"), offset=0.0, seed=0):
+    values = torch.randn(4, steps, len(layers), len(roles), generator=torch.Generator().manual_seed(seed)) + offset
+    settings = {"updates": [], "edits": []}
+    return trace_types.TraceRecord(values, layers, roles, tuple(range(steps, 0, -1)), settings, True)
+
+
+def test_two_traces_of_a_kind_get_columns_for_their_difference(plots, trace_types):
+    plot = plots["energies"].energy_plot
+    one, other = record(trace_types), record(trace_types, seed=1)
+    alone, both = plot([one]), plot([one, other])
+    assert both.shape[2] == 2 * alone.shape[2]
+    longer = record(trace_types, steps=7)
+    assert plot([one, longer]).shape[2] == alone.shape[2]
+
+
+def test_difference_of_a_trace_and_itself_is_flat(plots, trace_types):
+    one = record(trace_types)
+    panels = plots["energies"]._panels(0, [one, one], dict.fromkeys(one.roles, RED))
+    assert all(value == 0 for panel in panels[2:] for curve in panel.curves for value in curve.values)
+
+
+def test_panels_show_means_over_the_other_axis(plots, trace_types):
+    one = record(trace_types)
+    one.values[:, 3, 1] = math.nan
+    by_step, by_layer = plots["energies"]._panels(1, [one], dict.fromkeys(one.roles, RED))
+    negative = one.values[1, ..., 1].numpy()
+    assert by_step.curves[1].values == pytest.approx(np.nanmean(negative, axis=1).tolist())
+    assert by_layer.curves[1].values == pytest.approx(np.nanmean(negative, axis=0).tolist())
+
+
+def test_legend_says_what_was_asked_for(plots, comfy):
+    curve = node(comfy, "EBCASchedule").execute(shape="cosine", end_factor=0.2)[0]
+    model = node(comfy, "EBCAContextUpdate").execute(model=toy.model(), gamma_attn=0.03, schedule=curve)[0]
+    edit = node(comfy, "EBCAEditContext").execute(conditioning=toy.conditioning(2), direction="remove", alpha=0.4)[0]
+    model = node(comfy, "EBCACompose").execute(model=model, edits={"edit0": edit})[0]
+    model, trace = node(comfy, "EBCATrace").execute(model=model)
+    from support.sampling import sample
+
+    sample(model, toy.conditioning(1), steps=1)
+    line = plots["energies"].described(trace.record)
+    for part in ("gamma_attn 0.03", "cosine 1 to 0.2", "edit0: remove alpha 0.4"):
+        assert part in line
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_heat_is_where_the_values_are_high(plots):
+    image = torch.full((64, 96, 3), 0.5)
+    values = torch.zeros(8, 12)
+    values[6, 2] = 1.0
+    sheet = plots["word_maps"].word_map_sheet(image, {"lion": values})[0]
+    canvas = plots["word_maps"]
+    tile = sheet[canvas.GAP : canvas.GAP + 213, canvas.GAP : canvas.GAP + canvas.TILE]
+    y, x = divmod(int(tile.sum(dim=-1).argmax()), tile.shape[1])
+    assert (y / 213 * 8, x / 320 * 12) == pytest.approx((6.5, 2.5), abs=0.6)
+
+
+def test_sheet_has_a_tile_for_each_word(plots):
+    maps = {f"word {i}": torch.rand(4, 4) for i in range(6)}
+    sheet = plots["word_maps"].word_map_sheet(torch.rand(64, 64, 3), maps)
+    assert sheet.shape == (1, 2 * (320 + 48) + 8, 4 * (320 + 8) + 8, 3)
+
+
+def test_flat_map_can_be_drawn(plots):
+    assert plots["word_maps"].word_map_sheet(torch.rand(64, 64, 3), {"a": torch.ones(4, 4)}).isfinite().all()
+
+
+def test_mean_map_weighs_grids_by_their_layers(plots):
+    coarse, fine = torch.full((3, 2, 2), 1.0), torch.full((3, 4, 4), 4.0)
+    mean = plots["word_maps"].mean_map([coarse, fine], [2, 1], [0, 2])
+    assert mean.shape == (4, 4)
+    assert torch.allclose(mean, torch.tensor(2.0))
+
+
+@pytest.fixture
+def traced_caption(comfy):
+    """A trace of a run on CAPTION with a toy model and CLIP of SD 1's family, and its image."""
+    clip = toy.clip()
+    positive = node(comfy, "CLIPTextEncode").execute(clip=clip, text=CAPTION)[0]
+    model, trace = node(comfy, "EBCATrace").execute(model=toy.model(), attention_maps=True)
+    latent = node(comfy, "KSampler").execute(
+        model=model, positive=positive, negative=toy.conditioning(99), latent_image=toy.latent(2, 8, 8), steps=2,
+        sampler_name="euler", scheduler="normal",
+    )[0]  # fmt: skip
+    image = node(comfy, "VAEDecode").execute(samples=latent, vae=toy.vae())[0]
+    return dict(trace=trace, image=image, clip=clip, text=CAPTION)
+
+
+def test_words_are_at_their_tokens(comfy, pack):
+    """Every word of the caption is one token of CLIP's vocabulary; the start token comes first."""
+    found, tokens = pack.comfyui_binding.word_maps.positions_of_words(toy.clip(), CAPTION, "")
+    assert tokens == 77
+    assert found == {"a": [1, 4, 7], "lion": [2, 8], "with": [3], "crown": [5], "and": [6]}
+    found, _ = pack.comfyui_binding.word_maps.positions_of_words(toy.clip(), CAPTION, "crown, a lion\nand")
+    assert found == {"crown": [5], "a lion": [1, 2, 7, 8], "and": [6]}
+
+
+def test_every_image_gets_a_sheet(comfy, traced_caption):
+    (sheets,) = node(comfy, "EBCAAttentionMaps").execute(**traced_caption, words="lion, crown")
+    assert sheets.shape == (2, 320 + 48 + 8, 2 * (320 + 8) + 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (dict(words="tiger"), ("tiger", "lion")),
+        (dict(text=""), ("text is empty",)),
+        (dict(text="a " * 100 + CAPTION), ("77 tokens", "154")),
+        (dict(image=torch.zeros(1, 64, 64, 3)), ("2 image(s)", "got 1")),
+    ],
+)
+def test_what_does_not_fit_the_traced_run_is_refused(comfy, traced_caption, changes, parts):
+    maps = node(comfy, "EBCAAttentionMaps")
+    refused(lambda: maps.execute(**{**traced_caption, "words": "", **changes}), *parts)
+
+
+def test_trace_without_maps_is_refused(comfy, traced_caption):
+    from support.sampling import sample
+
+    model, trace = node(comfy, "EBCATrace").execute(model=toy.model(), attention_maps=False)
+    sample(model, toy.conditioning(1), steps=1)
+    maps = node(comfy, "EBCAAttentionMaps")
+    refused(lambda: maps.execute(**{**traced_caption, "trace": trace}, words=""), "attention_maps", "run again")
+
+
+def test_several_positive_prompts_are_refused(comfy, traced_caption):
+    from support.sampling import sample
+
+    model, trace = node(comfy, "EBCATrace").execute(model=toy.model(), attention_maps=True)
+    sample(model, toy.conditioning(1) + toy.conditioning(2), steps=1, latent=toy.latent(2, 8, 8))
+    maps = node(comfy, "EBCAAttentionMaps")
+    refused(lambda: maps.execute(**{**traced_caption, "trace": trace}, words=""), "one positive prompt", "2")
