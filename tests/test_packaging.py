@@ -19,7 +19,7 @@ IN_ARCHIVE = {
 
 # ComfyUI's own modules that a pack may import, and the packages that ComfyUI itself requires.
 HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "node_helpers"}
-PACKAGES = {"torch", "einops", "safetensors"}
+PACKAGES = {"torch", "einops", "safetensors", "PIL", "numpy"}
 # Of the standard library, what the registry's scanner asks about: other programs, the network, code from data.
 UNWANTED = {"subprocess", "socket", "http", "urllib", "ftplib", "smtplib", "ssl", "ctypes", "pickle", "marshal", "code"}
 UNWANTED_CALLS = {"eval", "exec", "compile", "__import__", "print", "breakpoint"}
@@ -55,6 +55,11 @@ def test_only_what_comfyui_has_is_imported(path):
 @pytest.mark.parametrize("path", sorted((REPO / "ebca_core").rglob("*.py")), ids=lambda p: p.name)
 def test_the_method_knows_no_host(path):
     assert imports(path) <= {"torch", "einops"} | (set(sys.stdlib_module_names) - UNWANTED)
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "plots").rglob("*.py")), ids=lambda p: p.name)
+def test_plots_know_no_host(path):
+    assert imports(path) <= {"torch", "numpy", "PIL"} | (set(sys.stdlib_module_names) - UNWANTED)
 
 
 @shipped

@@ -155,7 +155,27 @@ def test_no_layer_makes_the_host_wait_for_the_device(comfy, pack):
         [by_hand.Edit(text(21), 0.8, 0.004, 0.003, gamma_window=(0.2, 0.9)), by_hand.Edit(text(22), -0.5)],
         [mask, None],
     )
-    assert waits(everything.on(comfy, pack, toy.model())) == []
+    model = everything.on(comfy, pack, toy.model())
+    assert waits(model) == []
+    assert waits(node(comfy, "EBCATrace").execute(model=model, attention_maps=True)[0]) == []
+
+
+@pytest.mark.parametrize(("window", "waiting"), [({}, False), (dict(end_percent=0.5), True)])
+def test_traced_run_waits_only_where_a_window_has_to_know_sigma(comfy, window, waiting):
+    """What is read stays on the device until the run ends."""
+    watch = Watch()
+
+    def watched(executor, *args, **kwargs):
+        with watch:
+            return executor(*args, **kwargs)
+
+    model = toy.model()
+    model.add_wrapper_with_key("apply_model", "watch", watched)  # added first, it is around EBCA's own
+    model = node(comfy, "EBCAContextUpdate").execute(model=model, **window)[0]
+    model, trace = node(comfy, "EBCATrace").execute(model=model, attention_maps=True)
+    sample(model, toy.conditioning(1))
+    assert bool(watch.seen) == waiting
+    assert trace.record.roles
 
 
 def test_the_watch_sees_a_wait(comfy):
