@@ -118,6 +118,17 @@ def test_denoiser_calls_in_two_threads_do_not_mix(comfy):
     assert not torch.equal(split_run(toy.model(), map), expected)
 
 
+def test_trace_of_calls_in_two_threads_is_that_of_calls_in_turn(comfy):
+    model, trace = node(comfy, "EBCATrace").execute(model=edited(comfy), attention_maps=True)
+    split_run(model, map)
+    expected = trace.record
+    with ThreadPoolExecutor(2) as pool:
+        split_run(model, pool.map)
+    assert torch.equal(trace.record.values, expected.values)
+    assert trace.record.roles == ("positive", "negative", "edit0")
+    assert all(map(torch.equal, trace.record.maps[0].by_grid, expected.maps[0].by_grid))
+
+
 class Watch(TorchDispatchMode):
     """Notes operators that wait for a device: those whose result the host must read to go on."""
 
