@@ -153,9 +153,9 @@ class EditComposition:
         """Have the edits' own contexts read for traces."""
         for strand in strands:
             if strand.edit is not None:
-                unit = max(self._moving.get(strand.edit, (0.0, 0.0)))
-                number, rows = self._edits.index(strand.edit), strand.chunk.rows
-                self._readings.read_edit(layer, number, rows, strand.k, strand.text, changes.get(strand), unit)
+                unit, number = max(self._moving.get(strand.edit, (0.0, 0.0))), self._edits.index(strand.edit)
+                encoded = self._call.run.edit_rows(strand.edit, strand.chunk, layer.context)
+                self._readings.read_edit(layer, number, strand.chunk, strand.k, changes.get(strand), unit, encoded)
 
     def _gammas(self, strand: _Strand) -> tuple[float, float]:
         """An edit's own gammas; the shared copy moves by the mean of the edits' updates."""

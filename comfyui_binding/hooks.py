@@ -47,10 +47,16 @@ def install(model: ModelPatcher) -> None:
 
 
 def outer_sample(executor: WrapperExecutor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-    """A sampling run as its node asks for it: say where it does not fit the inversion that it starts from."""
+    """A sampling run as its node asks for it: say where it does not fit the inversion that it starts from.
+
+    Its traces get to know the latent that comes out.
+    """
     for problem in run_mismatches(noise, latent_image, sampler, sigmas):
         log.warning(problem)
-    return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    for trace in executor.class_obj.model_options["transformer_options"][KEY].traces:
+        trace.know_result(samples)
+    return samples
 
 
 def sampler_sample(
@@ -69,10 +75,10 @@ def sampler_sample(
             "use_noise_mask is on, but the latent has no noise mask: the whole picture speaks in the context update. "
             "Put a Set Latent Noise Mask before the sampler, or switch use_noise_mask off."
         )
-    if "attn2_patch" not in options.get("patches", {}):  # else the layers' texts may have other lengths, and say so
-        run.check_token_weights()
     options[RUN_KEY] = run
     with recording(run, sigmas.tolist()) if settings.traces else nullcontext():
+        if "attn2_patch" not in options.get("patches", {}):  # else the layers' texts may have other lengths, and say so
+            run.check_token_weights()
         samples = executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
     is_idle = not (settings.updates or settings.edits)  # there is a trace alone, or the noise mask is black
     if run.had_no_effect and len(sigmas) > 1 and not (is_idle and not settings.traces):
@@ -167,7 +173,7 @@ def _without_unet_hook(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resting(run: Run):
-    run.warn_once("torch.compile rests while EBCA is on: compiled code would leave the context update out.")
+    run.warn_once("torch.compile rests while EBCA is on: compiled code would leave it out.")
     return eager
 
 

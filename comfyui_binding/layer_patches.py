@@ -108,3 +108,9 @@ class LayerPatches:
             self._run.warn_once(f"EBCA Trace leaves out layers, for {REGIONS}. Remove that node to have them traced.")
             return
         self._readings.read_prompts(layer, self._call.repeats(layer), change, self._prompt_update.unit)
+        if self._readings.wants_maps:
+            obstacle = self._call.map_obstacle(layer)
+            if obstacle is None:
+                self._readings.read_maps(layer)
+            else:
+                self._run.warn_once(f"EBCA Trace leaves out maps, for {obstacle}. Remove that node to have them.")

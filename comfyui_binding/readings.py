@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from ..ebca_core import attention_energy, attention_map, norm_energy
 from .families import LayerKey
 from .prompts import Chunk
 from .settings import Settings
-from .trace import QUANTITIES, TraceRecord, WordMaps
+from .trace import TraceRecord, WordMaps, sampled
 
 if TYPE_CHECKING:
     from .layer import Layer
@@ -28,7 +29,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 #: The longer side of an attention map, in image tokens; finer layers are pooled.
 MAP_SIDE = 32
-#: Of a layer's [b, h, t, n] matrix at once: 128 MiB in float32.
+#: Of a layer's [b, h, t, n] matrix at once: 128 MiB in float32. One row of one head may be more.
 MATRIX_ENTRIES = 2**25
 
 
@@ -37,28 +38,37 @@ class Column(NamedTuple):
 
     layer: str
     role: str
+    cond: Hashable
 
 
 @dataclass
 class MapSum:
-    """A sum of maps, and of how many."""
+    """A sum of maps, and of how many, on their device."""
 
     total: Tensor
-    count: int = 1
+    count: Tensor
 
     def plus(self, other: MapSum) -> MapSum:
-        return MapSum(self.total + other.total.to(self.total.device), self.count + other.count)
+        device = self.total.device
+        return MapSum(self.total + other.total.to(device), self.count + other.count.to(device))
+
+    def times(self, weight: Tensor) -> MapSum:
+        return MapSum(self.total * weight, self.count * weight)
 
 
 @dataclass(eq=False)
 class CallReadings:
-    """What one call of the U-Net has read; values [3, columns] of its parts: the two energies and the update size."""
+    """What one call of the U-Net reads: E(K|Q), E(K) and the update size [columns], one column for a layer and row.
+
+    context [b, t, c]: the prompts as the U-Net got them.
+    """
 
     names: Mapping[LayerKey, str]
     chunks: Sequence[Chunk]
+    context: Tensor
     wants_maps: bool
     columns: list[Column] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
+    values: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     #: Maps [b, t, rows, columns] of a positive prompt, by the size of their grid.
     maps: dict[tuple[Chunk, tuple[int, int]], MapSum] = field(default_factory=dict)
 
@@ -68,31 +78,50 @@ class CallReadings:
 
     def read_prompts(self, layer: Layer, repeats: Tensor | None, change: Tensor | None, unit: float) -> None:
         """The prompts' own contexts in a layer, and its change of them [b, t, c] in units of `unit`, None for none."""
-        energies = _energies(layer.k, layer.q, layer.heads, repeats)
-        roles = ["positive" if chunk.prompt.positive else "negative" for chunk in self.chunks for _ in chunk.images]
-        self._note(layer, energies, _relative_size(change, unit, layer.context), roles)
-        if self.wants_maps:
-            for chunk in self.chunks:
-                if chunk.prompt.positive and chunk.prompt.area is None:
-                    self._read_maps(layer, chunk)
+        roles = [
+            Column(self.names[layer.key], "positive" if chunk.prompt.positive else "negative", chunk.cond)
+            for chunk in self.chunks
+            for _ in chunk.images
+        ]
+        self._note(roles, _energies(layer.k, layer.q, layer.heads, repeats), change, unit, layer.context)
 
     def read_edit(
-        self, layer: Layer, number: int, rows: slice, keys: Tensor, text: Tensor, change: Tensor | None, unit: float
+        self, layer: Layer, number: int, chunk: Chunk, keys: Tensor, change: Tensor | None, unit: float, text: Tensor
     ) -> None:
-        """An edit's context `text` [b, t, c] in a layer, for some of its rows, and its change there."""
-        energies = _energies(keys, layer.q[rows], layer.heads, None)
-        self._note(layer, energies, _relative_size(change, unit, text), [f"edit{number}"] * keys.shape[0])
+        """An edit's context in a layer, for a chunk's rows, and its change there; text [b, t, c]: as it was encoded."""
+        columns = [Column(self.names[layer.key], f"edit{number}", chunk.cond)] * keys.shape[0]
+        self._note(columns, _energies(keys, layer.q[chunk.rows], layer.heads, None), change, unit, text)
 
-    def _note(self, layer: Layer, energies: tuple[Tensor, Tensor], size: Tensor, roles: Sequence[str]) -> None:
-        self.values.append(torch.stack([*energies, size]))
-        self.columns += [Column(self.names[layer.key], role) for role in roles]
+    def read_maps(self, layer: Layer) -> None:
+        """The attention of a layer to the positive prompts of whole images, whose tokens lie on its grid."""
+        for chunk in self.chunks:
+            if chunk.prompt.positive and chunk.prompt.area is None:
+                maps = _in_parts(attention_map, layer.k[chunk.rows], layer.q[chunk.rows], layer.heads)
+                if chunk.prompt.tokens:  # ComfyUI repeats a prompt to the length of a longer one
+                    maps = maps.unflatten(1, (-1, chunk.prompt.tokens)).sum(dim=1)
+                maps = _pooled(maps.unflatten(2, layer.grid))
+                _add(self.maps, (chunk, tuple(maps.shape[-2:])), MapSum(maps, maps.new_ones(())))
 
-    def _read_maps(self, layer: Layer, chunk: Chunk) -> None:
-        maps = _in_parts(attention_map, layer.k[chunk.rows], layer.q[chunk.rows], layer.heads)
-        if chunk.prompt.tokens:  # ComfyUI repeats a prompt to the length of a longer one
-            maps = maps.unflatten(1, (-1, chunk.prompt.tokens)).sum(dim=1)
-        maps = _pooled(maps.unflatten(2, layer.grid))
-        _add(self.maps, (chunk, tuple(maps.shape[-2:])), MapSum(maps))
+    def _note(
+        self,
+        columns: Sequence[Column],
+        energies: tuple[Tensor, Tensor],
+        change: Tensor | None,
+        unit: float,
+        text: Tensor,
+    ) -> None:
+        self.columns += columns
+        self.values.append((*energies, self._relative_size(change, unit, text)))
+
+    def _relative_size(self, change: Tensor | None, unit: float, text: Tensor) -> Tensor:
+        """unit * ||change|| / ||text|| of each row, [b, t, c] -> [b]; zero without a change."""
+        if change is None:
+            return text.new_zeros(text.shape[0], dtype=torch.float32)
+        return _norm(change) * unit / (self._context_norm if text is self.context else _norm(text))
+
+    @cached_property
+    def _context_norm(self) -> Tensor:
+        return _norm(self.context)
 
 
 class RunReadings:
@@ -101,56 +130,78 @@ class RunReadings:
     def __init__(self, wants_maps: bool):
         self.wants_maps = wants_maps
         self._names: Mapping[LayerKey, str] = {}
-        self._calls: list[tuple[Tensor, list[Column], Tensor]] = []
+        self._calls: list[tuple[Tensor, list[Column], Tensor, Tensor]] = []
         #: Maps [t, rows, columns] of one prompt and image, by the size of their grid.
         self._maps: dict[tuple[Hashable, tuple[int, int], int], MapSum] = {}
+        self._sigmas: dict[Hashable, Tensor] = {}
+        self._prompts: dict[Hashable, Tensor] = {}
         self._lock = threading.Lock()
 
     def add(self, call: CallReadings, sigma: Tensor) -> None:
-        """Keep what a call at `sigma`, a tensor of one value, has read."""
+        """Keep what a call at `sigma`, a tensor of one value, has read.
+
+        Of calls in a row for one prompt at one sigma (heun, PAG, SAG) the first counts, as for what edits carry.
+        """
         if not call.values:
             return
-        values = torch.cat(call.values, dim=1)
+        values = torch.stack([torch.cat(row) for row in zip(*call.values)])
         with self._lock:
+            is_new = {chunk.cond: self._is_new(chunk.cond, sigma) for chunk in call.chunks}
+            weights = torch.stack([is_new[column.cond] for column in call.columns])
             self._names = call.names
-            self._calls.append((sigma, call.columns, values))
+            self._calls.append((sigma, call.columns, values, weights))
+            for chunk in call.chunks:
+                if chunk.prompt.positive and chunk.cond not in self._prompts:
+                    self._prompts[chunk.cond] = sampled(call.context[chunk.rows][0])
             for (chunk, grid), maps in call.maps.items():
                 for image, total in zip(chunk.images, maps.total, strict=True):
-                    _add(self._maps, (chunk.cond, grid, image), MapSum(total, maps.count))
+                    one = MapSum(total, maps.count).times(is_new[chunk.cond])
+                    _add(self._maps, (chunk.cond, grid, image), one)
+
+    def _is_new(self, cond: Hashable, sigma: Tensor) -> Tensor:
+        """1 for a prompt's call at another sigma than its last, else 0: a tensor, as nobody may wait for sigma here."""
+        last = self._sigmas.get(cond)
+        self._sigmas[cond] = sigma
+        return torch.ones_like(sigma[0]) if last is None else (sigma != last.to(sigma.device))[0].to(sigma.dtype)
 
     def record(self, sigmas: Sequence[float], settings: Settings, is_complete: bool) -> TraceRecord:
         """The record of a run that walks along `sigmas`."""
         layers = list(self._names.values())
-        sigmas = sigmas[:-1]  # where a step begins
-        present = {column.role for _, columns, _ in self._calls for column in columns}
+        starts = sigmas[:-1] or sigmas  # of the steps
+        present = {column.role for _, columns, *_ in self._calls for column in columns}
         roles = sorted(present, key=lambda role: ({"positive": 0, "negative": 1}.get(role, 2), role))
-        total = torch.zeros(3, len(sigmas), len(layers), len(roles), dtype=torch.float64)
+        total = torch.zeros(3, len(starts), len(layers), len(roles), dtype=torch.float64)
         count = torch.zeros(total.shape[1:], dtype=torch.float64)
-        for sigma, columns, values in self._calls:
-            step = min(range(len(sigmas)), key=lambda i: abs(sigmas[i] - float(sigma)))
+        for sigma, columns, values, weights in self._calls:
+            weights, values = weights.cpu().double(), values.cpu().double()
             at = (
-                torch.full((len(columns),), step),
+                torch.full((len(columns),), _step_at(float(sigma), starts)),
                 torch.tensor([layers.index(column.layer) for column in columns]),
                 torch.tensor([roles.index(column.role) for column in columns]),
             )
-            count.index_put_(at, torch.ones(len(columns), dtype=torch.float64), accumulate=True)
-            for quantity, row in zip(total, values.cpu().double(), strict=True):
-                quantity.index_put_(at, row, accumulate=True)
+            count.index_put_(at, weights, accumulate=True)
+            for quantity, row in zip(total, values, strict=True):
+                quantity.index_put_(at, row.where(weights != 0, 0.0), accumulate=True)
         attention, norm, size = (total / count).unbind()  # 0 / 0: NaN where nothing was read
-        values = torch.stack([attention, norm, attention + norm, size]).float()
-        assert len(values) == len(QUANTITIES)
-        asked = settings.described(self._names)
-        return TraceRecord(values, tuple(layers), tuple(roles), tuple(sigmas), asked, is_complete, self._word_maps())
-
-    def _word_maps(self) -> list[WordMaps]:
-        return [self._maps_of(cond) for cond in dict.fromkeys(cond for cond, _, _ in self._maps)]
+        size = size.where(size.isfinite(), torch.nan)
+        _leave_out_the_last_layer(size, roles)
+        return TraceRecord(
+            values=torch.stack([attention, norm, attention + norm, size]).float(),
+            layers=tuple(layers),
+            roles=tuple(roles),
+            sigmas=tuple(starts),
+            settings=settings.described(self._names),
+            is_complete=is_complete,
+            maps=tuple(self._maps_of(cond) for cond in dict.fromkeys(cond for cond, _, _ in self._maps)),
+            prompts=tuple(prompt.cpu() for prompt in self._prompts.values()),
+        )
 
     def _maps_of(self, cond: Hashable) -> WordMaps:
         grids = sorted({grid for prompt, grid, _ in self._maps if prompt == cond})
         images = sorted({image for prompt, _, image in self._maps if prompt == cond})
         sums = [[self._maps[cond, grid, image] for image in images] for grid in grids]
-        means = [torch.stack([one.total.cpu() / one.count for one in by_image]) for by_image in sums]
-        return WordMaps(means, [by_image[0].count for by_image in sums])
+        means = [torch.stack([(one.total / one.count).cpu() for one in by_image]) for by_image in sums]
+        return WordMaps(means, [int(by_image[0].count) for by_image in sums])
 
 
 @contextmanager
@@ -160,14 +211,33 @@ def recording(run: Run, sigmas: Sequence[float]):
     for trace in traces:
         trace.record = None
     run.readings = RunReadings(wants_maps=any(trace.wants_maps for trace in traces))
-    is_complete = False
-    try:
-        yield
-        is_complete = True
-    finally:
+
+    def write(is_complete: bool) -> None:
         record = run.readings.record(sigmas, run.settings, is_complete)
         for trace in traces:
             trace.record = record if trace.wants_maps else replace(record, maps=())
+
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # what stopped the run is what its user must see
+            write(is_complete=False)
+        raise
+    write(is_complete=True)
+
+
+def _step_at(sigma: float, starts: Sequence[float]) -> int:
+    """The step in which a sampler is at a sigma: the last one that it has begun. starts fall, or in inversions rise."""
+    falls = starts[0] >= starts[-1]
+    begun = [step for step, start in enumerate(starts) if (start >= sigma if falls else start <= sigma)]
+    return max(begun, default=0)
+
+
+def _leave_out_the_last_layer(size: Tensor, roles: Sequence[str]) -> None:
+    """size [s, l, r]: the prompts are not updated in the last layer, as none would read it; edits carry theirs on."""
+    for number, role in enumerate(roles):
+        if role in ("positive", "negative"):
+            size[:, -1, number] = torch.nan
 
 
 def _energies(keys: Tensor, queries: Tensor, heads: int, repeats: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -182,15 +252,14 @@ def _energies(keys: Tensor, queries: Tensor, heads: int, repeats: Tensor | None)
 def _in_parts(read: Callable[[Tensor, Tensor, int], Tensor], keys: Tensor, queries: Tensor, heads: int) -> Tensor:
     """read(keys, queries, heads), some rows at a time where a matrix of all of them would be large."""
     rows = max(1, MATRIX_ENTRIES // (heads * keys.shape[1] * queries.shape[1]))
+    if rows >= keys.shape[0]:
+        return read(keys, queries, heads)
     return torch.cat([read(k, q, heads) for k, q in zip(keys.split(rows), queries.split(rows), strict=True)])
 
 
-def _relative_size(change: Tensor | None, unit: float, text: Tensor) -> Tensor:
-    """unit * ||change|| / ||text|| of each row, [b, t, c] -> [b]; zero without a change."""
-    if change is None:
-        return text.new_zeros(text.shape[0], dtype=torch.float32)
-    length, whole = (torch.linalg.vector_norm(part, dim=(1, 2), dtype=torch.float32) for part in (change, text))
-    return length * unit / whole
+def _norm(text: Tensor) -> Tensor:
+    """[b, t, c] -> [b]."""
+    return torch.linalg.vector_norm(text, dim=(1, 2), dtype=torch.float32)
 
 
 def _pooled(maps: Tensor) -> Tensor:

@@ -200,7 +200,8 @@ class Run:
     @property
     def had_no_effect(self) -> bool:
         """Whether calls in which something was on, or all calls, went by without EBCA and without a reason given."""
-        return not self.was_reached and (self.active_calls > 0 or self.calls == 0)
+        wanted = self.active_calls > 0 or self.calls == 0 or self.readings is not None
+        return wanted and not self.was_reached
 
     @property
     def was_never_on(self) -> bool:

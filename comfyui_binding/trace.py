@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,10 +12,26 @@ from torch import Tensor
 QUANTITIES = ("E(K|Q)", "E(K)", "E(K|Q) + E(K)", "update size")
 
 
+#: Values in `sampled`.
+SAMPLES = 256
+
+
+def sampled(tensor: Tensor) -> Tensor:
+    """Some values of a tensor, evenly spread over it, in float32: enough to know it again."""
+    flat = tensor.detach().flatten()
+    return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].float()
+
+
+def is_known_again(samples: Tensor, tensor: Tensor) -> bool:
+    """Whether a tensor is the one that samples were taken of, up to what half precision rounds away."""
+    others = sampled(tensor).cpu()
+    return samples.shape == others.shape and bool((samples - others).norm() <= 0.01 * samples.norm())
+
+
 @dataclass(frozen=True, eq=False)
 class WordMaps:
-    """What a positive prompt's tokens were read by: [b, t, rows, columns] for each size of grid, means over the layers
-    of that size, their heads and the steps. weights: how many layers each of them stands for."""
+    """Where a positive prompt's tokens were read: [b, t, rows, columns] for each size of grid, means over the layers of
+    that size, their heads and the steps. weights: how many maps, one a layer and step, each of them stands for."""
 
     by_grid: Sequence[Tensor]
     weights: Sequence[int]
@@ -33,9 +49,9 @@ class WordMaps:
 class TraceRecord:
     """One sampling run. values [q, s, l, r], float32, on the CPU: quantity of QUANTITIES, step, layer, role.
 
-    Energies are sums over heads and tokens, means over images; the update size is the norm of a layer's change of the
-    context by the norm of the prompt's context. NaN where nothing was recorded: a step of an interrupted run, a role
-    or layer that did not run.
+    Energies are sums over heads and tokens, means over images and over all prompts of a role; the update size is the
+    norm of a layer's change of a context by the norm of that context as it was encoded. NaN where there is nothing: in
+    steps that did not run, in the last layer, whose update of the prompts nothing would read, for a prompt of norm 0.
 
     settings: what the EBCA nodes asked for, as JSON knows it. sigmas: of the steps. maps: of each positive prompt.
     """
@@ -47,6 +63,9 @@ class TraceRecord:
     settings: Mapping[str, Any]
     is_complete: bool
     maps: Sequence[WordMaps] = ()
+    #: Samples of the latent that came out, and of the positive prompts: by them a record is known again.
+    result: Tensor | None = None
+    prompts: Sequence[Tensor] = ()
 
 
 @dataclass(eq=False)
@@ -56,6 +75,15 @@ class Trace:
     wants_maps: bool = False
     record: TraceRecord | None = field(default=None, repr=False)
     is_from_file: bool = False
+
+    def __deepcopy__(self, memo: dict) -> Trace:
+        """A pack that copies a model's options copies whom the run reports to, not the report."""
+        return self
+
+    def know_result(self, latent: Tensor) -> None:
+        """Remember the latent [b, c, height, width] of the run just recorded."""
+        if self.record is not None:
+            self.record = replace(self.record, result=sampled(latent).cpu())
 
     def recorded(self) -> TraceRecord:
         """The record. Raises ValueError if there is none."""
@@ -71,3 +99,15 @@ class Trace:
                 "the first, or another node keeps EBCA from the model's cross-attention (the log says which)."
             )
         return self.record
+
+    def recorded_with(self, latent: Tensor) -> TraceRecord:
+        """The record of the run that this latent came from. Raises ValueError if it is another's, or there is none."""
+        record = self.recorded()
+        if record.result is not None and not is_known_again(record.result, latent):
+            raise ValueError(
+                "Expected the latent of the run that the trace holds, but got another: the trace holds the last run "
+                "with the model of its EBCA Trace, and this latent is from elsewhere, from an earlier run that ComfyUI "
+                "kept, or a denoised_output. Use one EBCA Trace for each sampler; for the picture of an earlier run "
+                "change the seed and run it again."
+            )
+        return record

@@ -17,6 +17,7 @@ from .settings import KEY
 from .trace import QUANTITIES, TraceRecord, WordMaps
 
 TRACE_KEY = f"{KEY}_trace"
+VERSION = 1
 
 
 def save(path: Path, record: TraceRecord, other_metadata: Mapping[str, str]) -> None:
@@ -25,6 +26,7 @@ def save(path: Path, record: TraceRecord, other_metadata: Mapping[str, str]) -> 
     for prompt, maps in enumerate(record.maps):
         tensors |= {f"maps.{prompt}.{number}": grid.contiguous() for number, grid in enumerate(maps.by_grid)}
     about = {
+        "version": VERSION,
         "quantities": QUANTITIES,
         "layers": record.layers,
         "roles": record.roles,
@@ -45,11 +47,12 @@ def load(path: Path) -> TraceRecord:
                 WordMaps([file.get_tensor(f"maps.{prompt}.{number}") for number in range(len(weights))], weights)
                 for prompt, weights in enumerate(about["map_weights"])
             ]
-            return TraceRecord(
-                file.get_tensor("values"), about["layers"], about["roles"], about["sigmas"], about["settings"],
-                about["is_complete"], maps,
-            )  # fmt: skip
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+            values = file.get_tensor("values")
+            layers, roles, sigmas = (tuple(about[name]) for name in ("layers", "roles", "sigmas"))
+            if values.shape != (len(QUANTITIES), len(sigmas), len(layers), len(roles)):
+                raise ValueError(f"values of shape {list(values.shape)}")
+            return TraceRecord(values, layers, roles, sigmas, about["settings"], about["is_complete"], tuple(maps))
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"Expected a file that EBCA Save Trace wrote, but {path.name} is none: {type(error).__name__}, {error}. "
             "Pick another file."

@@ -49,7 +49,8 @@ class UNetCall:
 
     def readings(self, names: Mapping[LayerKey, str]) -> CallReadings | None:
         """What this call is to read, with the layers' names; None without traces."""
-        return CallReadings(names, self.chunks, self.run.readings.wants_maps) if self.run.readings else None
+        run = self.run.readings
+        return None if run is None else CallReadings(names, self.chunks, self.context, run.wants_maps)
 
     def keep(self, readings: CallReadings) -> None:
         self.run.readings.add(readings, self._model_call.sigma_on_device)
@@ -88,6 +89,12 @@ class UNetCall:
         if layer.q.shape[1] != layer.grid[0] * layer.grid[1]:
             return MERGED
         return None
+
+    def map_obstacle(self, layer: Layer) -> str | None:
+        """Why the layer's attention is no map of the prompt's tokens; None if it is."""
+        if layer.context.shape != self.context.shape:
+            return "another node changes the prompt's length in the layers"
+        return self.mask_obstacle(layer)
 
     def mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], layer: Layer) -> Tensor:
         """Mask [b, height, width] -> [rows of the chunks, n, 1]."""

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from .prompt_tokens import Reading, occurrences, read, words
-from .trace import TraceRecord, WordMaps
+from .trace import TraceRecord, WordMaps, is_known_again
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -35,6 +35,12 @@ def _all_words(reading: Reading) -> dict[str, list]:
     return found
 
 
+def is_prompt_of(record: TraceRecord, clip: CLIP, text: str) -> bool:
+    """Whether the run's positive prompt is what `clip` makes of the text."""
+    context = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0]
+    return all(is_known_again(prompt, context[0]) for prompt in record.prompts)
+
+
 def maps_of_prompt(record: TraceRecord, tokens: int, images: int) -> WordMaps:
     """The maps of the one positive prompt of a run, which has so many tokens and images.
 
@@ -43,12 +49,12 @@ def maps_of_prompt(record: TraceRecord, tokens: int, images: int) -> WordMaps:
     if not record.maps:
         raise ValueError(
             "Expected a trace with attention maps, but it has none. Switch on attention_maps of EBCA Trace and run "
-            "again; a prompt with an area has no maps."
+            "again; if it is on, the prompt has an area, or the log says which node keeps the maps from being read."
         )
-    if len(record.maps) > 1:
+    if len(record.prompts) > 1:
         raise ValueError(
-            f"Expected a run with one positive prompt, but it had {len(record.maps)}: it is not known which of them "
-            "the text is. Trace a run without Conditioning Combine and timestep ranges."
+            f"Expected a run with one positive prompt, but it had {len(record.prompts)}: it is not known which of them "
+            "the text is. Trace a run without Conditioning Combine, areas and timestep ranges."
         )
     (maps,) = record.maps
     if maps.tokens != tokens:

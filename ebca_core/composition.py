@@ -6,6 +6,7 @@ Edit i has a signed weight w_i = direction_i * alpha_i; in every layer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
@@ -18,7 +19,7 @@ from .window import Window
 Weight = float | Tensor
 
 #: Between 0 and 1, where a sum of curves may have its least value.
-PERCENTS = 1000
+PERCENTS = 100
 
 
 def composition_weight_sum(weights: Sequence[Weight]) -> Weight:
@@ -59,19 +60,33 @@ def smallest_denominator(
     percents = {percent for window in windows for percent in (window.start_percent, window.end_percent)}
     if any(schedules):
         percents |= {place / PERCENTS for place in range(PERCENTS + 1)}
-    return min(_least_at(percent, _scaled(weights, schedules, percent), windows, masks) for percent in percents)
+    moments = {_weights_at(percent, weights, windows, schedules) for percent in percents}
+    least = math.inf
+    for moment in sorted(moments, key=_least_without_masks):
+        if _least_without_masks(moment) >= least:  # as do all that follow
+            break
+        least = min(least, _least_at(moment, masks))
+    return least
 
 
-def _scaled(weights: Sequence[float], schedules: Sequence[Schedule | None], percent: float) -> list[float]:
-    return [w * (s.factor(percent) if s else 1.0) for w, s in zip(weights, schedules, strict=True)]
+def _weights_at(
+    percent: float, weights: Sequence[float], windows: Sequence[Window], schedules: Sequence[Schedule | None]
+) -> tuple[float, ...]:
+    """The weights in force at a share of the noise schedule; 0 for those that are off."""
+    return tuple(
+        weight * (schedule.factor(percent) if schedule else 1.0) * window.covers(percent)
+        for weight, window, schedule in zip(weights, windows, schedules, strict=True)
+    )
 
 
-def _least_at(
-    percent: float, weights: Sequence[float], windows: Sequence[Window], masks: Sequence[Tensor | None]
-) -> float:
-    on = [
-        (weight, mask) for weight, window, mask in zip(weights, windows, masks, strict=True) if window.covers(percent)
-    ]
+def _least_without_masks(weights: Sequence[float]) -> float:
+    """A bound: no mask can take more away than all that remove, with nothing that adds."""
+    return 1 + sum(min(weight, 0.0) for weight in weights)
+
+
+def _least_at(weights: Sequence[float], masks: Sequence[Tensor | None]) -> float:
+    """The least value of the denominator over the image."""
+    on = [(weight, mask) for weight, mask in zip(weights, masks, strict=True) if weight != 0]
     whole = 1 + sum(weight for weight, mask in on if mask is None)
     masked = [(weight, mask) for weight, mask in on if mask is not None]
     if len({mask.shape for _, mask in masked}) == 1:

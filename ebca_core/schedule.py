@@ -48,6 +48,12 @@ class Schedule:
         way = min(max((percent - start) / (end - start), 0.0), 1.0)
         return SHAPES[self.shape](way, self.start_factor, self.end_factor)
 
+    def __str__(self) -> str:
+        if self.shape == "constant":
+            return f"constant {self.start_factor:g}"
+        between = f" from {self.window.start_percent:g} to {self.window.end_percent:g}"
+        return f"{self.shape} {self.start_factor:g} to {self.end_factor:g}" + between * (self.window != WHOLE_RUN)
+
     @property
     def is_zero(self) -> bool:
         """Whether the factor is zero throughout."""

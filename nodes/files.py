@@ -21,13 +21,13 @@ def prefix_input(default: str, folder: str) -> io.String.Input:
     )
 
 
-def next_file(folder: str, prefix: str, extension: str) -> tuple[Path, str, str]:
-    """The next file's path, its name and the folder it is in, below the output folder."""
+def next_file(folder: str, prefix: str, extension: str) -> tuple[Path, dict[str, str]]:
+    """The next file's path, and what the front end is told of it."""
     place, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         f"{folder}/{prefix}", folder_paths.get_output_directory()
     )
     file = f"{name}_{counter:05}_{extension}"
-    return Path(place) / file, file, subfolder
+    return Path(place) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
 
 
 def saved_files(folder: str, extension: str) -> list[str]:

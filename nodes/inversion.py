@@ -198,11 +198,11 @@ class EBCASaveInversion(io.ComfyNode):
     @classmethod
     def execute(cls, latent, filename_prefix) -> io.NodeOutput:
         inversion = inversion_record.inversion_of(latent)
-        path, file, subfolder = next_file(FOLDER, filename_prefix, EXTENSION)
+        path, saved = next_file(FOLDER, filename_prefix, EXTENSION)
         if args.disable_metadata:
             inversion = Inversion(inversion.samples, inversion_record.without_names(inversion.record))
         inversion_record.save(path, inversion, graph_metadata(cls.hidden))
-        return io.NodeOutput(ui={"latents": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
+        return io.NodeOutput(ui={"latents": [saved]})
 
 
 class EBCALoadInversion(io.ComfyNode):

@@ -36,7 +36,7 @@ class EBCASweep(io.ComfyNode):
                 _name_input("x_name", "gamma_attn", "left to right"),
                 _values_input("x_values", "0, 0.005, 0.01, 0.02", "x"),
                 _name_input("y_name", "gamma_norm", "top to bottom"),
-                _values_input("y_values", "0, 0.01, 0.02, 0.04", "y; empty for a single row"),
+                _values_input("y_values", "0, 0.01, 0.02, 0.04", "y; empty for a single row, with y not wired"),
             ],
             outputs=[
                 io.Float.Output(display_name="x", is_output_list=True, tooltip="One value for each run."),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from comfy_api.latest import io, ui
 
 from ..comfyui_binding import trace_file
 from ..comfyui_binding.attach import with_trace
 from ..comfyui_binding.trace import Trace
-from ..comfyui_binding.word_maps import maps_of_prompt, positions_of_words
+from ..comfyui_binding.word_maps import is_prompt_of, maps_of_prompt, positions_of_words
 from ..plots.energies import energy_plot
 from ..plots.word_maps import mean_map, word_map_sheet
 from .files import HIDDEN, graph_metadata, next_file, path_of, prefix_input, saved_files
 from .inputs import CATEGORY, TraceType
+
+log = logging.getLogger("ebca")
 
 #: Of the output folder.
 FOLDER = "traces"
@@ -77,6 +81,11 @@ class EBCAEnergyPlot(io.ComfyNode):
 
     @classmethod
     def execute(cls, trace, latent=None, trace_b=None, latent_b=None) -> io.NodeOutput:
+        if trace_b is trace:
+            raise ValueError(
+                "Expected two traces, but got one twice: it holds the last run alone. Use one EBCA Trace for each "
+                "sampler."
+            )
         records = [_recorded(trace, latent, "latent")]
         if trace_b is not None:
             records.append(_recorded(trace_b, latent_b, "latent_b"))
@@ -111,6 +120,12 @@ class EBCAAttentionMaps(io.ComfyNode):
                     placeholder="lion, crown",
                     tooltip="Words and phrases of the prompt, between commas or one a line. Empty: all of its words.",
                 ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="From the sampler that ran with trace: with it the node can tell whether the trace is of "
+                    "the picture's run.",
+                ),
             ],
             outputs=[io.Image.Output(tooltip="A sheet of tiles for each image.")],
             hidden=HIDDEN,
@@ -118,9 +133,15 @@ class EBCAAttentionMaps(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trace, image, clip, text, words) -> io.NodeOutput:
+    def execute(cls, trace, image, clip, text, words, latent=None) -> io.NodeOutput:
         positions, tokens = positions_of_words(clip, text, words)
-        maps = maps_of_prompt(trace.recorded(), tokens, image.shape[0])
+        record = trace.recorded() if latent is None else trace.recorded_with(latent["samples"])
+        maps = maps_of_prompt(record, tokens, image.shape[0])
+        if not is_prompt_of(record, clip, text):
+            log.warning(
+                "EBCA Attention Maps: the sampler's positive prompt is not what clip makes of text, so the maps may be "
+                "of other words. Wire one text to both, unless nodes in between change the prompt."
+            )
         sheets = [
             word_map_sheet(
                 picture,
@@ -158,9 +179,9 @@ class EBCASaveTrace(io.ComfyNode):
     @classmethod
     def execute(cls, trace, filename_prefix, latent=None) -> io.NodeOutput:
         record = _recorded(trace, latent, "latent")
-        path, file, subfolder = next_file(FOLDER, filename_prefix, EXTENSION)
+        path, saved = next_file(FOLDER, filename_prefix, EXTENSION)
         trace_file.save(path, record, graph_metadata(cls.hidden))
-        return io.NodeOutput(ui={"files": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
+        return io.NodeOutput(ui={"files": [saved]})
 
 
 class EBCALoadTrace(io.ComfyNode):
@@ -209,7 +230,7 @@ def _recorded(trace: Trace, latent, name: str):
             f"Expected the latent of the sampler that runs with the trace, but {name} is not wired: this node would "
             f"not wait for the run. Wire the sampler's latent to {name}."
         )
-    return trace.recorded()
+    return trace.recorded() if trace.is_from_file else trace.recorded_with(latent["samples"])
 
 
 NODES = [EBCATrace, EBCAEnergyPlot, EBCAAttentionMaps, EBCASaveTrace, EBCALoadTrace]

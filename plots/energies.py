@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,11 +11,13 @@ from PIL import ImageDraw
 from torch import Tensor
 
 from ..comfyui_binding.trace import QUANTITIES, TraceRecord
+from ..ebca_core import Schedule, Window
 from .canvas import COLOURS, INK, Colour, as_tensor, fitting_font, font, paper
 from .lines import Curve, Panel, line
 
-WIDTH, HEIGHT, HEAD = 520, 260, 34
-TEXT = 17
+WIDTH, HEIGHT, HEAD = 440, 250, 40
+TEXT = 22
+UPDATE_SIZE = QUANTITIES.index("update size")
 
 
 def energy_plot(records: Sequence[TraceRecord]) -> Tensor:
@@ -36,55 +39,82 @@ def energy_plot(records: Sequence[TraceRecord]) -> Tensor:
 
 
 def described(record: TraceRecord) -> str:
-    """What was asked for in a run, in a line."""
-    parts = [f"{_gammas(update)}{_curve(update['schedule'])}" for update in record.settings["updates"]]
-    parts += [
-        f"edit{number}: {edit['direction']} alpha {edit['alpha']:g}{_curve(edit['alpha_schedule'])}, {_gammas(edit)}"
-        f"{_curve(edit['gamma_schedule'])}"
-        for number, edit in enumerate(record.settings["edits"])
-    ]
+    """What was asked for in a run, in a line: strengths, and all that is not as usual."""
+    parts = [_described_update(update) for update in record.settings["updates"]]
+    parts += [f"edit{number}: {_described_edit(edit)}" for number, edit in enumerate(record.settings["edits"])]
     return ("; ".join(parts) or "no update, no edits") + ("" if record.is_complete else " (interrupted)")
 
 
-def _gammas(strengths: Mapping[str, Any]) -> str:
-    return f"gamma_attn {strengths['gamma_attn']:g}, gamma_norm {strengths['gamma_norm']:g}"
+def _described_update(update: Mapping[str, Any]) -> str:
+    extras = [
+        "positive alone" if update["apply_to"] == "positive" else "",
+        f"layers {' '.join(update['layers'])}" if update["layers"] else "",
+        "mask" if update["has_mask"] else "",
+        "token weights" if update["token_weights"] else "",
+    ]
+    gammas = _strength(update, "gammas", "window", "schedule")
+    return ", ".join([gammas, *(extra for extra in extras if extra)])
 
 
-def _curve(schedule: Mapping[str, Any] | None) -> str:
-    return f" ({schedule['shape']} {schedule['start_factor']:g} to {schedule['end_factor']:g})" if schedule else ""
+def _described_edit(edit: Mapping[str, Any]) -> str:
+    alpha = _strength(edit, "alpha", "window", "alpha_schedule")
+    gammas = _strength(edit, "gammas", "gamma_window", "gamma_schedule")
+    return f"{edit['direction']} {alpha}, {gammas}" + (", mask" if edit["has_mask"] else "")
+
+
+def _strength(settings: Mapping[str, Any], name: str, window: str, schedule: str) -> str:
+    """ "alpha 0.7 from 0.3 to 1, linear 1 to 0.1"."""
+    values = (
+        f"gamma_attn {settings['gamma_attn']:g} gamma_norm {settings['gamma_norm']:g}"
+        if name == "gammas"
+        else f"{name} {settings[name]:g}"
+    )
+    start, end = settings[window]["start_percent"], settings[window]["end_percent"]
+    part = "" if (start, end) == (0, 1) else f" from {start:g} to {end:g}"
+    curve = settings[schedule]
+    return values + part + (f" ({Schedule(**{**curve, 'window': Window(**curve['window'])})})" if curve else "")
 
 
 def _panels(quantity: int, records: Sequence[TraceRecord], colours: Mapping[str, Colour]) -> list[Panel]:
     name, first = QUANTITIES[quantity], records[0]
     steps = [str(step + 1) for step in range(max(len(record.sigmas) for record in records))]
-    layers = max((record.layers for record in records), key=len)
-    values = [record.values[quantity] for record in records]  # [s, l, r]
-    panels = [
-        Panel(f"{name} over {axis}s", axis, places, _curves(records, values, mean_over, colours))
-        for axis, places, mean_over in (("step", steps, 1), ("layer", layers, 0))
-    ]
-    if len(records) == 1 or any(len(r.sigmas) != len(steps) or r.layers != layers for r in records):
-        return panels
-    shared = [role for role in first.roles if role in records[1].roles]
-    parts = [
-        value[..., [record.roles.index(role) for role in shared]] for record, value in zip(records, values, strict=True)
-    ]
-    difference = replace(first, roles=shared)
-    return panels + [
-        Panel(f"{name}: difference", axis, places, _curves([difference], [parts[0] - parts[1]], mean_over, colours))
-        for axis, places, mean_over in (("step", steps, 1), ("layer", layers, 0))
-    ]
+    layers = list(dict.fromkeys(layer for record in records for layer in record.layers))
+    axes = {"step": steps, "layer": layers}
+
+    def panels(title: str, shown: Sequence[tuple[TraceRecord, Tensor]]) -> list[Panel]:
+        return [
+            Panel(
+                title.format(axis=axis),
+                axis,
+                places,
+                [
+                    Curve(
+                        role, _means(values[..., record.roles.index(role)], record, axis, places), colours[role], n > 0
+                    )
+                    for n, (record, values) in enumerate(shown)
+                    for role in record.roles
+                ],
+                from_zero=quantity == UPDATE_SIZE,
+            )
+            for axis, places in axes.items()
+        ]
+
+    found = panels(f"{name} over {{axis}}s", [(record, record.values[quantity]) for record in records])
+    if len(records) == 2 and first.layers == records[1].layers and len(first.sigmas) == len(records[1].sigmas):
+        shared = [role for role in first.roles if role in records[1].roles]
+        both = [record.values[quantity][..., [record.roles.index(role) for role in shared]] for record in records]
+        found += panels(f"{name}: difference", [(replace(first, roles=shared), both[0] - both[1])])
+    return found
 
 
-def _curves(
-    records: Sequence[TraceRecord], values: Sequence[Tensor], mean_over: int, colours: Mapping[str, Colour]
-) -> list[Curve]:
-    """A curve for each role of each record; values [s, l, r], of which one dimension is averaged."""
-    return [
-        Curve(value[..., record.roles.index(role)].nanmean(dim=mean_over).tolist(), colours[role], dashed=number > 0)
-        for number, (record, value) in enumerate(zip(records, values, strict=True))
-        for role in record.roles
-    ]
+def _means(values: Tensor, record: TraceRecord, axis: str, places: Sequence[str]) -> list[float]:
+    """values [s, l] -> over the steps, means of the layers that ran in all of them; over the layers, of the steps."""
+    if axis == "layer":
+        means = dict(zip(record.layers, values.nanmean(dim=0).tolist(), strict=True))
+        return [means.get(place, math.nan) for place in places]
+    ran = ~values.isnan()
+    always = ran[ran.any(dim=1)].all(dim=0)  # else the mean would follow which layers run, not their values
+    return values[:, always if always.any() else slice(None)].nanmean(dim=1).tolist()
 
 
 def _draw_legend(
@@ -97,6 +127,6 @@ def _draw_legend(
         left += 70 + int(font(TEXT).getlength(role))
     for number, record in enumerate(records):
         y = HEAD * (number + 1) + HEAD // 2
-        line(pen, (20, y), (50, y), Curve([], INK, dashed=number > 0))
+        line(pen, [(20, y), (55, y)], INK, dashed=number > 0)
         text = described(record)
-        pen.text((58, y), text, INK, fitting_font(text, width - 80, TEXT), anchor="lm")
+        pen.text((62, y), text, INK, fitting_font(text, width - 82, TEXT), anchor="lm")

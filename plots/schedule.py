@@ -8,7 +8,7 @@ from ..ebca_core import Schedule
 from .canvas import COLOURS, as_tensor, paper
 from .lines import Curve, Panel
 
-WIDTH, HEIGHT, PLACES = 420, 260, 101
+WIDTH, HEIGHT, PLACES = 560, 320, 101
 
 
 def schedule_curve(schedule: Schedule) -> Tensor:
@@ -16,10 +16,11 @@ def schedule_curve(schedule: Schedule) -> Tensor:
     percents = [place / (PLACES - 1) for place in range(PLACES)]
     values = [schedule.factor(percent) for percent in percents]
     panel = Panel(
-        f"{schedule.shape}, {schedule.start_factor:g} to {schedule.end_factor:g}",
+        str(schedule),
         "share of the noise schedule: 0 pure noise, 1 the image",
         [f"{percent:g}" for percent in percents],
-        [Curve(values, COLOURS[0])],
+        [Curve("factor", values, COLOURS[0])],
+        from_zero=True,
     )
     sheet, pen = paper(WIDTH, HEIGHT)
     panel.draw(pen, 0, 0, WIDTH, HEIGHT)

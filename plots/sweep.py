@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from .canvas import INK, as_picture, as_tensor, fitting_font, font, paper
 LABEL, GAP, LEAST_CELL = 40, 6, 160
 #: More runs than anyone waits for are a slip of the pen.
 MOST_CELLS = 400
+#: Of the cells of a sheet; as an IMAGE they take 12 bytes each.
+MOST_PIXELS = 2**25
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,7 @@ def sweep_grid(cells: Sequence[Tensor], sweep: Sweep) -> Tensor:
 
 
 def _sheet(pictures: Sequence[Image.Image], sweep: Sweep) -> Tensor:
-    scale = max(1, -(-LEAST_CELL // max(pictures[0].size)))  # room for the labels
-    width, height = (scale * side for side in pictures[0].size)
+    width, height = _cell_size(pictures[0].size, len(pictures))
     columns = [f"{sweep.x_name} {value:g}" for value in sweep.x_values]
     rows = [f"{sweep.y_name} {value:g}" for value in sweep.y_values] or [""]
     margin = 16 + int(max(font(18).getlength(row) for row in rows)) if sweep.y_values else 0
@@ -54,10 +56,20 @@ def _sheet(pictures: Sequence[Image.Image], sweep: Sweep) -> Tensor:
     for number, picture in enumerate(pictures):
         row, column = divmod(number, len(columns))
         corner = (margin + GAP + column * (width + GAP), LABEL + row * (height + GAP))
-        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), corner)
+        grows = width >= picture.width
+        resized = picture.resize((width, height), Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS)
+        sheet.paste(resized, corner)
     for column, text in enumerate(columns):
         middle = (margin + GAP + column * (width + GAP) + width // 2, LABEL // 2)
         pen.text(middle, text, INK, fitting_font(text, width, 18), anchor="mm")
     for row, text in enumerate(rows):
         pen.text((8, LABEL + row * (height + GAP) + height // 2), text, INK, font(18), anchor="lm")
     return as_tensor(sheet)
+
+
+def _cell_size(size: tuple[int, int], cells: int) -> tuple[int, int]:
+    """Pictures are shown as they are, unless labels need more room, or the sheet would have more than MOST_PIXELS."""
+    scale = max(1, -(-LEAST_CELL // max(size)))
+    if cells * size[0] * size[1] * scale**2 > MOST_PIXELS:
+        scale = math.sqrt(MOST_PIXELS / (cells * size[0] * size[1]))
+    return tuple(max(1, int(side * scale)) for side in size)

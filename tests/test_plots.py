@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from support import toy
 from support.host import node
-from support.said import refused
+from support.said import messages, refused
 
 CAPTION = "a lion with a crown and a lion"
 
@@ -49,7 +49,7 @@ def is_red(picture):
 def test_curve_passes_through_its_values(plots):
     """Between the highest and the lowest point of a curve the others lie in proportion."""
     values = [0.0, 10.0, 4.0, 4.0, 4.0, 7.5, 7.5, 7.5, 1.0, 1.0, 1.0]
-    red = is_red(drawn(plots, [plots["lines"].Curve(values, RED)]))
+    red = is_red(drawn(plots, [plots["lines"].Curve("a", values, RED)]))
     columns = np.flatnonzero(red.any(axis=0))
     left, right = columns.min(), columns.max()
     rows = [np.flatnonzero(red[:, round(left + (right - left) * place / 10)]) for place in (0, 1, 3, 6, 9)]
@@ -60,7 +60,7 @@ def test_curve_passes_through_its_values(plots):
 
 def test_missing_values_are_gaps(plots):
     values = [1.0, 2.0, math.nan, math.nan, 2.0, 1.0, 2.0, math.nan, 3.0, math.nan, 1.0]
-    red = is_red(drawn(plots, [plots["lines"].Curve(values, RED)])).any(axis=0)
+    red = is_red(drawn(plots, [plots["lines"].Curve("a", values, RED)])).any(axis=0)
     columns = np.flatnonzero(red)
     at = [round(columns.min() + (columns.max() - columns.min()) * place / 10) for place in (2.5, 8, 9)]
     assert [bool(red[column]) for column in at] == [False, True, False]  # a value without neighbours is a dot
@@ -68,7 +68,39 @@ def test_missing_values_are_gaps(plots):
 
 @pytest.mark.parametrize("values", [[math.nan] * 11, [5.0] * 11, [1e-9 * i for i in range(11)], [1e9] * 10 + [2e9]])
 def test_any_values_can_be_drawn(plots, values):
-    assert is_red(drawn(plots, [plots["lines"].Curve(values, RED)])).any() != math.isnan(values[0])
+    assert is_red(drawn(plots, [plots["lines"].Curve("a", values, RED)])).any() != math.isnan(values[0])
+
+
+@pytest.mark.parametrize("places", [5, 20, 70, 300])
+def test_dashes_show_however_near_the_points_are(plots, places):
+    """A straight line, solid and dashed: about half of it is there."""
+    values = [float(i) for i in range(places)]
+    solid, dashed = (
+        is_red(drawn(plots, [plots["lines"].Curve("a", values, RED, dashed)], places)).any(axis=0).sum()
+        for dashed in (False, True)
+    )
+    assert dashed / solid == pytest.approx(0.5, abs=0.12)
+
+
+def test_axis_from_zero_shows_small_changes_small(plots):
+    panel, values = plots["lines"].Panel, [4.6, 4.5, 4.7] + [4.6] * 8
+    heights = []
+    for from_zero in (False, True):
+        sheet = Image.new("RGB", (500, 300), "white")
+        curve = plots["lines"].Curve("a", values, RED)
+        panel("t", "step", [str(i) for i in range(11)], [curve], from_zero).draw(ImageDraw.Draw(sheet), 0, 0, 500, 300)
+        rows = np.flatnonzero(is_red(np.asarray(sheet)).any(axis=1))
+        heights.append(rows.max() - rows.min())
+    assert heights[0] > 150
+    assert heights[1] < 20
+
+
+@pytest.mark.parametrize(
+    ("tick", "step", "text"),
+    [(0.0, 0.5, "0.0"), (-0.3002, 0.0002, "-0.3002"), (1234.0, 2.0, "1,234"), (2.5e-7, 5e-8, "2.5e-07")],
+)
+def test_ticks_are_written_to_the_places_they_need(plots, tick, step, text):
+    assert plots["lines"]._written(tick, step) == text
 
 
 def record(trace_types, steps=5, layers=("d0.0", "m0.0", "u0.0"), roles=("positive", "negative"), offset=0.0, seed=0):
@@ -86,6 +118,23 @@ def test_two_traces_of_a_kind_get_columns_for_their_difference(plots, trace_type
     assert plot([one, longer]).shape[2] == alone.shape[2]
 
 
+def test_layers_of_other_models_stand_at_their_own_names(plots, trace_types):
+    small, large = record(trace_types), record(trace_types, layers=("d0.0", "d1.0", "m0.0", "m0.1", "u0.0"))
+    _, by_layer = plots["energies"]._panels(0, [small, large], dict.fromkeys(small.roles, RED))
+    assert by_layer.places == ["d0.0", "m0.0", "u0.0", "d1.0", "m0.1"]
+    ours, theirs = by_layer.curves[0].values, by_layer.curves[2].values
+    assert ours[:3] == pytest.approx(small.values[0, ..., 0].mean(dim=0).tolist())
+    assert all(math.isnan(value) for value in ours[3:])
+    assert theirs[1] == pytest.approx(float(large.values[0, :, 2, 0].mean()))
+
+
+def test_layers_that_ran_now_and_then_do_not_bend_the_mean(plots, trace_types):
+    one = record(trace_types)
+    one.values[:, ::2, 1] = math.nan
+    by_step, _ = plots["energies"]._panels(0, [one], dict.fromkeys(one.roles, RED))
+    assert by_step.curves[0].values == pytest.approx(one.values[0, :, [0, 2], 0].mean(dim=1).tolist())
+
+
 def test_difference_of_a_trace_and_itself_is_flat(plots, trace_types):
     one = record(trace_types)
     panels = plots["energies"]._panels(0, [one, one], dict.fromkeys(one.roles, RED))
@@ -94,16 +143,17 @@ def test_difference_of_a_trace_and_itself_is_flat(plots, trace_types):
 
 def test_panels_show_means_over_the_other_axis(plots, trace_types):
     one = record(trace_types)
-    one.values[:, 3, 1] = math.nan
+    one.values[:, 3] = math.nan  # a step that did not run
     by_step, by_layer = plots["energies"]._panels(1, [one], dict.fromkeys(one.roles, RED))
     negative = one.values[1, ..., 1].numpy()
-    assert by_step.curves[1].values == pytest.approx(np.nanmean(negative, axis=1).tolist())
+    assert by_step.curves[1].values == pytest.approx(negative.mean(axis=1).tolist(), nan_ok=True)
     assert by_layer.curves[1].values == pytest.approx(np.nanmean(negative, axis=0).tolist())
 
 
 def test_legend_says_what_was_asked_for(plots, comfy):
     curve = node(comfy, "EBCASchedule").execute(shape="cosine", end_factor=0.2)[0]
-    model = node(comfy, "EBCAContextUpdate").execute(model=toy.model(), gamma_attn=0.03, schedule=curve)[0]
+    update = dict(gamma_attn=0.03, schedule=curve, end_percent=0.5, blocks="d0,u0", apply_to="positive")
+    model = node(comfy, "EBCAContextUpdate").execute(model=toy.model(), **update)[0]
     edit = node(comfy, "EBCAEditContext").execute(conditioning=toy.conditioning(2), direction="remove", alpha=0.4)[0]
     model = node(comfy, "EBCACompose").execute(model=model, edits={"edit0": edit})[0]
     model, trace = node(comfy, "EBCATrace").execute(model=model)
@@ -111,8 +161,14 @@ def test_legend_says_what_was_asked_for(plots, comfy):
 
     sample(model, toy.conditioning(1), steps=1)
     line = plots["energies"].described(trace.record)
-    for part in ("gamma_attn 0.03", "cosine 1 to 0.2", "edit0: remove alpha 0.4"):
+    for part in ("gamma_attn 0.03", "cosine 1 to 0.2", "from 0 to 0.5", "layers d0.0 u0.0", "positive alone"):
         assert part in line
+    assert "edit0: remove alpha 0.4 from 0.3 to 1" in line
+
+
+def test_constant_schedule_is_called_by_its_one_factor(plots, comfy):
+    curve = node(comfy, "EBCASchedule").execute(shape="constant", start_factor=0.5, end_factor=0.1)[0]
+    assert str(curve) == "constant 0.5"
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -169,6 +225,19 @@ def test_words_are_at_their_tokens(comfy, pack):
     assert found == {"crown": [5], "a lion": [1, 2, 7, 8], "and": [6]}
 
 
+def test_text_that_is_not_the_prompt_is_said(comfy, traced_caption, caplog):
+    maps = node(comfy, "EBCAAttentionMaps")
+    maps.execute(**traced_caption, words="lion")
+    assert not messages(caplog)
+    maps.execute(**{**traced_caption, "text": "a tiger with a crown and a tiger"}, words="tiger")
+    assert any("not what clip makes of text" in message for message in messages(caplog))
+
+
+def test_picture_of_another_run_is_refused_where_the_latent_is_wired(comfy, traced_caption):
+    maps = node(comfy, "EBCAAttentionMaps")
+    refused(lambda: maps.execute(**traced_caption, words="lion", latent=toy.latent(2, 8, 8)), "another")
+
+
 def test_every_image_gets_a_sheet(comfy, traced_caption):
     (sheets,) = node(comfy, "EBCAAttentionMaps").execute(**traced_caption, words="lion, crown")
     assert sheets.shape == (2, 320 + 48 + 8, 2 * (320 + 8) + 8, 3)
@@ -197,10 +266,12 @@ def test_trace_without_maps_is_refused(comfy, traced_caption):
     refused(lambda: maps.execute(**{**traced_caption, "trace": trace}, words=""), "attention_maps", "run again")
 
 
-def test_several_positive_prompts_are_refused(comfy, traced_caption):
+@pytest.mark.parametrize("area", [{}, dict(area=(4, 4, 0, 0), strength=1.0)], ids=["combined", "with an area"])
+def test_several_positive_prompts_are_refused(comfy, traced_caption, area):
     from support.sampling import sample
 
     model, trace = node(comfy, "EBCATrace").execute(model=toy.model(), attention_maps=True)
-    sample(model, toy.conditioning(1) + toy.conditioning(2), steps=1, latent=toy.latent(2, 8, 8))
+    positive = toy.conditioning(1) + toy.conditioning(2, **area)
+    sample(model, positive, steps=1, latent=toy.latent(2, 8, 8))
     maps = node(comfy, "EBCAAttentionMaps")
     refused(lambda: maps.execute(**{**traced_caption, "trace": trace}, words=""), "one positive prompt", "2")

@@ -124,7 +124,7 @@ def test_trace_of_calls_in_two_threads_is_that_of_calls_in_turn(comfy):
     expected = trace.record
     with ThreadPoolExecutor(2) as pool:
         split_run(model, pool.map)
-    assert torch.equal(trace.record.values, expected.values)
+    assert torch.equal(trace.record.values.nan_to_num(), expected.values.nan_to_num())  # NaN in the last layer
     assert trace.record.roles == ("positive", "negative", "edit0")
     assert all(map(torch.equal, trace.record.maps[0].by_grid, expected.maps[0].by_grid))
 

@@ -85,10 +85,10 @@ def percents_of(model, sigmas):
 SHAPED = dict(start_factor=1.0, end_factor=0.1, start_percent=0.1, end_percent=0.9)
 
 
-@pytest.mark.parametrize("shape", ["linear", "exponential", "cosine"])
-def test_scheduled_update_is_one_of_other_gammas_at_each_sigma(comfy, shape):
+@pytest.mark.parametrize(("shape", "family"), [("linear", "sd1"), ("exponential", "sd2_v"), ("cosine", "sdxl")])
+def test_scheduled_update_is_one_of_other_gammas_at_each_sigma(comfy, shape, family):
     """Against a chain of updates, one for each sigma: its gammas are the product, its window holds there alone."""
-    plain = toy.model()
+    plain = toy.model(family)
     sigmas = torch.tensor([12.0, 5.0, 2.0, 0.8, 0.3, 0.0])
     factor = Schedule(shape, 1.0, 0.1, Window(0.1, 0.9)).factor
     by_hand = plain

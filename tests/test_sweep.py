@@ -126,7 +126,7 @@ def test_cells_are_the_pictures_of_runs_one_by_one(comfy, graph, run_prompt):
     assert np.abs(corners[0] - corners[1]).max() > 2  # the cells do differ
 
 
-def test_picture_carries_the_settings(graph, run_prompt, monkeypatch):
+def test_picture_carries_the_settings(graph, run_prompt):
     settings = json.loads(saved(run_prompt(graph))[0].text["ebca_sweep"])
     assert settings == {
         "x_name": "gamma_attn", "x_values": [0.0, 0.05, 0.4], "y_name": "gamma_norm", "y_values": [0.0, 0.1],
@@ -144,3 +144,13 @@ def test_grid_without_all_of_its_images_is_refused(graph, run_prompt):
     graph["update"]["inputs"] |= dict(gamma_attn=0.1, gamma_norm=0.1)
     with pytest.raises(PromptError, match="Expected 6 images"):
         run_prompt(graph)
+
+
+def test_large_grids_are_made_smaller(comfy, pack, monkeypatch):
+    from importlib import import_module
+
+    module = import_module(f"{pack.__name__}.plots.sweep")
+    monkeypatch.setattr(module, "MOST_PIXELS", 6 * 100 * 200)
+    cells = [torch.rand(1, 200, 400, 3)] * 6
+    grid = module.sweep_grid(cells, module.Sweep("x", [1, 2, 3], "y", [1, 2]))
+    assert grid.shape[1] * grid.shape[2] < 2 * 6 * 100 * 200

@@ -10,6 +10,8 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import attention_basic
 from comfy.model_management import InterruptProcessingException
+from comfy.sample import sample_custom
+from comfy.samplers import KSAMPLER
 
 from ebca_core import attention_energy, norm_energy
 from support import neighbours, toy
@@ -35,6 +37,11 @@ def composed(comfy, model, **inputs):
 
 def traced(comfy, model, attention_maps=False):
     return node(comfy, "EBCATrace").execute(model=model, attention_maps=attention_maps)
+
+
+def filled(values):
+    """NaN compares unequal to itself."""
+    return values.nan_to_num(-1.0)
 
 
 def run(model, positive=None, **options):
@@ -119,7 +126,7 @@ def test_update_size_is_how_far_the_layer_moves_the_context(comfy):
         for layer, (call, following) in enumerate(pairwise(layers)):
             expected = (following.context - call.context).flatten(1).norm(dim=1) / prompt.flatten(1).norm(dim=1)
             assert relative_error(record.values[3, step, layer].flip(0), expected) < 1e-3
-        assert record.values[3, step, -1].tolist() == [0.0, 0.0]  # nothing would read the last layer's update
+        assert record.values[3, step, -1].isnan().all()  # nothing would read the last layer's update
 
 
 def test_edits_are_recorded_beside_the_prompts(comfy):
@@ -134,7 +141,16 @@ def test_edits_are_recorded_beside_the_prompts(comfy):
     moving, trace = traced(comfy, composed(comfy, toy.model(), alpha=0.0, gamma_attn=0.01, gamma_norm=0.01))
     run(moving, steps=2)
     assert (trace.record.values[3, :, :, 2] > 0).all()
-    assert (record.values[3] == 0).all()
+    assert (record.values[3, :, :-1] == 0).all()
+    assert (record.values[3, :, -1, 2] == 0).all()
+
+
+def test_prompt_of_norm_zero_has_no_relative_update(comfy):
+    model, trace = traced(comfy, updated(comfy, toy.model()))
+    run(model, negative=[[torch.zeros(1, 77, toy.WIDTH), {"pooled_output": torch.zeros(1, toy.POOLED)}]])
+    assert trace.record.values[3, ..., 1].isnan().all()
+    assert trace.record.values[3, :, :-1, 0].isfinite().all()
+    assert trace.record.values[:3].isfinite().all()
 
 
 def test_batches_are_means_over_their_images(comfy):
@@ -145,7 +161,7 @@ def test_batches_are_means_over_their_images(comfy):
 
     pair = recorded({**toy.latent(2, 8, 8), "batch_index": [0, 1]}, toy.conditioning(1))
     one, other = (recorded({**toy.latent(1, 8, 8), "batch_index": [i]}, toy.conditioning(1)) for i in (0, 1))
-    assert relative_error(pair, (one + other) / 2) < 1e-5
+    assert relative_error(filled(pair), filled((one + other) / 2)) < 1e-5
 
 
 def test_prompts_of_other_lengths_are_read_as_if_alone(comfy):
@@ -157,22 +173,49 @@ def test_prompts_of_other_lengths_are_read_as_if_alone(comfy):
         return trace.record
 
     together, alone = recorded(4.0), recorded(1.0)
-    assert relative_error(together.values[..., 0], alone.values[..., 0]) < 1e-5
+    assert relative_error(filled(together.values[..., 0]), filled(alone.values[..., 0])) < 1e-5
     for both, one in zip(together.maps[0].by_grid, alone.maps[0].by_grid, strict=True):
         assert both.shape == one.shape
         assert relative_error(both, one) < 1e-5
 
 
-def test_several_calls_in_a_step_are_its_mean(comfy):
-    """heun calls the model at the sigma of the next step too, and there twice."""
-    model, trace = traced(comfy, toy.model())
+def first_layer_of_calls(model, **options):
     with watched(model) as seen:
-        run(model, sampler="heun", steps=2)
-    calls = [seen[i] for i in range(0, len(seen), len(BLOCKS))]  # the first layer's: sigmas 0, 1, 1
+        run(model, **options)
+    return [seen[i] for i in range(0, len(seen), len(BLOCKS))]
+
+
+def test_of_calls_in_a_row_at_one_sigma_the_first_counts(comfy):
+    """heun calls the model at the sigma of the next step, and there once more: sigmas 0, 1, 1."""
+    model, trace = traced(comfy, toy.model(), attention_maps=True)
+    calls = first_layer_of_calls(model, sampler="heun", steps=2)
     expected = [energies_by_basic_attention(call, 1)[0] for call in calls]
     assert len(calls) == 3
-    found = trace.record.values[0, :, 0, 0].tolist()
-    assert found == pytest.approx([expected[0], (expected[1] + expected[2]) / 2], rel=1e-5)
+    assert trace.record.values[0, :, 0, 0].tolist() == pytest.approx(expected[:2], rel=1e-5)
+    weights = trace.record.maps[0].weights
+    run(model, steps=1)
+    assert weights == [2 * weight for weight in trace.record.maps[0].weights]
+
+
+def test_calls_between_two_sigmas_belong_to_the_step_that_has_begun(comfy):
+    """dpm_2 calls the model at each step's start and at its middle."""
+    model, trace = traced(comfy, toy.model())
+    calls = first_layer_of_calls(model, sampler="dpm_2", steps=3)
+    expected = [energies_by_basic_attention(call, 1)[0] for call in calls]
+    assert len(calls) == 5  # the last step ends at 0 and is euler's
+    means = [(expected[0] + expected[1]) / 2, (expected[2] + expected[3]) / 2, expected[4]]
+    assert trace.record.values[0, :, 0, 0].tolist() == pytest.approx(means, rel=1e-5)
+
+
+def test_perturbed_passes_are_not_recorded(comfy):
+    """PAG runs the positive prompt once more, with another self-attention: no part of what the prompt itself is."""
+    model, trace = traced(comfy, updated(comfy, toy.model()), attention_maps=True)
+    run(model, steps=1)
+    alone = trace.record
+    pag = node(comfy, "PerturbedAttentionGuidance").execute(model=model, scale=3.0)[0]
+    run(pag, steps=1)
+    assert relative_error(trace.record.values[..., :-1, :], alone.values[..., :-1, :]) < 1e-6
+    assert torch.equal(trace.record.maps[0].by_grid[0], alone.maps[0].by_grid[0])
 
 
 # --- the attention maps ----------------------------------------------------------------------------------------------
@@ -212,7 +255,7 @@ def test_large_layers_are_read_in_parts(comfy, pack, monkeypatch):
     whole = recorded()
     monkeypatch.setattr(pack.comfyui_binding.readings, "MATRIX_ENTRIES", 1)
     parts = recorded()
-    assert relative_error(parts.values, whole.values) < 1e-6
+    assert relative_error(filled(parts.values), filled(whole.values)) < 1e-6
     assert all(relative_error(p, w) < 1e-6 for p, w in zip(parts.maps[0].by_grid, whole.maps[0].by_grid, strict=True))
 
 
@@ -235,32 +278,63 @@ def test_tracing_node_leaves_its_input_model_alone(comfy):
     assert "ebca" not in model.model_options["transformer_options"]
 
 
-@pytest.mark.parametrize("steps", [2, 12])
-def test_maps_take_no_more_memory_in_longer_runs(comfy, steps):
-    model, trace = traced(comfy, toy.model(), attention_maps=True)
-    run(model, steps=steps)
-    assert [tuple(grid.shape) for grid in trace.record.maps[0].by_grid] == [(1, 77, 4, 4), (1, 77, 8, 8)]
+def test_maps_take_no_more_memory_in_longer_runs(comfy, pack):
+    """While the run goes on there is one map for each prompt, image and size of grid."""
+    import gc
+
+    readings, held = pack.comfyui_binding.readings.RunReadings, []
+
+    def note(*_):
+        (own,) = [thing for thing in gc.get_objects() if isinstance(thing, readings)]
+        held.append(sum(one.total.numel() for one in own._maps.values()))
+
+    model, _ = traced(comfy, toy.model(), attention_maps=True)
+    run(model, steps=6, callback=note)
+    assert held == [77 * (4 * 4 + 8 * 8)] * 6
 
 
-def test_each_run_clears_the_trace(comfy):
+def test_traced_picture_is_bit_identical_beside_other_packs(comfy, caplog):
+    """Also where the maps cannot be read, which is said in the log."""
+    wires = {
+        "NegPip": neighbours.negpip, "token merging": neighbours.merged_tokens, "PAG": neighbours.on_the_model(
+            "PerturbedAttentionGuidance", scale=3.0), "reference only": neighbours.reference_only,
+        "areas": neighbours.area, "attention couple": neighbours.attention_couple(),
+    }  # fmt: skip
+    for name, wire in wires.items():
+        scene = neighbours.scene(fresh=True)
+        for model in (scene.model, updated(comfy, scene.model)):
+            plain = wire(comfy, replace(scene, model=model)).sampled(comfy)
+            before, trace = traced(comfy, model, attention_maps=True)
+            assert torch.equal(wire(comfy, replace(scene, model=before)).sampled(comfy), plain), name
+            wired = wire(comfy, replace(scene, model=model))
+            after, _ = traced(comfy, wired.model, attention_maps=True)
+            assert torch.equal(replace(wired, model=after).sampled(comfy), plain), name
+            assert trace.record.roles or any("EBCA Trace leaves out layers" in said for said in messages(caplog)), name
+
+
+def test_each_run_clears_the_trace(comfy, pack):
     model, trace = traced(comfy, updated(comfy, toy.model()))
     run(model, steps=3)
     first = trace.record
     run(model, steps=2)
     assert trace.record is not first
     assert len(trace.record.sigmas) == 2
+    weights = pack.comfyui_binding.token_weights.TokenWeights(torch.ones(5))
+    refused_model = updated(comfy, model, token_weights=weights)
+    refused(lambda: run(refused_model), "token weights")
+    assert trace.record.roles == ()
 
 
 def test_two_samplers_with_a_trace_each_do_not_mix(comfy):
     model = updated(comfy, toy.model())
     (one, trace), (other, trace_b) = traced(comfy, model), traced(comfy, model)
     run(one, steps=3)
-    before = trace.record.values.clone()
+    before = filled(trace.record.values)
     run(other, toy.conditioning(2), steps=2, seed=5)
-    assert torch.equal(trace.record.values, before)
+    assert torch.equal(filled(trace.record.values), before)
     alone, trace_c = traced(comfy, model)
     run(alone, toy.conditioning(2), steps=2, seed=5)
-    assert torch.equal(trace_b.record.values, trace_c.record.values)
+    assert torch.equal(filled(trace_b.record.values), filled(trace_c.record.values))
 
 
 def test_prompts_that_ComfyUI_runs_apart_are_recorded_alike(comfy):
@@ -281,7 +355,7 @@ def test_prompts_that_ComfyUI_runs_apart_are_recorded_alike(comfy):
     model.add_wrapper_with_key("diffusion_model", "count", count)
     run(model)
     assert set(calls) == {1}
-    assert relative_error(trace.record.values, together.values) < 1e-5
+    assert relative_error(filled(trace.record.values), filled(together.values)) < 1e-5
     assert relative_error(trace.record.maps[0].by_grid[0], together.maps[0].by_grid[0]) < 1e-5
 
 
@@ -300,9 +374,66 @@ def test_interrupted_run_gives_the_steps_that_it_had(comfy):
         run(model, steps=5, callback=interrupted)
     record = trace.record
     assert (record.is_complete, whole.is_complete) == (False, True)
-    assert torch.equal(record.values[:, :2], whole.values[:, :2])
+    assert torch.equal(filled(record.values[:, :2]), filled(whole.values[:, :2]))
     assert record.values[:, 2:].isnan().all()
-    node(comfy, "EBCAEnergyPlot").execute(trace=trace, latent=toy.latent())
+    node(comfy, "EBCAEnergyPlot").execute(trace=trace, latent=toy.latent())  # there is no latent of that run
+
+
+def test_error_of_a_run_is_the_one_that_its_user_sees(comfy, pack, monkeypatch):
+    def broken(*_):
+        raise KeyError("of a sampler")
+
+    def unreadable(*_, **__):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(pack.comfyui_binding.readings.RunReadings, "record", unreadable)
+    model, _ = traced(comfy, toy.model())
+    with pytest.raises(KeyError, match="of a sampler"):
+        run(model, callback=broken)
+
+
+def test_run_of_a_single_sigma_is_recorded(comfy):
+    def one_call(model, x, sigmas, extra_args, callback, disable):
+        return model(x, sigmas[:1].expand(len(x)), **extra_args)
+
+    model, trace = traced(comfy, toy.model())
+    with torch.inference_mode():
+        sample_custom(
+            model, toy.noise(1, 4, 8, 8), 4.0, KSAMPLER(one_call), torch.tensor([2.0]),
+            toy.conditioning(1), toy.conditioning(99), torch.zeros(1, 4, 8, 8), disable_pbar=True,
+        )  # fmt: skip
+    assert trace.record.values.shape[1] == 1
+    assert trace.record.roles == ("positive", "negative")
+
+
+# --- the right run ---------------------------------------------------------------------------------------------------
+
+
+def test_latent_of_another_run_is_refused(comfy):
+    """As when ComfyUI has kept the latent of an earlier run: the trace holds the last one."""
+    model, trace = traced(comfy, updated(comfy, toy.model()))
+    plot = node(comfy, "EBCAEnergyPlot")
+    first, second = ({"samples": run(model, seed=seed)} for seed in (1, 2))
+    refused(lambda: plot.execute(trace=trace, latent=first), "another", "Use one EBCA Trace")
+    refused(lambda: plot.execute(trace=trace, latent=toy.latent()), "another")
+    plot.execute(trace=trace, latent=second)
+    plot.execute(trace=trace, latent={"samples": second["samples"].half()})
+
+
+def test_one_trace_wired_twice_is_refused(comfy):
+    model, trace = traced(comfy, toy.model())
+    latent = {"samples": run(model)}
+    plot = node(comfy, "EBCAEnergyPlot")
+    refused(lambda: plot.execute(trace=trace, latent=latent, trace_b=trace, latent_b=latent), "two traces")
+
+
+def test_copied_options_report_to_the_same_trace(comfy):
+    import copy
+
+    model, trace = traced(comfy, toy.model())
+    model.model_options = copy.deepcopy(model.model_options)
+    run(model)
+    assert trace.record.roles
 
 
 EMPTY = ("the trace is empty", "change the seed")
@@ -319,7 +450,9 @@ def test_plot_that_would_not_wait_for_the_run_is_refused(comfy):
     run(model)
     plot = node(comfy, "EBCAEnergyPlot")
     refused(lambda: plot.execute(trace=trace), "latent is not wired")
-    refused(lambda: plot.execute(trace=trace, latent=toy.latent(), trace_b=trace), "latent_b is not wired")
+    (other, trace_b) = traced(comfy, toy.model())
+    latent = {"samples": run(other)}
+    refused(lambda: plot.execute(trace=trace_b, latent=latent, trace_b=trace), "latent_b is not wired")
 
 
 def test_call_outside_any_run_says_that_nothing_is_recorded(comfy, caplog):
@@ -361,22 +494,26 @@ def test_record_holds_what_the_nodes_asked_for(comfy):
 
 def test_saved_trace_comes_back(comfy, pack, tmp_path):
     model, trace = traced(comfy, composed(comfy, updated(comfy, toy.model()), alpha=0.4), attention_maps=True)
-    run(model, latent=toy.latent(2, 8, 8))
+    latent = {"samples": run(model, latent=toy.latent(2, 8, 8))}
     files, record = pack.comfyui_binding.trace_file, trace.record
     files.save(tmp_path / "x.safetensors", record, {})
     loaded = files.load(tmp_path / "x.safetensors")
-    assert torch.equal(loaded.values, record.values)
+    assert torch.equal(filled(loaded.values), filled(record.values))
     assert list(loaded.layers) == list(record.layers)
     assert loaded.settings == record.settings
     assert list(loaded.sigmas) == pytest.approx(record.sigmas)
     assert all(torch.equal(a, b) for a, b in zip(loaded.maps[0].by_grid, record.maps[0].by_grid, strict=True))
     plot = node(comfy, "EBCAEnergyPlot")
-    live = plot.execute(trace=trace, latent=toy.latent())[0]
-    trace_type = type(trace)
-    assert torch.equal(plot.execute(trace=trace_type(True, loaded, is_from_file=True))[0], live)
+    from_file = type(trace)(True, loaded, is_from_file=True)
+    (live,) = plot.execute(trace=trace, latent=latent)
+    assert torch.equal(plot.execute(trace=from_file)[0], live)
+    (both,) = plot.execute(trace=trace, latent=latent, trace_b=from_file)
+    assert both.shape[2] == 2 * live.shape[2]  # with columns for the difference
 
 
-@pytest.mark.parametrize("metadata", [None, {"ebca_trace": "{}"}, {"ebca_trace": "no json"}])
+@pytest.mark.parametrize(
+    "metadata", [None, *({"ebca_trace": text} for text in ("{}", "no json", "[]", "3", '{"map_weights": 3}'))]
+)
 def test_other_files_are_refused(pack, tmp_path, metadata):
     from safetensors.torch import save_file
 
