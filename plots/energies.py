@@ -13,8 +13,8 @@ from ..comfyui_binding.trace import QUANTITIES, TraceRecord
 from .canvas import COLOURS, INK, Colour, as_tensor, fitting_font, font, paper
 from .lines import Curve, Panel, line
 
-WIDTH, HEIGHT, HEAD = 520, 260, 34
-TEXT = 17
+WIDTH, HEIGHT, HEAD = 440, 250, 40
+TEXT = 22
 
 
 def energy_plot(records: Sequence[TraceRecord]) -> Tensor:

@@ -11,8 +11,8 @@ from PIL import ImageDraw
 
 from .canvas import FAINT, INK, Colour, font
 
-LEFT, RIGHT, TOP, BOTTOM = 72, 26, 34, 46
-TEXT = 15
+LEFT, RIGHT, TOP, BOTTOM = 84, 26, 40, 54
+TEXT = 20
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Panel:
             y = _between(tick, low, high, box[3], box[1])
             pen.line([(box[0], y), (box[2], y)], FAINT)
             pen.text((box[0] - 8, y), _short(tick, high - low), INK, font(TEXT - 2), anchor="rm")
-        room = len(self.places) * 48 / (box[2] - box[0])
+        room = len(self.places) * 60 / (box[2] - box[0])
         every = next(step for step in (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, len(self.places)) if step >= room)
         for place in range(0, len(self.places), every):
             pen.text((self._x(place, box), box[3] + 8), self.places[place], INK, font(TEXT - 2), anchor="mt")

@@ -8,7 +8,7 @@ from ..ebca_core import Schedule
 from .canvas import COLOURS, as_tensor, paper
 from .lines import Curve, Panel
 
-WIDTH, HEIGHT, PLACES = 420, 260, 101
+WIDTH, HEIGHT, PLACES = 560, 320, 101
 
 
 def schedule_curve(schedule: Schedule) -> Tensor:
