@@ -5,6 +5,8 @@
     python run.py test                        all tests
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
+    python run.py twins                       every workflow file on that model, and the pictures it saves
+    python run.py twins trace_sd15 --docs     one file; and the pictures of README and of the help pages, made anew
     python run.py bench                       speed and memory
     python run.py bench editing               edits of pictures by EBCA and without it, counted
     python run.py bench inpainting            inpainting with and without EBCA and RePaint, counted
@@ -30,6 +32,12 @@ def demo(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
     script = REPO / "demo" / "before_after.py"
     return children.call([host.python, script, "--comfyui", host.comfyui, "--out", REPO / "output", *rest])
+
+
+def twins(options: argparse.Namespace, rest: list[str]) -> int:
+    host = environment.prepare(options.host)
+    script = REPO / "devtools" / "twin_pictures.py"
+    return children.call([host.python, script, "--comfyui", host.comfyui, *rest])
 
 
 def bench(options: argparse.Namespace, rest: list[str]) -> int:
@@ -74,11 +82,11 @@ def _report(results: list[tuple[str, int, float]]) -> int:
 def main(arguments: list[str]) -> int:
     """Run one command; its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test", "bench"])
+    parser.add_argument("command", choices=["demo", "twins", "test", "bench"])
     parser.add_argument("--host", metavar="VERSION", help=f"ComfyUI version: {', '.join(environment.VERSIONS)}")
     options, rest = parser.parse_known_args(arguments)
     try:
-        return {"demo": demo, "test": test, "bench": bench}[options.command](options, rest)
+        return {"demo": demo, "twins": twins, "test": test, "bench": bench}[options.command](options, rest)
     except environment.EnvironmentProblem as problem:
         print(problem, file=sys.stderr)
         return 2

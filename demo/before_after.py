@@ -23,8 +23,9 @@ REPO = Path(__file__).absolute().parents[1]
 if __name__ == "__main__":
     sys.path.append(str(REPO))  # for devtools, which whoever imports this file has
 
-from devtools import twins, workflows  # noqa: E402
-from devtools.server import PACK, Server  # noqa: E402
+from devtools import twins  # noqa: E402
+from devtools.server import Server  # noqa: E402
+from devtools.workflows import Prompt  # noqa: E402
 from shapes.scorer import Reading, read, verdict  # noqa: E402
 
 SIDE, MARGIN, COLUMN, ROW = 320, 20, 440, 420  # of the sheet, in pixels
@@ -78,18 +79,14 @@ class Outcome:
 
 def run(server: Server, scenario: Scenario, count: int) -> Outcome:
     """Run a scenario's workflow file as its twin, for a batch of `count` pictures."""
-    file = workflows.load(twins.WORKFLOWS / f"{scenario.workflow}.json")
-    prompt = workflows.to_api(file, server.object_info())
-    prompt = workflows.substitute(prompt, twins.SHAPES[scenario.workflow])
     changes = {("PrimitiveInt", "value"): scenario.seed, ("EmptyLatentImage", "batch_size"): count}
-    prompt = workflows.substitute(prompt, changes)
-    history = server.run(prompt, timeout=120 + 60 * count)
-    nodes = twins.pictures(prompt)
-    plain, edited = (_decoded(server.images(history, nodes[title])) for title in ("Without EBCA", "With EBCA"))
+    prompt = twins.prompt_of(scenario.workflow, server.object_info(), twins.SHAPES[scenario.workflow], changes)
+    files = twins.saved(server, prompt, timeout=120 + 60 * count)
+    plain, edited = (_decoded(files[title]) for title in ("Without EBCA", "With EBCA"))
     return Outcome(scenario, _titled(prompt, "Prompt")["inputs"]["text"], plain, edited)
 
 
-def _titled(prompt: workflows.Prompt, title: str) -> dict:
+def _titled(prompt: Prompt, title: str) -> dict:
     return next(node for node in prompt.values() if node["_meta"]["title"] == title)
 
 
@@ -155,10 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     if not options.checkpoint.is_file():
         print(f"Expected the shapes model at {options.checkpoint}, found no file. Train it: python demo/train.py")
         return 1
-    packs = {PACK: REPO, "shapes_family": REPO / "demo" / "shapes_family"}
-    models = {"checkpoints/shapes.safetensors": options.checkpoint}
     print("Starting ComfyUI ...", flush=True)
-    with Server(options.comfyui.absolute(), packs=packs, models=models) as server:
+    with twins.shapes_server(options.comfyui, options.checkpoint) as server:
         print("Sampling ...", flush=True)
         outcomes = [run(server, scenario, options.count) for scenario in SCENARIOS]
     picture = options.out / "before_after.png"

@@ -4,9 +4,12 @@ A twin has the nodes and wires of its file and other widget values: tables for `
 paints a photo, that is the one of INPUTS.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from .workflows import Prompt, Substitutions, node_ids
+from .server import PACK, Server
+from .workflows import Prompt, Substitutions, load, node_ids, substitute, to_api
 
 _REPO = Path(__file__).absolute().parents[1]
 WORKFLOWS = _REPO / "workflows"
@@ -102,6 +105,29 @@ SHAPES: dict[str, Substitutions] = {
         },
         **_EARLY,
     },
+    # An edit so strong that it spoils the shape. What fades before the shape is drawn, leaves it to the prompt.
+    "schedule_sd15": _SAMPLING | {
+        _TEXT: {
+            "a house at a lake": "a blue square", "": "",
+            "Water colors, Watercolor painting, Watercolor": "yellow",
+        },
+        ("EBCAEditContext", "alpha"): 2.5,
+        ("EBCAEditContext", "start_percent"): 0.0,
+        ("EBCAEditContext", "gamma_start_percent"): 0.0,
+    },
+    # Gammas that can be seen in the plot, and in the sweep in the pictures: far above those that one would take.
+    "trace_sd15": _SAMPLING | {
+        _TEXT: {"": ""},
+        ("PrimitiveStringMultiline", "value"): {"a lion with a crown": "a purple square and a yellow star"},
+        ("EBCAAttentionMaps", "words"): {"lion, crown": "purple, square, yellow, star"},
+        ("EBCAContextUpdate", "gamma_attn"): 0.2,
+        ("EBCAContextUpdate", "gamma_norm"): 0.1,
+    },
+    "sweep_sd15": _SAMPLING | {
+        _TEXT: {"a lion with a crown": "a purple square and a yellow star", "": ""},
+        ("EBCASweep", "x_values"): "0, 0.1, 0.2, 0.4",
+        ("EBCASweep", "y_values"): "0, 0.1, 0.3, 0.8",
+    },
     "add_and_remove_sd15": _SAMPLING | {
         _TEXT: {"a cat sitting on a bench": "a red square", "": "", "dog": "a blue circle", "cat": "a red square"},
         **_EARLY,
@@ -152,19 +178,46 @@ SMALL: Substitutions = {
     ("EmptyLatentImage", "height"): 128,
     **_photo_divided_by(4),
     **steps(4),
+    ("EBCASweep", "x_values"): "0, 0.02",
+    ("EBCASweep", "y_values"): "0, 0.04",
 }
 
 #: Every strength zero: a workflow's pictures with and without EBCA are the same.
 OFF: Substitutions = {
-    (node, strength): 0.0
-    for node, strengths in {
-        "EBCAContextUpdate": ["gamma_attn", "gamma_norm"],
-        "EBCAEditContext": ["alpha", "gamma_attn", "gamma_norm"],
-    }.items()
-    for strength in strengths
+    ("EBCAContextUpdate", "gamma_attn"): 0.0,
+    ("EBCAContextUpdate", "gamma_norm"): 0.0,
+    ("EBCAEditContext", "alpha"): 0.0,
+    ("EBCAEditContext", "gamma_attn"): 0.0,
+    ("EBCAEditContext", "gamma_norm"): 0.0,
+    ("EBCASweep", "x_values"): "0, 0",
+    ("EBCASweep", "y_values"): "0, 0",
 }
+
+
+#: What saves a picture.
+_SAVING = ("SaveImage", "EBCASweepGrid")
+
+
+def shapes_server(comfyui: Path, checkpoint: Path = _REPO / "demo" / "shapes.safetensors") -> Server:
+    """A server on which the twins of SHAPES run."""
+    packs = {PACK: _REPO, "shapes_family": _REPO / "demo" / "shapes_family"}
+    return Server(comfyui, packs=packs, models={"checkpoints/shapes.safetensors": checkpoint}, inputs=INPUTS)
+
+
+def prompt_of(name: str, object_info: Mapping[str, Any], *tables: Substitutions) -> Prompt:
+    """The prompt of a file in `workflows/`, with the tables' substitutions one after the other."""
+    prompt = to_api(load(WORKFLOWS / f"{name}.json"), object_info)
+    for table in tables:
+        prompt = substitute(prompt, table)
+    return prompt
 
 
 def pictures(prompt: Prompt) -> dict[str, str]:
     """{title: id} of the nodes that save a picture: "Without EBCA", "With EBCA" and so on."""
-    return {prompt[node_id]["_meta"]["title"]: node_id for node_id in node_ids(prompt, "SaveImage")}
+    return {prompt[node_id]["_meta"]["title"]: node_id for node in _SAVING for node_id in node_ids(prompt, node)}
+
+
+def saved(server: Server, prompt: Prompt, timeout: float = 1800) -> dict[str, list[bytes]]:
+    """Run a prompt: the files that it saves, by the titles of the nodes that save them."""
+    history = server.run(prompt, timeout)
+    return {title: server.images(history, node_id) for title, node_id in pictures(prompt).items()}

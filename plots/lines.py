@@ -45,7 +45,7 @@ class Panel:
         box = (left + LEFT, top + TOP, left + width - RIGHT, top + height - BOTTOM)
         values = [value for curve in self.curves for value in curve.values if math.isfinite(value)]
         low, high = _range(values, self.from_zero)
-        pen.text((box[0], top + 8), self.title, INK, font(TEXT))
+        pen.text((box[0], top + 8), self.title, INK, font(TEXT + 2))
         self._draw_axes(pen, box, low, high)
         pen.text(((box[0] + box[2]) / 2, top + height - 4), self.axis, INK, font(TEXT - 2), anchor="mb")
         for curve in self.curves:

@@ -11,16 +11,19 @@ from comfy.sd import load_checkpoint_guess_config
 from PIL import Image
 
 from devtools import workflows
-from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, WORKFLOWS, pictures, steps
+from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, WORKFLOWS, pictures, prompt_of, saved, steps
 from ebca_core import model_calls, repaint_levels
 from shapes.drawing import draw
-from shapes.scorer import verdict
+from shapes.scorer import read, verdict
 from shapes.world import Picture, Thing
 from support.genuine import write_checkpoint
 
 FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
 QUICK = steps(8)
 SAMPLERS = {"KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced"}
+SWEEP = "sweep_sd15"
+# What files save besides their samplers' pictures.
+CHARTS = {"Energies", "Words", "Schedule"}
 every_file = pytest.mark.parametrize("name", FILES)
 files_with_an_inversion = pytest.mark.parametrize("name", [name for name in FILES if name.startswith("real_image")])
 
@@ -29,6 +32,7 @@ PHOTO = "a red square on a white background"
 EDITED = {
     "compose_sd15": ("a red circle on a white background", "a red circle and a yellow star on a black background"),
     "stylise_sd15": ("a blue square", "a yellow square"),
+    "schedule_sd15": ("a blue square", "a yellow square"),
     "add_and_remove_sd15": ("a red square", "a blue circle"),
     "real_image_cat_to_dog_sd15": (PHOTO, "a blue circle on a white background"),
     "real_image_horse_to_zebra_sd15": (PHOTO, "a green cross on a white background"),
@@ -88,14 +92,30 @@ def run(server, object_info):
     """A function that runs a file with substitutions, or without sampling: {title: picture [h w 3], 0..255}."""
 
     def run(name: str, *tables: workflows.Substitutions, sampled: bool = True) -> dict[str, np.ndarray]:
-        prompt = workflows.to_api(load(name), object_info)
-        for table in tables:
-            prompt = workflows.substitute(prompt, table)
-        history = server.run(prompt if sampled else unsampled(prompt), timeout=1800)
-        files = {title: server.images(history, node_id)[0] for title, node_id in pictures(prompt).items()}
-        return {title: np.asarray(Image.open(io.BytesIO(file))) for title, file in files.items()}
+        prompt = prompt_of(name, object_info, *tables)
+        files = saved(server, prompt if sampled else unsampled(prompt))
+        return {title: decoded(file) for title, (file,) in files.items()}
 
     return run
+
+
+@pytest.fixture
+def run_sweep(server, object_info):
+    """A function that runs the sweep with substitutions: its grid and its cells, which the file does not save."""
+
+    def run(*tables: workflows.Substitutions) -> tuple[np.ndarray, list[np.ndarray]]:
+        prompt = prompt_of(SWEEP, object_info, *tables)
+        (decoder,), (grid,) = workflows.node_ids(prompt, "VAEDecode"), pictures(prompt).values()
+        saving = {"class_type": "SaveImage", "inputs": {"images": [decoder, 0], "filename_prefix": "cells"}}
+        history = server.run(prompt | {"cells": saving}, timeout=1800)
+        return decoded(server.images(history, grid)[0]), [decoded(file) for file in server.images(history, "cells")]
+
+    return run
+
+
+def decoded(file: bytes) -> np.ndarray:
+    """A picture [h w 3], 0..255."""
+    return np.asarray(Image.open(io.BytesIO(file)))
 
 
 def unsampled(prompt: workflows.Prompt) -> workflows.Prompt:
@@ -109,7 +129,7 @@ def unsampled(prompt: workflows.Prompt) -> workflows.Prompt:
 
 def all_differ(images: dict[str, np.ndarray]) -> bool:
     values = list(images.values())
-    return all(np.any(a != b) for i, a in enumerate(values) for b in values[:i])
+    return not any(np.array_equal(a, b) for i, a in enumerate(values) for b in values[:i])
 
 
 def all_equal(images: dict[str, np.ndarray]) -> bool:
@@ -179,9 +199,13 @@ def test_one_loader_and_one_start_feed_all_pictures(name):
         start = noise
     started = wired_to(name, start)
     samplers = [node["id"] for node in load(name)["nodes"] if node["type"] in SAMPLERS]
+    sampled = [node for node in nodes_of(name, "SaveImage") if node["title"] not in CHARTS]
     muted = [node["id"] for node in nodes_of(name, "EBCASaveInversion") if node["mode"] == 2]
     assert started == sorted(samplers + muted)
-    assert len(samplers) == len(nodes_of(name, "SaveImage")) >= 2
+    if name == SWEEP:
+        assert (len(samplers), len(sampled), len(nodes_of(name, "EBCASweepGrid"))) == (1, 0, 1)
+    else:
+        assert len(samplers) == len(sampled) >= 2
 
 
 @pytest.mark.server
@@ -265,19 +289,99 @@ def test_shapes_twin_gives_a_picture_with_and_one_without(run, name):
 
 
 @pytest.mark.server
-@every_file
+@pytest.mark.parametrize("name", [name for name in FILES if name != SWEEP])
 def test_shapes_twin_with_strengths_of_zero_gives_one_picture(run, name):
     images = run(name, SHAPES[name], QUICK, OFF)
+    for title in CHARTS & set(images):
+        del images[title]
     images.pop(NOISE_MASKED, None)  # outside the mask it is the photo, to which the others do not quite come back
     assert len(images) >= 2
     assert all_equal(images)
 
 
 @pytest.mark.server
+def test_sweep_over_zeros_gives_the_picture_without_ebca_every_time(run, run_sweep):
+    _, cells = run_sweep(SHAPES[SWEEP], QUICK, OFF)
+    plain = run("multi_concept_sd15", SHAPES["multi_concept_sd15"], QUICK)["Without EBCA"]
+    assert len(cells) == 4
+    assert all(np.array_equal(cell, plain) for cell in cells)
+
+
+@pytest.mark.server
+def test_sweep_shows_each_pair_in_its_place(run, run_sweep):
+    grid, cells = run_sweep(SHAPES[SWEEP])
+    found = [places(cell.repeat(3, axis=0).repeat(3, axis=1), grid) for cell in cells]
+    assert len(found) == 16
+    assert all(len(corners) == 1 for corners in found)
+    assert [corner for (corner,) in found] == sorted(corner for (corner,) in found)
+
+    multi_concept = SHAPES["multi_concept_sd15"]  # the same prompt
+    assert np.array_equal(cells[0], run("multi_concept_sd15", multi_concept)["Without EBCA"])
+    # In the grid, x goes to the right and y down: this is the second of the fourth row.
+    gammas = {("EBCAContextUpdate", "gamma_attn"): 0.1, ("EBCAContextUpdate", "gamma_norm"): 0.8}
+    assert np.array_equal(cells[13], run("multi_concept_sd15", multi_concept, gammas)["With EBCA"])
+
+
+@pytest.mark.server
+def test_sweep_has_strengths_that_change_what_is_seen(run_sweep):
+    _, cells = run_sweep(SHAPES[SWEEP])
+    assert verdict(cells[0] / 255, "a purple square and a yellow star").right
+    assert verdict(cells[8] / 255, "a purple square").right  # gamma_norm 0.3 alone: the star is lost,
+    assert verdict(cells[10] / 255, "a purple square and a yellow star").right  # and gamma_attn 0.2 brings it back
+
+
+def places(picture: np.ndarray, sheet: np.ndarray) -> list[tuple[int, int]]:
+    """The (row, column) of each place in a sheet where a picture stands, but for the rounding of the two files."""
+    height, width = (1 + whole - part for whole, part in zip(sheet.shape[:2], picture.shape[:2]))
+    fits = np.ones((height, width), bool)
+    for row in range(0, picture.shape[0], 8):
+        for column in range(0, picture.shape[1], 8):
+            fits &= distance(sheet[row : row + height, column : column + width], picture[row, column]) <= 1
+    return [(int(row), int(column)) for row, column in np.argwhere(fits)]
+
+
+@pytest.mark.server
+def test_traces_leave_the_pictures_as_they_are(run):
+    images = run("trace_sd15", SHAPES["trace_sd15"])
+    gammas = {entry: gamma for entry, gamma in SHAPES["trace_sd15"].items() if entry[0] == "EBCAContextUpdate"}
+    untraced = run("multi_concept_sd15", SHAPES["multi_concept_sd15"], gammas)  # the same prompt
+    assert all(np.array_equal(images[title], untraced[title]) for title in ("Without EBCA", "With EBCA"))
+
+
+@pytest.mark.server
+def test_words_are_hot_where_their_objects_are(run):
+    images = run("trace_sd15", SHAPES["trace_sd15"])
+    purple, yellow = (
+        next(thing for thing in read(images["With EBCA"] / 255).found if thing.colour == colour)
+        for colour in ("purple", "yellow")
+    )
+    for thing, tile in ((purple, 0), (yellow, 2)):  # of purple, square, yellow, star
+        x, y = hottest(images["Words"], tile, tiles=4)
+        assert max(abs(x - thing.x), abs(y - thing.y)) < thing.radius
+
+
+def hottest(sheet: np.ndarray, tile: int, tiles: int) -> tuple[float, float]:
+    """The middle of the yellowest percent of a tile that is square but for its caption, from 0 to 1."""
+    side = sheet.shape[1] // tiles
+    red, green, blue = np.moveaxis(sheet[:side, tile * side : (tile + 1) * side].astype(float), -1, 0)
+    yellow = red + green - blue
+    assert yellow.std() > 10
+    rows, columns = np.nonzero(yellow >= np.quantile(yellow, 0.99))
+    return columns.mean() / side, rows.mean() / side
+
+
+@pytest.mark.server
+def test_edit_that_fades_leaves_the_shape_to_the_prompt(run):
+    images = run("schedule_sd15", SHAPES["schedule_sd15"])
+    (spoilt,), (kept,) = (read(images[title] / 255).found for title in ("With EBCA", "With EBCA and schedule"))
+    assert kept.overlap > 0.92 > 0.85 > spoilt.overlap  # with a drawn square
+
+
+@pytest.mark.server
 @pytest.mark.parametrize("name", EDITED)
 def test_shapes_twin_shows_the_edit(run, name):
     before, after = EDITED[name]
-    images = run(name, SHAPES[name])
+    images = {title: image for title, image in run(name, SHAPES[name]).items() if title not in CHARTS}
     assert verdict(images.pop("Without EBCA") / 255, before).complete
     assert images
     assert all(verdict(image / 255, after).complete for image in images.values())
