@@ -51,7 +51,7 @@ class Schedule:
     def __str__(self) -> str:
         if self.shape == "constant":
             return f"constant {self.start_factor:g}"
-        between = f" from {self.window.start_percent:g} to {self.window.end_percent:g}"
+        between = f", between {self.window.start_percent:g} and {self.window.end_percent:g}"
         return f"{self.shape} {self.start_factor:g} to {self.end_factor:g}" + between * (self.window != WHOLE_RUN)
 
     @property
