@@ -68,10 +68,12 @@ def of_docs(made: Mapping[str, Pictures]) -> Pictures:
     }
 
 
-def of_help(pictures: Pictures) -> Pictures:
-    """The same for the help panel, which is narrow; of the energies, the half without the differences."""
-    energies = pictures["energies"]
-    pictures = pictures | {"energies": energies.crop((0, 0, energies.width // 2, energies.height))}
+def of_help(made: Mapping[str, Pictures]) -> Pictures:
+    """The same for the help panel, which is narrow: without the energies' differences and the schedule's curve."""
+    pictures = of_docs(made)
+    energies, schedule = pictures["energies"], made["schedule_sd15"]
+    pictures["energies"] = energies.crop((0, 0, energies.width // 2, energies.height))
+    pictures["schedule"] = side_by_side({title: schedule[title] for title in schedule if title != "Schedule"})
     return {name: ImageOps.contain(picture, (HELP_WIDTH, picture.height)) for name, picture in pictures.items()}
 
 
@@ -105,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
             write(made[name], options.out / name)
     if options.docs:
         write(of_docs(made), DOCS)
-        write(of_help(of_docs(made)), HELP)
+        write(of_help(made), HELP)
     return 0
 
 
