@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from . import context_update, edit, inversion, repaint, token_weights
+from .wires import checked
 
-NODES = [*context_update.NODES, *edit.NODES, *inversion.NODES, *repaint.NODES, *token_weights.NODES]
+_MODULES = (context_update, edit, inversion, repaint, token_weights)
+NODES = [checked(node) for module in _MODULES for node in module.NODES]

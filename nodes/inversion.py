@@ -11,6 +11,7 @@ import comfy.samplers
 import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io
+from safetensors import SafetensorError
 
 from ..comfyui_binding import inversion_record
 from ..comfyui_binding.families import family_of
@@ -205,11 +206,17 @@ class EBCASaveInversion(io.ComfyNode):
     @classmethod
     def execute(cls, latent, filename_prefix) -> io.NodeOutput:
         inversion = inversion_record.inversion_of(latent)
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            f"{FOLDER}/{filename_prefix}", folder_paths.get_output_directory()
-        )
-        file = f"{name}_{counter:05}_{EXTENSION}"
-        inversion_record.save(Path(folder) / file, *_savable(inversion, cls.hidden))
+        try:
+            folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+                f"{FOLDER}/{filename_prefix}", folder_paths.get_output_directory()
+            )
+            file = f"{name}_{counter:05}_{EXTENSION}"
+            inversion_record.save(Path(folder) / file, *_savable(inversion, cls.hidden))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ValueError(
+                f"Expected filename_prefix to be the beginning of a file's name that can be written, but with "
+                f"{filename_prefix[:80]!r} came: {error}. Take a shorter, simpler one, and see that the disk has room."
+            ) from None
         return io.NodeOutput(ui={"latents": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
 
 
