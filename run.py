@@ -9,6 +9,7 @@
     python run.py bench editing               edits of pictures by EBCA and without it, counted
     python run.py bench inpainting            inpainting with and without EBCA and RePaint, counted
     python run.py bench round_trip            how exactly a picture returns from its inversion
+    python run.py bench import_time           how long ComfyUI takes to load the pack
 
 The first call makes an environment in `.host` and fetches ComfyUI, unless COMFYUI_PATH names one or the pack lies in
 one's custom_nodes.
@@ -22,7 +23,7 @@ from pathlib import Path
 from devtools import children, environment
 
 REPO = Path(__file__).absolute().parent
-BENCHES = ("speed", "editing", "inpainting", "round_trip")
+BENCHES = ("speed", "editing", "inpainting", "round_trip", "import_time")
 
 
 def demo(options: argparse.Namespace, rest: list[str]) -> int:

@@ -1,13 +1,19 @@
 """What users install: which files, what these import, and what they never do."""
 
 import ast
+import asyncio
+import json
+import logging
 import re
+import subprocess
 import sys
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 import tomllib
+
+from support.said import messages
 
 REPO = Path(__file__).resolve().parents[1]
 OWN = ("nodes", "comfyui_binding", "ebca_core")
@@ -67,6 +73,31 @@ def test_no_code_from_strings_and_no_prints(path):
     calls = (item.func for item in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(item, ast.Call))
     named = {function.id for function in calls if isinstance(function, ast.Name)}
     assert not named & UNWANTED_CALLS
+
+
+@shipped
+def test_there_is_one_logger(path):
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(r"getLogger\((.*?)\)", text) == ['"ebca"'] * text.count("getLogger(")
+    assert not re.search(r"\blogging\.(debug|info|warning|error|exception|basicConfig)\(", text)
+
+
+def test_one_line_is_said_at_the_start(pack, caplog):
+    caplog.set_level(logging.INFO, logger="ebca")
+
+    async def load():
+        return await (await pack.comfy_entrypoint()).get_node_list()
+
+    count = len(asyncio.run(load()))
+    assert messages(caplog) == [f"Energy-Based Cross Attention {pyproject()['project']['version']}: {count} nodes"]
+
+
+@pytest.mark.slow
+def test_nothing_is_imported_that_comfyui_has_not_already(comfyui_root):
+    command = [sys.executable, REPO / "bench" / "import_time.py", "--comfyui", comfyui_root, "--once"]
+    loaded = subprocess.run(command, capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr
+    assert json.loads(loaded.stdout.splitlines()[-1])["modules"] == []
 
 
 def test_version_is_the_changelog_s_first():
