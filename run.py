@@ -2,7 +2,7 @@
 
     python run.py demo                        before/after pictures on the model that ships with the repository
     python run.py demo --count 40             the same for 40 pictures of each kind, counted
-    python run.py test                        all tests
+    python run.py test                        all tests on the newest and the oldest ComfyUI, fast ones on those between
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
     python run.py bench                       speed and memory
@@ -16,6 +16,7 @@ one's custom_nodes.
 """
 
 import argparse
+import functools
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ from devtools import children, environment
 
 REPO = Path(__file__).absolute().parent
 BENCHES = ("speed", "editing", "inpainting", "round_trip", "import_time")
+# Without what needs a server or long runs, and without the files in which no code of ComfyUI takes part.
+FAST = ["-m", "not slow and not server", *(f"--ignore-glob=*/test_{part}*" for part in ("core", "shapes", "devtools"))]
 
 
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
@@ -48,8 +51,10 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
         runs.append((f"tests in {host.comfyui.name}", lambda: _pytest(host, rest)))
         if host.fetched:
             oldest = environment.prepare(environment.OLDEST)
-            fast = ["-m", "not slow and not server"]
-            runs.append((f"fast tests in {oldest.comfyui.name}", lambda: _pytest(oldest, fast)))
+            runs.append((f"tests in {oldest.comfyui.name}", lambda: _pytest(oldest, rest)))
+            for between in map(environment.prepare, environment.BETWEEN):
+                label = f"fast tests in {between.comfyui.name}"
+                runs.append((label, functools.partial(_pytest, between, FAST)))
     return _report([(label, *_timed(label, run)) for label, run in runs])
 
 
