@@ -10,6 +10,7 @@
     python run.py bench inpainting            inpainting with and without EBCA and RePaint, counted
     python run.py bench round_trip            how exactly a picture returns from its inversion
     python run.py bench import_time           how long ComfyUI takes to load the pack
+    python run.py archive                     what users install, as the registry packs it, in dist/
 
 The first call makes an environment in `.host` and fetches ComfyUI, unless COMFYUI_PATH names one or the pack lies in
 one's custom_nodes.
@@ -39,6 +40,10 @@ def bench(options: argparse.Namespace, rest: list[str]) -> int:
     name, rest = (rest[0], rest[1:]) if rest and rest[0] in BENCHES else (BENCHES[0], rest)
     host = environment.prepare(options.host)
     return children.call([host.python, REPO / "bench" / f"{name}.py", "--comfyui", host.comfyui, *rest])
+
+
+def archive(options: argparse.Namespace, rest: list[str]) -> int:
+    return children.call([environment.prepare(options.host).python, REPO / "devtools" / "archive.py", *rest])
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
@@ -79,11 +84,11 @@ def _report(results: list[tuple[str, int, float]]) -> int:
 def main(arguments: list[str]) -> int:
     """Run one command; its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test", "bench"])
+    parser.add_argument("command", choices=["demo", "test", "bench", "archive"])
     parser.add_argument("--host", metavar="VERSION", help=f"ComfyUI version: {', '.join(environment.VERSIONS)}")
     options, rest = parser.parse_known_args(arguments)
     try:
-        return {"demo": demo, "test": test, "bench": bench}[options.command](options, rest)
+        return {"demo": demo, "test": test, "bench": bench, "archive": archive}[options.command](options, rest)
     except environment.EnvironmentProblem as problem:
         print(problem, file=sys.stderr)
         return 2
