@@ -2,7 +2,7 @@
 
     python run.py demo                        before/after pictures on the model that ships with the repository
     python run.py demo --count 40             the same for 40 pictures of each kind, counted
-    python run.py test                        all tests
+    python run.py test                        all tests on the newest and the oldest ComfyUI, fast ones on those between
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
     python run.py twins                       every workflow file on that model, and the pictures it saves
@@ -12,12 +12,15 @@
     python run.py bench inpainting            inpainting with and without EBCA and RePaint, counted
     python run.py bench round_trip            how exactly a picture returns from its inversion
     python run.py bench attention_maps        how often the attention map of a word peaks on its object
+    python run.py bench import_time           how long ComfyUI takes to load the pack
+    python run.py archive                     what users install, as the registry packs it, in dist/
 
 The first call makes an environment in `.host` and fetches ComfyUI, unless COMFYUI_PATH names one or the pack lies in
 one's custom_nodes.
 """
 
 import argparse
+import functools
 import sys
 import time
 from pathlib import Path
@@ -25,7 +28,9 @@ from pathlib import Path
 from devtools import children, environment
 
 REPO = Path(__file__).absolute().parent
-BENCHES = ("speed", "editing", "inpainting", "round_trip", "attention_maps")
+BENCHES = ("speed", "editing", "inpainting", "round_trip", "attention_maps", "import_time")
+# Without what needs a server or long runs, and without the files in which no code of ComfyUI takes part.
+FAST = ["-m", "not slow and not server", *(f"--ignore-glob=*/test_{part}*" for part in ("core", "shapes", "devtools"))]
 
 
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
@@ -46,6 +51,10 @@ def bench(options: argparse.Namespace, rest: list[str]) -> int:
     return children.call([host.python, REPO / "bench" / f"{name}.py", "--comfyui", host.comfyui, *rest])
 
 
+def archive(options: argparse.Namespace, rest: list[str]) -> int:
+    return children.call([environment.prepare(options.host).python, REPO / "devtools" / "archive.py", *rest])
+
+
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
     runs = []
@@ -56,8 +65,10 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
         runs.append((f"tests in {host.comfyui.name}", lambda: _pytest(host, rest)))
         if host.fetched:
             oldest = environment.prepare(environment.OLDEST)
-            fast = ["-m", "not slow and not server"]
-            runs.append((f"fast tests in {oldest.comfyui.name}", lambda: _pytest(oldest, fast)))
+            runs.append((f"tests in {oldest.comfyui.name}", lambda: _pytest(oldest, rest)))
+            for between in map(environment.prepare, environment.BETWEEN):
+                label = f"fast tests in {between.comfyui.name}"
+                runs.append((label, functools.partial(_pytest, between, FAST)))
     return _report([(label, *_timed(label, run)) for label, run in runs])
 
 
@@ -82,11 +93,12 @@ def _report(results: list[tuple[str, int, float]]) -> int:
 def main(arguments: list[str]) -> int:
     """Run one command; its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "twins", "test", "bench"])
+    parser.add_argument("command", choices=["demo", "twins", "test", "bench", "archive"])
     parser.add_argument("--host", metavar="VERSION", help=f"ComfyUI version: {', '.join(environment.VERSIONS)}")
     options, rest = parser.parse_known_args(arguments)
+    commands = {"demo": demo, "twins": twins, "test": test, "bench": bench, "archive": archive}
     try:
-        return {"demo": demo, "twins": twins, "test": test, "bench": bench}[options.command](options, rest)
+        return commands[options.command](options, rest)
     except environment.EnvironmentProblem as problem:
         print(problem, file=sys.stderr)
         return 2

@@ -22,6 +22,8 @@ class RePaintSampler(comfy.samplers.KSAMPLER):
     """A SAMPLER that inpaints by RePaint; without a noise mask it resamples the whole picture."""
 
     def __init__(self, jump_length: int, jump_n_sample: int, eta: float):
+        if not 0 <= eta <= 1:
+            raise ValueError(f"Expected eta to be from 0 (no noise in the steps) to 1 (as in DDPM), but got {eta}.")
         settings = {"jump_length": jump_length, "jump_n_sample": jump_n_sample, "eta": eta}
         super().__init__(sample_repaint, extra_options=settings)
         self._jumps = (jump_length, jump_n_sample)

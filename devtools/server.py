@@ -90,6 +90,11 @@ class Server:
             self._process = None
         shutil.rmtree(self.base, ignore_errors=True)
 
+    def restart(self) -> None:
+        """Stop and start again with the same base directory, as one does after a pack is installed or removed."""
+        _stop(self._process)
+        self._start()
+
     def _furnish(self) -> None:
         for name, folder in self.packs.items():
             link_or_copy(Path(folder), self.base / "custom_nodes" / name)

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 from . import context_update, edit, inversion, repaint, schedule, sweep, token_weights, trace
+from .wires import checked
 
-NODES = [
-    *context_update.NODES,
-    *edit.NODES,
-    *inversion.NODES,
-    *repaint.NODES,
-    *schedule.NODES,
-    *sweep.NODES,
-    *token_weights.NODES,
-    *trace.NODES,
-]
+_MODULES = (context_update, edit, inversion, repaint, schedule, sweep, token_weights, trace)
+NODES = [checked(node) for module in _MODULES for node in module.NODES]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io
+from safetensors import SafetensorError
 
 #: What `graph_metadata` needs of a node.
 HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id, io.Hidden.extra_pnginfo]
@@ -19,6 +22,18 @@ def prefix_input(default: str, folder: str) -> io.String.Input:
         default=default,
         tooltip=f"Beginning of the file's name, in the folder {folder} of the output folder.",
     )
+
+
+@contextmanager
+def refusing_bad_names(prefix: str) -> Iterator[None]:
+    """Raises ValueError, in words for the node's user, where a file of that name cannot be written."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"Expected filename_prefix to be the beginning of a file's name that can be written, but with "
+            f"{prefix[:80]!r} came: {error}. Take a shorter, simpler one, and see that the disk has room."
+        ) from None
 
 
 def next_file(folder: str, prefix: str, extension: str) -> tuple[Path, dict[str, str]]:

@@ -14,7 +14,15 @@ from ..comfyui_binding.families import family_of
 from ..comfyui_binding.inversion import InvertedNoise, invert, sampling_sigmas
 from ..comfyui_binding.inversion_record import Inversion, InversionRecord
 from ..ebca_core import NoiseRegularisation
-from .files import HIDDEN, graph_metadata, next_file, path_of, prefix_input, saved_files
+from .files import (
+    HIDDEN,
+    graph_metadata,
+    next_file,
+    path_of,
+    prefix_input,
+    refusing_bad_names,
+    saved_files,
+)
 from .inputs import CATEGORY
 
 log = logging.getLogger("ebca")
@@ -198,10 +206,11 @@ class EBCASaveInversion(io.ComfyNode):
     @classmethod
     def execute(cls, latent, filename_prefix) -> io.NodeOutput:
         inversion = inversion_record.inversion_of(latent)
-        path, saved = next_file(FOLDER, filename_prefix, EXTENSION)
-        if args.disable_metadata:
-            inversion = Inversion(inversion.samples, inversion_record.without_names(inversion.record))
-        inversion_record.save(path, inversion, graph_metadata(cls.hidden))
+        with refusing_bad_names(filename_prefix):
+            path, saved = next_file(FOLDER, filename_prefix, EXTENSION)
+            if args.disable_metadata:
+                inversion = Inversion(inversion.samples, inversion_record.without_names(inversion.record))
+            inversion_record.save(path, inversion, graph_metadata(cls.hidden))
         return io.NodeOutput(ui={"latents": [saved]})
 
 

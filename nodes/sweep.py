@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from comfy_api.latest import io, ui
 
 from ..plots.sweep import Sweep, sweep_grid
-from .files import HIDDEN, prefix_input
+from .files import HIDDEN, prefix_input, refusing_bad_names
 from .inputs import CATEGORY
 
 SweepType = io.Custom("EBCA_SWEEP")
@@ -88,7 +88,8 @@ class EBCASweepGrid(io.ComfyNode):
                 "settings that leave the size as it is."
             )
         grid = sweep_grid(images, sweep)
-        saved = ui.ImageSaveHelper.get_save_images_ui(grid, f"{FOLDER}/{prefix}", cls=_with_settings(cls, sweep))
+        with refusing_bad_names(prefix):
+            saved = ui.ImageSaveHelper.get_save_images_ui(grid, f"{FOLDER}/{prefix}", cls=_with_settings(cls, sweep))
         return io.NodeOutput(grid, ui=saved)
 
 

@@ -13,7 +13,15 @@ from ..comfyui_binding.trace import Trace
 from ..comfyui_binding.word_maps import is_prompt_of, maps_of_prompt, positions_of_words
 from ..plots.energies import energy_plot
 from ..plots.word_maps import mean_map, word_map_sheet
-from .files import HIDDEN, graph_metadata, next_file, path_of, prefix_input, saved_files
+from .files import (
+    HIDDEN,
+    graph_metadata,
+    next_file,
+    path_of,
+    prefix_input,
+    refusing_bad_names,
+    saved_files,
+)
 from .inputs import CATEGORY, TraceType
 
 log = logging.getLogger("ebca")
@@ -179,8 +187,9 @@ class EBCASaveTrace(io.ComfyNode):
     @classmethod
     def execute(cls, trace, filename_prefix, latent=None) -> io.NodeOutput:
         record = _recorded(trace, latent, "latent")
-        path, saved = next_file(FOLDER, filename_prefix, EXTENSION)
-        trace_file.save(path, record, graph_metadata(cls.hidden))
+        with refusing_bad_names(filename_prefix):
+            path, saved = next_file(FOLDER, filename_prefix, EXTENSION)
+            trace_file.save(path, record, graph_metadata(cls.hidden))
         return io.NodeOutput(ui={"files": [saved]})
 
 

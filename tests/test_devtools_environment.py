@@ -105,6 +105,7 @@ def test_problem_is_printed_without_a_traceback(monkeypatch, capsys):
     [
         (["demo"], "demo/before_after.py"),
         (["bench", "--quick"], "bench/speed.py --comfyui /comfyui --quick"),
+        (["archive"], "devtools/archive.py"),
         (["test", "tests/x.py", "-k", "y"], "tests/x.py -k y"),
         (["test", "--host", "0.24.1", "-x"], "-x"),
     ],
@@ -123,12 +124,13 @@ def test_commands_call_their_program(command, expected, monkeypatch):
     assert expected in calls[0]
 
 
-def test_all_tests_run_on_the_newest_and_the_fast_ones_on_the_oldest(monkeypatch):
+def test_all_tests_run_on_the_newest_and_the_oldest_and_the_fast_ones_between(monkeypatch):
     calls = []
     monkeypatch.setattr(environment, "prepare", lambda version=None: environment.Host(
         Path("py"), Path(version or environment.NEWEST), fetched=True))  # fmt: skip
     monkeypatch.setattr(children, "call", lambda call, **variables: calls.append((call, variables)) or 1)
     assert run.main(["test"]) == 1
-    assert [str(variables.get("COMFYUI_PATH")) for _, variables in calls] == ["None", "0.30.0", "0.16.3"]
+    hosts = [str(variables.get("COMFYUI_PATH")) for _, variables in calls]
+    assert hosts == ["None", "0.30.0", "0.16.3", "0.20.1", "0.24.1", "0.27.0"]
     assert "ruff" in calls[0][0]
-    assert "not slow and not server" in calls[2][0]
+    assert ["not slow and not server" in call for call, _ in calls[1:]] == [False, False, True, True, True]

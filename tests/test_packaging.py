@@ -1,13 +1,21 @@
 """What users install: which files, what these import, and what they never do."""
 
 import ast
+import asyncio
+import json
+import logging
 import re
+import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 from zipfile import ZipFile
 
 import pytest
 import tomllib
+
+from devtools.archive import build
+from support.said import messages
 
 REPO = Path(__file__).resolve().parents[1]
 OWN = ("nodes", "comfyui_binding", "ebca_core", "plots")
@@ -22,6 +30,10 @@ HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview
 PACKAGES = {"torch", "einops", "safetensors", "PIL", "numpy"}
 # Of the standard library, what the registry's scanner asks about: other programs, the network, code from data.
 UNWANTED = {"subprocess", "socket", "http", "urllib", "ftplib", "smtplib", "ssl", "ctypes", "pickle", "marshal", "code"}
+FORBIDDEN = re.compile(
+    r"\b(eval|exec)\s*\(|\bsubprocess\b|\bos\.(system|popen|exec\w*|spawn\w*)\b|\bpip\s+install\b|\bimportlib\b"
+    r"|\bnew Function\b|\bXMLHttpRequest\b|\bWebSocket\b|\bfetch\(['\"`]"
+)
 UNWANTED_CALLS = {"eval", "exec", "compile", "__import__", "print", "breakpoint"}
 
 shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.relative_to(REPO).as_posix())
@@ -74,6 +86,31 @@ def test_no_code_from_strings_and_no_prints(path):
     assert not named & UNWANTED_CALLS
 
 
+@shipped
+def test_there_is_one_logger(path):
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(r"getLogger\((.*?)\)", text) == ['"ebca"'] * text.count("getLogger(")
+    assert not re.search(r"\blogging\.(debug|info|warning|error|exception|basicConfig)\(", text)
+
+
+def test_one_line_is_said_at_the_start(pack, caplog):
+    caplog.set_level(logging.INFO, logger="ebca")
+
+    async def load():
+        return await (await pack.comfy_entrypoint()).get_node_list()
+
+    count = len(asyncio.run(load()))
+    assert messages(caplog) == [f"Energy-Based Cross Attention {pyproject()['project']['version']}: {count} nodes"]
+
+
+@pytest.mark.slow
+def test_nothing_is_imported_that_comfyui_has_not_already(comfyui_root):
+    command = [sys.executable, REPO / "bench" / "import_time.py", "--comfyui", comfyui_root, "--once"]
+    loaded = subprocess.run(command, capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr
+    assert json.loads(loaded.stdout.splitlines()[-1])["modules"] == []
+
+
 def test_version_is_the_changelog_s_first():
     versions = re.findall(r"^## (\d+\.\d+\.\d+)", (REPO / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert versions[0] == pyproject()["project"]["version"]
@@ -93,20 +130,51 @@ def test_comfyui_reads_the_registry_s_metadata():
     assert "comfyui" not in config.project.name
     assert config.tool_comfy.publisher_id
     assert config.tool_comfy.display_name
-    assert config.project.urls.repository
+    assert all([config.project.urls.repository, config.project.urls.documentation, config.project.urls.issues])
+    assert config.tool_comfy.icon
     assert config.project.supported_os == ["OS Independent"]
     assert config.project.supported_accelerators
     assert config.project.supported_comfyui_version == ">=0.16.0"
     assert (REPO / config.project.license.file).is_file()
 
 
-def test_archive_holds_what_users_need(tmp_path, monkeypatch):
-    from comfy_cli.file_utils import list_git_tracked_files, zip_files
-
-    if not list_git_tracked_files(REPO):
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> dict[str, bytes]:
+    """The files of the registry's archive."""
+    if not (REPO / ".git").exists():
         pytest.skip("not a git checkout")
-    monkeypatch.chdir(REPO)
-    zip_files(str(tmp_path / "pack.zip"))
-    names = ZipFile(tmp_path / "pack.zip").namelist()
-    assert {name.split("/")[0] for name in names} <= IN_ARCHIVE
-    assert {"pyproject.toml", "requirements.txt", "LICENSE"} <= set(names)
+    with ZipFile(build(tmp_path_factory.mktemp("dist"))) as packed:
+        return {name: packed.read(name) for name in packed.namelist()}
+
+
+def test_archive_holds_what_users_need_and_nothing_else(archive, pack):
+    assert {name.split("/")[0] for name in archive} <= IN_ARCHIVE
+    assert {"__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md", "CHANGELOG.md"} <= set(archive)
+    assert {name for name in archive if name.endswith(".py")} == {p.relative_to(REPO).as_posix() for p in SHIPPED}
+    for folder in ("workflows", "web"):
+        there = {p.relative_to(REPO).as_posix() for p in (REPO / folder).rglob("*") if p.is_file()}
+        assert {name for name in archive if name.startswith(f"{folder}/")} == there
+
+
+def test_archive_is_small(archive):
+    assert sum(map(len, archive.values())) < 5_000_000
+    weights_and_binaries = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".so", ".dll", ".exe")
+    assert not [name for name in archive if name.endswith(weights_and_binaries)]
+
+
+def test_archive_holds_nothing_that_the_registry_forbids(archive):
+    """In the text of every file that runs; the imports and calls of Python's are looked at above."""
+    found = [
+        f"{name}: {match.group()}"
+        for name, text in archive.items()
+        if name.endswith((".py", ".js", ".mjs"))
+        for match in FORBIDDEN.finditer(text.decode("utf-8"))
+    ]
+    assert not found
+
+
+def test_icon_and_banner_are_of_the_registry_s_sizes():
+    comfy = pyproject()["tool"]["comfy"]
+    for key, width, height in (("Icon", 400, 400), ("Banner", 1260, 540)):
+        drawing = ElementTree.parse(REPO / "docs" / comfy[key].rpartition("/")[2]).getroot()
+        assert (drawing.get("width"), drawing.get("height")) == (str(width), str(height))

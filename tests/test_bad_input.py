@@ -1,0 +1,145 @@
+"""Whatever the nodes are given, ComfyUI's executor ends with a result or with words that tell the user what to do.
+
+`python run.py test tests/test_bad_input.py --cases 10000` tries more than the tests do.
+"""
+
+import copy
+import gc
+import json
+import logging
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import folder_paths
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from support.host import PromptError
+from support.random_prompts import RandomPrompts, supplies
+
+REPO = Path(__file__).resolve().parents[1]
+
+RESULT, REFUSED, TOLD, CORE = "results", "refused by ComfyUI", "told by the pack", "failing without the pack too"
+LEAST_RESULTS = 0.3
+
+INVERSION = {
+    "1": {"class_type": "TestSupply MODEL", "inputs": {"name": "sd1"}},
+    "2": {"class_type": "TestSupply CONDITIONING", "inputs": {"name": "plain"}},
+    "3": {"class_type": "TestSupply LATENT", "inputs": {"name": "a picture"}},
+    "4": {"class_type": "EBCAInvert", "inputs": {
+        "model": ["1", 0], "caption": ["2", 0], "latent": ["3", 0], "steps": 2, "scheduler": "normal",
+        "lambda_auto_corr": 20.0, "lambda_kl": 20.0, "reg_steps": 1, "rolls": 1, "seed": 0,
+    }},
+    "5": {"class_type": "EBCASaveInversion", "inputs": {"latent": ["4", 0], "filename_prefix": "kept"}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def quiet():
+    """Without the traceback of every failure in the log."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def prompts(comfy, pack, run_prompt, monkeypatch):
+    """Random prompts for all nodes of the pack; there is a file for EBCA Load Inversion and one that is none."""
+    for name, cls in supplies().items():
+        monkeypatch.setitem(comfy.NODE_CLASS_MAPPINGS, name, cls)
+    run_prompt(INVERSION)
+    gc.freeze()  # as in host.load_nodes, now with all the things
+    prompts = RandomPrompts(comfy.NODE_CLASS_MAPPINGS, node_ids(pack))
+    (Path(folder_paths.get_input_directory()) / "broken.latent").write_bytes(b"no latent")
+    return prompts
+
+
+def node_ids(pack) -> list[str]:
+    return [cls.GET_SCHEMA().node_id for cls in pack.nodes.NODES]
+
+
+class Failure(NamedTuple):
+    """How a prompt failed: where, ComfyUI's words, and the traceback, the innermost frame last."""
+
+    node: str
+    kind: str
+    message: str
+    frames: list[str]
+
+
+def failure_of(run_prompt, prompt: dict) -> Failure | None:
+    """How a prompt fails; of several faults that ComfyUI finds before it runs, one that comes from the pack if any."""
+    try:
+        run_prompt(copy.deepcopy(prompt))  # which ComfyUI changes
+    except PromptError as error:
+        if isinstance(error.details, list):
+            ((_, data),) = error.details
+            return Failure(data["node_type"], data["exception_type"], data["exception_message"], data["traceback"])
+        problem, nodes = error.details
+        found = [
+            Failure(node["class_type"], reason["type"], reason["details"], reason["extra_info"].get("traceback", []))
+            for node in nodes.values()
+            for reason in node["errors"]
+        ]
+        return next(filter(concerns_the_pack, found), Failure("", problem["type"], problem["details"], []))
+    return None
+
+
+def is_in(folder: Path, frame: str) -> bool:
+    return f'File "{folder}' in frame
+
+
+def concerns_the_pack(failure: Failure) -> bool:
+    return any(is_in(REPO, frame) and not is_in(REPO / ".host", frame) for frame in failure.frames)
+
+
+def is_meant(failure: Failure, folder: Path) -> bool:
+    """Whether code in a folder raised it with words of its own."""
+    return is_in(folder, failure.frames[-1]) and re.search(r"\n\s+raise\b", failure.frames[-1]) is not None
+
+
+def outcome(prompts: RandomPrompts, run_prompt, comfyui: Path, prompt: dict) -> str:
+    """How a prompt ends; the test fails where that is neither a result nor words for the user."""
+    failure = failure_of(run_prompt, prompt)
+    if failure is None:
+        return RESULT
+    if not failure.frames or is_meant(failure, comfyui):
+        return REFUSED
+    if is_meant(failure, REPO) and failure.kind == "ValueError":
+        return TOLD
+    if not failure.node.startswith("EBCA"):
+        if not concerns_the_pack(failure):
+            return CORE
+        plain = failure_of(run_prompt, prompts.without_pack(prompt))
+        if plain is not None and (plain.node, plain.kind) == (failure.node, failure.kind):
+            return CORE
+    pytest.fail(
+        f"{failure.node} ended in {failure.kind}: {failure.message}\n{''.join(failure.frames[-6:])}\n"
+        f"{json.dumps(prompt, indent=1)}"
+    )
+
+
+@pytest.mark.slow
+def test_every_end_is_a_result_or_words(request, quiet, prompts, pack, run_prompt, comfyui_root, capsys):
+    ends: dict[str, Counter] = {node_id: Counter() for node_id in node_ids(pack)}
+
+    @settings(
+        max_examples=request.config.getoption("--cases"), deadline=None, derandomize=True, database=None,
+        phases=[Phase.generate],  # a prompt is short enough to be read, and making it shorter takes minutes
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.data())
+    def run_cases(data):
+        node_id = data.draw(st.sampled_from(list(ends)))
+        prompt = prompts.draw(data.draw, node_id)
+        ends[node_id][outcome(prompts, run_prompt, comfyui_root, prompt)] += 1
+
+    run_cases()
+    total = sum(ends.values(), Counter())
+    with capsys.disabled():
+        print("\n" + "\n".join(f"{name}: {dict(counts)}" for name, counts in {**ends, "all": total}.items()))
+    assert total[RESULT] >= LEAST_RESULTS * total.total()
+    assert [name for name, counts in ends.items() if not counts[RESULT]] == []

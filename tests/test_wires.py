@@ -1,0 +1,36 @@
+"""What comes along a wire and is not what the socket announces is refused in words, by every node."""
+
+import pytest
+import torch
+
+from support import toy
+from support.host import node
+from support.said import refused
+
+
+@pytest.mark.parametrize(("node_id", "name", "value", "said"), [
+    ("EBCAContextUpdate", "model", None, "Expected MODEL in model, but got nothing"),
+    ("EBCAContextUpdate", "mask", "black", "Expected MASK in mask, but got str"),
+    ("EBCAContextUpdate", "mask", torch.ones(1, 8, 8, dtype=torch.complex64), "Expected MASK in mask"),
+    ("EBCAContextUpdate", "gamma_attn", [0.1], "Expected FLOAT in gamma_attn, but got list"),
+    ("EBCAContextUpdate", "token_weights", 2.5, "Expected EBCA_TOKEN_WEIGHTS in token_weights, but got float"),
+    ("EBCAContextUpdate", "apply_to", "negative", "Expected one of both, positive in apply_to, but got negative"),
+    ("EBCACompose", "edits", {"edit0": None, "edit1": 3}, "Expected EBCA_EDIT in edit1, but got int"),
+    ("EBCARePaintSampler", "jump_length", 0, "Expected jump_length to be a whole number from 1 to 1000, but got 0"),
+    ("EBCASaveInversion", "latent", {}, "Expected LATENT in latent, but got dict"),
+])  # fmt: skip
+def test_what_a_wire_cannot_bring_is_refused(comfy, node_id, name, value, said):
+    inputs = {"model": toy.model()} if node_id in ("EBCAContextUpdate", "EBCACompose") else {}
+    refused(lambda: node(comfy, node_id).execute(**{**inputs, name: value}), said)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
+def test_impossible_eta_is_refused(comfy, eta):
+    refused(lambda: node(comfy, "EBCARePaintSampler").execute(eta=eta), "Expected eta to be from 0", str(eta))
+
+
+def test_file_that_cannot_be_written_is_refused(comfy):
+    model, caption = toy.model(), toy.conditioning(1)
+    latent = node(comfy, "EBCAInvert").execute(model=model, caption=caption, latent=toy.latent(1, 8, 8), steps=1)[0]
+    save = node(comfy, "EBCASaveInversion")
+    refused(lambda: save.execute(latent=latent, filename_prefix=300 * "a"), "beginning of a file's name", "shorter")
