@@ -109,4 +109,4 @@ def test_archive_holds_what_users_need(tmp_path, monkeypatch):
     zip_files(str(tmp_path / "pack.zip"))
     names = ZipFile(tmp_path / "pack.zip").namelist()
     assert {name.split("/")[0] for name in names} <= IN_ARCHIVE
-    assert {"pyproject.toml", "requirements.txt", "LICENSE"} <= set(names)
+    assert {"pyproject.toml", "requirements.txt", "LICENSE", "locales/zh/nodeDefs.json"} <= set(names)
