@@ -25,7 +25,7 @@ REPO = Path(__file__).resolve().parents[1]
 RESULT, REFUSED, TOLD, CORE = "results", "refused by ComfyUI", "told by the pack", "failing without the pack too"
 LEAST_RESULTS = 0.3
 
-INVERSION = {
+FILES = {
     "1": {"class_type": "TestSupply MODEL", "inputs": {"name": "sd1"}},
     "2": {"class_type": "TestSupply CONDITIONING", "inputs": {"name": "plain"}},
     "3": {"class_type": "TestSupply LATENT", "inputs": {"name": "a picture"}},
@@ -34,6 +34,12 @@ INVERSION = {
         "lambda_auto_corr": 20.0, "lambda_kl": 20.0, "reg_steps": 1, "rolls": 1, "seed": 0,
     }},
     "5": {"class_type": "EBCASaveInversion", "inputs": {"latent": ["4", 0], "filename_prefix": "kept"}},
+    "6": {"class_type": "EBCATrace", "inputs": {"model": ["1", 0], "attention_maps": True}},
+    "7": {"class_type": "KSampler", "inputs": {
+        "model": ["6", 0], "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0], "seed": 0, "steps": 2,
+        "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+    }},
+    "8": {"class_type": "EBCASaveTrace", "inputs": {"trace": ["6", 1], "latent": ["7", 0], "filename_prefix": "kept"}},
 }  # fmt: skip
 
 
@@ -47,13 +53,14 @@ def quiet():
 
 @pytest.fixture
 def prompts(comfy, pack, run_prompt, monkeypatch):
-    """Random prompts for all nodes of the pack; there is a file for EBCA Load Inversion and one that is none."""
+    """Random prompts for all nodes of the pack; there are files to load, and some that are none."""
     for name, cls in supplies().items():
         monkeypatch.setitem(comfy.NODE_CLASS_MAPPINGS, name, cls)
-    run_prompt(INVERSION)
+    run_prompt(FILES)
     gc.freeze()  # as in host.load_nodes, now with all the things
     prompts = RandomPrompts(comfy.NODE_CLASS_MAPPINGS, node_ids(pack))
-    (Path(folder_paths.get_input_directory()) / "broken.latent").write_bytes(b"no latent")
+    for name in ("broken.latent", "broken.safetensors"):
+        (Path(folder_paths.get_input_directory()) / name).write_bytes(b"nothing of the kind")
     return prompts
 
 

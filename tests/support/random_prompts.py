@@ -280,6 +280,8 @@ class RandomPrompts:
         for own in self._inputs[node_id]:
             if own.name not in inputs and not (own.optional and draw(st.booleans())):
                 inputs[own.name] = self._good(draw, prompt, own, depth - 1)
+        if node_id in BELONGING and draw(st.integers(0, 3)):
+            inputs |= BELONGING[node_id](prompt)
         return _add(prompt, node_id, inputs)[0]
 
     def _good(self, draw: Callable, prompt: Prompt, own: _Input, depth: int) -> Any:
@@ -404,6 +406,41 @@ class RandomPrompts:
             return [(node, own.name, own.kind) for own in self._inputs[node["class_type"]]]
         core = {"positive": "CONDITIONING", "negative": "CONDITIONING", "latent_image": "LATENT", "sigmas": "SIGMAS"}
         return [(node, name, kind) for name, kind in core.items() if name in node["inputs"]]
+
+
+def _traced(prompt: Prompt) -> dict[str, Any]:
+    """A trace, and the latent of the run that it is of."""
+    supplied = {kind: _add(prompt, supply_of(kind), {"name": next(iter(GOOD[kind]))}) for kind in GOOD if GOOD[kind]}
+    traced = _add(prompt, "EBCATrace", {"model": supplied["MODEL"], "attention_maps": True})
+    latent = _add(prompt, "KSampler", {
+        "model": traced, "positive": supplied["CONDITIONING"], "negative": supplied["CONDITIONING"], "seed": 0,
+        "latent_image": supplied["LATENT"], "steps": 1, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal",
+        "denoise": 1.0,
+    })  # fmt: skip
+    return {"trace": [traced[0], 1], "latent": latent}
+
+
+def _traced_picture(prompt: Prompt) -> dict[str, Any]:
+    clip, image = (_add(prompt, supply_of(kind), {"name": next(iter(GOOD[kind]))}) for kind in ("CLIP", "IMAGE"))
+    return {**_traced(prompt), "clip": clip, "image": image, "text": TEXTS[0], "words": ""}
+
+
+def _swept(prompt: Prompt) -> dict[str, Any]:
+    """A sweep, and a picture for each of its pairs: the curve of a schedule."""
+    sweep = _add(prompt, "EBCASweep", {"x_name": "x", "x_values": "0, 0.5", "y_name": "y", "y_values": "1, 2, 3"})
+    curves = _add(prompt, "EBCASchedule", {
+        "shape": "linear", "start_factor": sweep, "end_factor": [sweep[0], 1], "start_percent": 0.0, "end_percent": 1.0,
+    })  # fmt: skip
+    return {"sweep": [sweep[0], 2], "images": [curves[0], 1]}
+
+
+#: {node: makes inputs that belong to each other, which would hardly be met by chance}
+BELONGING: dict[str, Callable[[Prompt], dict[str, Any]]] = {
+    "EBCAEnergyPlot": _traced,
+    "EBCASaveTrace": _traced,
+    "EBCAAttentionMaps": _traced_picture,
+    "EBCASweepGrid": _swept,
+}
 
 
 class _Input(NamedTuple):
