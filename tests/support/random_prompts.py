@@ -255,6 +255,11 @@ class RandomPrompts:
             for name, value in node["inputs"].items():
                 if _is_link(value, prompt):
                     node["inputs"][name] = self._past(prompt, plain, value)
+        for node in prompt.values():  # what only the pack's nodes have taken
+            if node["class_type"] in self._inputs:
+                for value in node["inputs"].values():
+                    if _is_link(value, prompt) and value[0] in plain:
+                        _add(plain, TAKEN, {"value": value})
         return plain
 
     def _past(self, prompt: Prompt, plain: Prompt, link: Link) -> Link:
