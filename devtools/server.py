@@ -138,6 +138,10 @@ class Server:
             return False
         return True
 
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
     def log_text(self) -> str:
         """All that the server has printed so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
