@@ -5,6 +5,7 @@
     python run.py test                        all tests on the newest and the oldest ComfyUI, fast ones on those between
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
+    python run.py comfyui_tests               ComfyUI's own execution tests, with the pack installed
     python run.py bench                       speed and memory
     python run.py bench editing               edits of pictures by EBCA and without it, counted
     python run.py bench inpainting            inpainting with and without EBCA and RePaint, counted
@@ -40,6 +41,11 @@ def bench(options: argparse.Namespace, rest: list[str]) -> int:
     name, rest = (rest[0], rest[1:]) if rest and rest[0] in BENCHES else (BENCHES[0], rest)
     host = environment.prepare(options.host)
     return children.call([host.python, REPO / "bench" / f"{name}.py", "--comfyui", host.comfyui, *rest])
+
+
+def comfyui_tests(options: argparse.Namespace, rest: list[str]) -> int:
+    host = environment.prepare(options.host)
+    return children.call([host.python, REPO / "devtools" / "comfyui_tests.py", "--comfyui", host.comfyui, *rest])
 
 
 def archive(options: argparse.Namespace, rest: list[str]) -> int:
@@ -81,14 +87,17 @@ def _report(results: list[tuple[str, int, float]]) -> int:
     return next((code for _, code, _ in results if code), 0)
 
 
+COMMANDS = {"demo": demo, "test": test, "bench": bench, "archive": archive, "comfyui_tests": comfyui_tests}
+
+
 def main(arguments: list[str]) -> int:
     """Run one command; its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test", "bench", "archive"])
+    parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--host", metavar="VERSION", help=f"ComfyUI version: {', '.join(environment.VERSIONS)}")
     options, rest = parser.parse_known_args(arguments)
     try:
-        return {"demo": demo, "test": test, "bench": bench, "archive": archive}[options.command](options, rest)
+        return COMMANDS[options.command](options, rest)
     except environment.EnvironmentProblem as problem:
         print(problem, file=sys.stderr)
         return 2
