@@ -7,6 +7,7 @@
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
     python run.py twins                       every workflow file on that model, and the pictures it saves
     python run.py twins trace_sd15 --docs     one file; and the pictures of README and of the help pages, made anew
+    python run.py comfyui_tests               ComfyUI's own execution tests, with the pack installed
     python run.py bench                       speed and memory
     python run.py bench editing               edits of pictures by EBCA and without it, counted
     python run.py bench inpainting            inpainting with and without EBCA and RePaint, counted
@@ -51,6 +52,11 @@ def bench(options: argparse.Namespace, rest: list[str]) -> int:
     return children.call([host.python, REPO / "bench" / f"{name}.py", "--comfyui", host.comfyui, *rest])
 
 
+def comfyui_tests(options: argparse.Namespace, rest: list[str]) -> int:
+    host = environment.prepare(options.host)
+    return children.call([host.python, REPO / "devtools" / "comfyui_tests.py", "--comfyui", host.comfyui, *rest])
+
+
 def archive(options: argparse.Namespace, rest: list[str]) -> int:
     return children.call([environment.prepare(options.host).python, REPO / "devtools" / "archive.py", *rest])
 
@@ -90,15 +96,24 @@ def _report(results: list[tuple[str, int, float]]) -> int:
     return next((code for _, code, _ in results if code), 0)
 
 
+COMMANDS = {
+    "demo": demo,
+    "twins": twins,
+    "test": test,
+    "bench": bench,
+    "archive": archive,
+    "comfyui_tests": comfyui_tests,
+}
+
+
 def main(arguments: list[str]) -> int:
     """Run one command; its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "twins", "test", "bench", "archive"])
+    parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--host", metavar="VERSION", help=f"ComfyUI version: {', '.join(environment.VERSIONS)}")
     options, rest = parser.parse_known_args(arguments)
-    commands = {"demo": demo, "twins": twins, "test": test, "bench": bench, "archive": archive}
     try:
-        return commands[options.command](options, rest)
+        return COMMANDS[options.command](options, rest)
     except environment.EnvironmentProblem as problem:
         print(problem, file=sys.stderr)
         return 2

@@ -23,7 +23,7 @@ import comfy_host  # noqa: E402
 
 
 def load(comfyui: Path) -> dict:
-    """Seconds that the pack takes to load here, and the top-level modules that it brings in besides itself."""
+    """Seconds that the pack takes to load here, and the packages that it brings in besides itself."""
     comfy_host.start(comfyui)
     import nodes
 
@@ -34,7 +34,8 @@ def load(comfyui: Path) -> dict:
         raise RuntimeError(f"ComfyUI could not load the pack in {REPO}; its log above says why.")
     seconds = time.perf_counter() - begun
     own = str(REPO).replace(".", "_x_")  # the name that ComfyUI gives it
-    return {"seconds": seconds, "modules": sorted({name.split(".")[0] for name in sys.modules} - before - {own})}
+    new = {name.split(".")[0] for name in sys.modules} - before - {own} - sys.stdlib_module_names
+    return {"seconds": seconds, "modules": sorted(new)}
 
 
 def main(argv: list[str] | None = None) -> None:

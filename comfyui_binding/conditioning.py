@@ -36,7 +36,7 @@ def edit_context(conditioning: list) -> Tensor:
     for name, advice in NOT_FOR_EDITS.items():
         if options.get(name) not in (None, NEUTRAL.get(name)):
             raise ValueError(f"Expected a plain prompt for an edit, but got one with {advice}.")
-    if not isinstance(context, torch.Tensor) or context.ndim != 3 or context.shape[1] == 0:
+    if not isinstance(context, torch.Tensor) or context.ndim != 3 or 0 in context.shape[:2]:
         came = list(context.shape) if isinstance(context, torch.Tensor) else type(context).__name__
         raise ValueError(
             f"Expected an encoded prompt of shape [batch, tokens, width] for an edit, but got {came}. Connect a CLIP "

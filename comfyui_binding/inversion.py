@@ -39,9 +39,11 @@ def invert(
 
     latent LATENT, sigmas [steps + 1] falling -> [b, c, height, width], scaled as a LATENT is.
 
-    Raises ValueError for a model, a latent or sigmas that cannot be inverted, and where the result is not finite.
+    Raises ValueError for a model, a caption, a latent or sigmas that cannot be inverted, and where the result is not
+    finite.
     """
     _check_model(model)
+    _check_caption(model, caption)
     samples = _checked_samples(model, latent)
     _check_sigmas(sigmas)
     sampler = comfy.samplers.KSAMPLER(
@@ -155,6 +157,23 @@ def _check_model(model: ModelPatcher) -> None:
             "Expected a model without edits, but it has some from EBCA Compose: inverted with them, the picture would "
             "come back as it was. Wire the model from before EBCA Compose into EBCA Invert, and the one after it into "
             "the sampler."
+        )
+
+
+def _check_caption(model: ModelPatcher, caption: list) -> None:
+    texts = [text for text, _ in caption]
+    if not texts or not all(isinstance(text, Tensor) and text.ndim == 3 and text.numel() > 0 for text in texts):
+        came = [list(text.shape) if isinstance(text, Tensor) else type(text).__name__ for text in texts]
+        raise ValueError(
+            "Expected an encoded caption of shape [batch, tokens, width], but got "
+            f"{', '.join(map(str, came)) or 'no prompt'}. Connect a CLIP Text Encode."
+        )
+    width = model.model.model_config.unet_config.get("context_dim")
+    wrong = [text.shape[2] for text in texts if width not in (None, text.shape[2])]
+    if wrong:
+        raise ValueError(
+            f"Expected a caption of width {width}, as {family_of(model.model)} reads it, but got one of width "
+            f"{wrong[0]}. Encode it with the CLIP of the checkpoint that the model comes from."
         )
 
 

@@ -109,7 +109,7 @@ class Server:
             shutil.copyfile(file, self.base / "input" / name)
 
     def _start(self) -> None:
-        port = _free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         # The default database lies in ComfyUI's own folder, where servers that run side by side lock each other out.
         database = f"sqlite:///{(self.base / 'comfyui.db').as_posix()}"
@@ -137,6 +137,10 @@ class Server:
         except OSError:
             return False
         return True
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
 
     def log_text(self) -> str:
         """All that the server has printed so far."""
@@ -236,7 +240,8 @@ def _stop(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -106,6 +106,7 @@ def test_problem_is_printed_without_a_traceback(monkeypatch, capsys):
         (["demo"], "demo/before_after.py"),
         (["bench", "--quick"], "bench/speed.py --comfyui /comfyui --quick"),
         (["archive"], "devtools/archive.py"),
+        (["comfyui_tests", "-k", "jobs"], "devtools/comfyui_tests.py --comfyui /comfyui -k jobs"),
         (["test", "tests/x.py", "-k", "y"], "tests/x.py -k y"),
         (["test", "--host", "0.24.1", "-x"], "-x"),
     ],

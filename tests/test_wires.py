@@ -34,3 +34,15 @@ def test_file_that_cannot_be_written_is_refused(comfy):
     latent = node(comfy, "EBCAInvert").execute(model=model, caption=caption, latent=toy.latent(1, 8, 8), steps=1)[0]
     save = node(comfy, "EBCASaveInversion")
     refused(lambda: save.execute(latent=latent, filename_prefix=300 * "a"), "beginning of a file's name", "shorter")
+
+
+@pytest.mark.parametrize(("caption", "said"), [
+    ([], "got no prompt"),
+    ([[None, {}]], "got NoneType"),
+    ([[torch.zeros(1, 0, toy.WIDTH), {}]], "got [1, 0, 64]"),
+    ([[torch.zeros(77, toy.WIDTH), {}]], "got [77, 64]"),
+    (toy.conditioning(1, width=48), "Expected a caption of width 64, as SD15 reads it, but got one of width 48"),
+], ids=["none", "no text", "no tokens", "flat", "narrow"])  # fmt: skip
+def test_impossible_caption_is_refused(comfy, caption, said):
+    invert = node(comfy, "EBCAInvert")
+    refused(lambda: invert.execute(model=toy.model(), caption=caption, latent=toy.latent(1, 8, 8), steps=1), said)
