@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 REPO = Path(__file__).absolute().parents[1]
+PLUGINS = REPO / "devtools" / "plugins"
 sys.path.append(str(REPO))
 
 from devtools import children  # noqa: E402
@@ -30,16 +31,18 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(f"Expected tests/execution in {options.comfyui}, found none. Take a full checkout of ComfyUI.")
     with tempfile.TemporaryDirectory(prefix="ebca_comfyui_", ignore_cleanup_errors=True) as folder:
         comfyui = Path(folder) / "ComfyUI"
-        # With compiled code: the tests give a server 20 seconds to start.
         shutil.copytree(options.comfyui, comfyui, ignore=shutil.ignore_patterns(".git"))
         if not options.without_pack:
             link_or_copy(REPO, comfyui / "custom_nodes" / PACK)
-        tests = [sys.executable, "-m", "pytest", "tests/execution", "--skip-timing-checks", "--port", str(free_port())]
+        tests = [
+            sys.executable, "-m", "pytest", "tests/execution", "--skip-timing-checks", "--port", str(free_port()),
+            "-p", "patient_clients",
+        ]  # fmt: skip
         # They start `python main.py`, which is to be this Python.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         os.chdir(comfyui)
         try:
-            return children.call([*tests, *rest], PATH=path, HF_HUB_OFFLINE="1")
+            return children.call([*tests, *rest], PATH=path, PYTHONPATH=PLUGINS, HF_HUB_OFFLINE="1")
         finally:
             os.chdir(REPO)
 
