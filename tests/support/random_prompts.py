@@ -439,12 +439,13 @@ def _swept(prompt: Prompt) -> dict[str, Any]:
     return {"sweep": [sweep[0], 2], "images": [curves[0], 1]}
 
 
-#: {node: makes inputs that belong to each other, which would hardly be met by chance}
+#: {node: makes inputs that belong to each other, or together, which would hardly be met by chance}
 BELONGING: dict[str, Callable[[Prompt], dict[str, Any]]] = {
     "EBCAEnergyPlot": _traced,
     "EBCASaveTrace": _traced,
     "EBCAAttentionMaps": _traced_picture,
     "EBCASweepGrid": _swept,
+    "EBCASweep": lambda prompt: {"x_values": "0, 0.5", "y_values": ""},  # each pair is a run of what comes behind
 }
 
 
