@@ -285,7 +285,7 @@ class RandomPrompts:
         for own in self._inputs[node_id]:
             if own.name not in inputs and not (own.optional and draw(st.booleans())):
                 inputs[own.name] = self._good(draw, prompt, own, depth - 1)
-        if node_id in BELONGING and draw(st.integers(0, 3)):
+        if node_id in BELONGING and draw(st.sampled_from([True] * 7 + [False])):
             inputs |= BELONGING[node_id](prompt)
         return _add(prompt, node_id, inputs)[0]
 
