@@ -9,6 +9,8 @@
     python run.py bench editing               edits of pictures by EBCA and without it, counted
     python run.py bench inpainting            inpainting with and without EBCA and RePaint, counted
     python run.py bench round_trip            how exactly a picture returns from its inversion
+    python run.py bench alignment             how well pictures follow captions: EBCA beside its rivals, counted
+    python run.py bench real_checkpoints      the same question on your own checkpoint and servers, by CLIP
 
 The first call makes an environment in `.host` and fetches ComfyUI, unless COMFYUI_PATH names one or the pack lies in
 one's custom_nodes.
@@ -22,7 +24,7 @@ from pathlib import Path
 from devtools import children, environment
 
 REPO = Path(__file__).absolute().parent
-BENCHES = ("speed", "editing", "inpainting", "round_trip")
+BENCHES = ("speed", "editing", "inpainting", "round_trip", "alignment", "real_checkpoints")
 
 
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
@@ -34,7 +36,8 @@ def demo(options: argparse.Namespace, rest: list[str]) -> int:
 def bench(options: argparse.Namespace, rest: list[str]) -> int:
     name, rest = (rest[0], rest[1:]) if rest and rest[0] in BENCHES else (BENCHES[0], rest)
     host = environment.prepare(options.host)
-    return children.call([host.python, REPO / "bench" / f"{name}.py", "--comfyui", host.comfyui, *rest])
+    comfyui = [] if name == "real_checkpoints" else ["--comfyui", host.comfyui]  # it runs on servers that are there
+    return children.call([host.python, REPO / "bench" / f"{name}.py", *comfyui, *rest])
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
