@@ -2,7 +2,7 @@
 
     python run.py bench alignment              samples what is missing, writes docs/alignment.md and alignment.png
     python run.py bench alignment --tune       what the settings were chosen by, on other captions and noise
-    python run.py bench alignment --report     only writes the table and the figure from what there is
+    python run.py bench alignment --report     only writes the table, from what there is
 
 Every method gets the same captions and the same noise. Results are kept in bench/alignment_results.jsonl, a line for
 each method and set of captions, by their exact settings: what is there is not sampled again, so the command can be
@@ -26,9 +26,9 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path += [str(REPO), str(REPO / "demo")]
 
 from measure import ROWS, scenes  # noqa: E402
-from measures import ratio, seconds  # noqa: E402
+from measures import seconds  # noqa: E402
 
-from alignment_report import header, mean_distance, row, share, write_between  # noqa: E402
+from alignment_report import Columns, mean_distance, share, write_between  # noqa: E402
 from alignment_settings import CANDIDATES, CFG, FIGURE, METHODS, PLAIN, SAMPLER, Method  # noqa: E402
 from looks import Looks, drawn  # noqa: E402
 from shapes.grammar import Scene  # noqa: E402
@@ -37,12 +37,12 @@ from shapes_model import ShapesModel, bench_parser, boot, sheet  # noqa: E402
 
 RESULTS = REPO / "bench" / "alignment_results.jsonl"
 SETS = ("two objects", "three objects", "two objects, one a rare pair", "two objects, left of / above")
-TUNING_SETS = ("three objects", "two objects")
 IMAGES, TUNING_IMAGES = 500, 200
 BATCH = 25  # ComfyUI thinks this takes 6 GB, and samples the two prompts of larger ones apart where memory is short
 COLUMNS = 10  # of the figure
-ROUNDS = 4  # of timing
-PLACED = SETS[3]  # whose captions say where things are
+ROUNDS = 3  # of timing
+SCORED = Columns(SETS, SETS[:2], SETS[3])
+TUNING = Columns(SETS[1:2], SETS[1:2], None)
 DOCUMENT = REPO / "docs" / "alignment.md"
 TUNING_SEED = 10**6  # captions and noise of the tuning pictures are none of the scored ones
 #: A letter for each picture: the labels of the scorer, and R where place fits the caption as well.
@@ -162,28 +162,28 @@ def time_key(method: Method) -> str:
     return json.dumps({"time": method.kind, "settings": method.settings, **timed}, sort_keys=True)
 
 
-def table(results: Results, methods: Sequence[Method], sets: Sequence[str], is_tuning: bool, images: int) -> str:
-    """The lines of all methods that have been sampled."""
-    wanted = {captions: Cell(captions, "plain", {}, is_tuning, images).scenes() for captions in sets}
-    references = {captions: Looks.of(drawn(scenes, seed=1)) for captions, scenes in wanted.items()}
-    others = {captions: Looks.of(drawn(scenes, seed=2)) for captions, scenes in wanted.items()}
-    place = PLACED if PLACED in sets else None
-    lines, plain = [header(sets, place)], None
+def table(results: Results, methods: Sequence[Method], columns: Columns, is_tuning: bool, images: int) -> str:
+    """A line for each method that has been sampled; the first is what the others are compared with."""
+
+    def cell(method: Method, captions: str) -> Cell:
+        return Cell(captions, method.kind, method.settings, is_tuning, images)
+
+    wanted = {captions: cell(PLAIN, captions).scenes() for captions in columns.main}
+    reference, other = ({captions: Looks.of(drawn(scenes, seed)) for captions, scenes in wanted.items()}
+                        for seed in (1, 2))  # fmt: skip
+    lines, plain = [columns.header()], {}
     for method in methods:
-        cells = {captions: results.get(Cell(captions, method.kind, method.settings, is_tuning, images).key)
-                 for captions in sets}  # fmt: skip
-        found = {captions: line for captions, line in cells.items() if line}
-        labels = {captions: line["labels"] for captions, line in found.items()}
-        plain = labels if method is methods[0] else plain
+        found = {captions: results.get(cell(method, captions).key) for captions in columns.sets}
+        labels = {captions: line["labels"] for captions, line in found.items() if line}
+        plain = plain or labels
+        looks = {captions: Looks(np.array(line["mean"]), np.array(line["covariance"]))
+                 for captions, line in found.items() if line and captions in reference}  # fmt: skip
+        distance = f"{mean_distance(looks, reference):.2f}" if len(looks) == len(reference) else "-"
         timed = results.get(time_key(method))
-        looks = "-"
-        if len(found) == len(sets):
-            theirs = {c: Looks(np.array(line["mean"]), np.array(line["covariance"])) for c, line in found.items()}
-            looks = f"{mean_distance(theirs, references):.2f}"
-        if found:
-            time = ratio(timed["ratios"], [1.0] * len(timed["ratios"])) if timed else None
-            lines.append(row(method.name, sets, labels, plain, place, looks, time))
-    lines.append(f"\nLooks of other drawn pictures of the same captions: {mean_distance(others, references):.2f}.")
+        if labels:
+            time = "1" if method is PLAIN else f"{np.median(timed['ratios']):.2f}" if timed else "-"
+            lines.append(columns.row(method.name, labels, plain, distance, time))
+    lines.append(f"\nLooks of other drawn pictures of the same captions: {mean_distance(other, reference):.2f}.")
     return "\n".join(lines)
 
 
@@ -213,29 +213,29 @@ def main(arguments: Sequence[str]) -> int:
     parser = bench_parser(__doc__)
     parser.add_argument("--tune", action="store_true", help="the candidates, on other captions and noise")
     parser.add_argument("--report", action="store_true", help="sample nothing")
-    parser.add_argument("--captions", default="", help="only sets of captions with this text in their name")
-    parser.add_argument("--method", default="", help="only methods with this text in their name")
+    parser.add_argument("--captions", nargs="+", choices=SETS, metavar="SET", help="sample only these sets of captions")
+    parser.add_argument("--method", nargs="+", default=[""], help="sample only methods with such text in their name")
     parser.add_argument("--images", type=int, help=f"pictures a cell: {IMAGES}, with --tune {TUNING_IMAGES}")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="file that gets the table")
     options = parser.parse_args(arguments)
     boot(options)
-    methods, sets = (CANDIDATES, TUNING_SETS) if options.tune else (METHODS, SETS)
+    methods, columns = (CANDIDATES, TUNING) if options.tune else (METHODS, SCORED)
     images = options.images or (TUNING_IMAGES if options.tune else IMAGES)
     results = Results(options.results)
     if not options.report:
         shapes = ShapesModel()
-        chosen = [method for method in methods if options.method in method.name]
+        chosen = [method for method in methods if any(text in method.name for text in options.method)]
         fill(shapes, results, [
             (Cell(captions, method.kind, method.settings, options.tune, images), method)
-            for captions in sets if options.captions in captions for method in chosen
+            for captions in options.captions or columns.sets for method in chosen
         ])  # fmt: skip
-        if not options.tune:
-            for method in chosen:
+        if not (options.tune or options.captions or options.method != [""]):
+            for method in methods:
                 if method is not PLAIN and results.get(time_key(method)) is None:
                     results.add(time_key(method), ratios=times(shapes, method))
             picture(shapes, FIGURE, options.document.with_suffix(".png"))
-    text = table(results, methods, sets, options.tune, images)
+    text = table(results, methods, columns, options.tune, images)
     print(text)
     write_between(options.document, "candidates" if options.tune else "scores", text)
     return 0

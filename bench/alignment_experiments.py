@@ -97,6 +97,15 @@ def reversed_pull():
     return _with_term(lambda q, k, weights: -pull(q, k) * (1 if weights is None else weights[:, None]))
 
 
+def centred():
+    """Queries less their mean over pixels: what moves all keys alike changes no softmax over tokens."""
+
+    def term(q, k, weights):
+        return pull(q - q.mean(-2, keepdim=True), k) * (1 if weights is None else weights[:, None])
+
+    return _with_term(term)
+
+
 def relative(per_token: bool):
     """The step has the context's own norm times gamma: of the whole prompt, or token by token."""
     layer = _module("layer").Layer
@@ -125,5 +134,5 @@ def small_steps(count: int):
 
 
 EXPERIMENTS = {
-    function.__name__: function for function in (balanced, competing, reversed_pull, relative, small_steps)
+    function.__name__: function for function in (balanced, centred, competing, reversed_pull, relative, small_steps)
 }

@@ -79,13 +79,13 @@ def normalised_attention(
 
 
 def attend_and_excite(
-    shapes: ShapesModel, scenes: Sequence[Scene], step_size: float, subjects: str, refines: bool
+    shapes: ShapesModel, scenes: Sequence[Scene], step_size: float, subjects: str, refines: bool, cfg: float = CFG
 ) -> Guided:
     """subjects: "shapes" (the nouns, as in the paper) or "content" (colours and shapes)."""
     method = AttendAndExcite(
         _marked(shapes, scenes, subjects), _marked(shapes, scenes, "words"), step_size, refines, side=8
     )
-    return replace(plain(shapes, scenes), model=method.applied_to(shapes.model))
+    return replace(plain(shapes, scenes, cfg), model=method.applied_to(shapes.model))
 
 
 def ebca(

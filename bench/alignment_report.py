@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from measures import Ratio
 
 from looks import Looks, distance
 from paired import Estimate, mean_of
@@ -42,38 +42,45 @@ def percent(estimate: Estimate) -> str:
     return f"**{text}**" if estimate.is_clear else text
 
 
-def row(
-    name: str, sets: Sequence[str], labels: Labels, plain: Labels, place: str | None, looks: str, time: Ratio | None
-) -> str:
-    """A line of the table. Sets that have not been sampled have a dash, and then there is no mean."""
-    is_plain, is_whole = labels == plain, all(name in labels for name in sets)
-    cells = [name]
-    for captions in sets:
-        if captions not in labels:
-            cells.append("-")
-            continue
-        right = f"{100 * share(labels[captions], 'rR'):.1f} %"
-        cells.append(right if is_plain else f"{right}, {percent(_one(captions, labels, plain))}")
-    if place:
-        cells.append(f"{100 * share(labels[place], 'R'):.1f} %" if place in labels else "-")
-    cells.append(percent(change(labels, plain)) if is_whole and not is_plain else "-")
-    for letters in ERRORS.values():
-        cells.append(f"{100 * np.mean([share(labels[s], letters) for s in sets]):.1f} %" if is_whole else "-")
-    cells += [looks, "1" if is_plain else "-" if time is None else f"{time.median:.2f}"]
-    return "| " + " | ".join(cells) + " |"
+@dataclass(frozen=True)
+class Columns:
+    """sets: of captions, a column each; main: those that the columns after them are the mean of; place: the set whose
+    captions say where things are, if there is one."""
 
+    sets: Sequence[str]
+    main: Sequence[str]
+    place: str | None
 
-def header(sets: Sequence[str], place: str | None) -> str:
-    titles = ["method", *sets, *([f"{place}: in place too"] if place else []), "mean change", *ERRORS, "looks", "time"]
-    return "| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|"
+    def header(self) -> str:
+        place = [f"{self.place}: in place too"] if self.place else []
+        titles = ["method", *self.sets, *place, "mean change", *ERRORS, "looks", "time"]
+        return "| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|"
 
+    def row(self, name: str, labels: Labels, plain: Labels, looks: str, time: str) -> str:
+        """A line of the table; a dash for what has not been sampled."""
+        is_plain, is_whole = labels == plain, all(captions in labels for captions in self.main)
+        cells = [name]
+        for captions in self.sets:
+            if captions not in labels:
+                cells.append("-")
+                continue
+            right = f"{100 * share(labels[captions], 'rR'):.1f} %"
+            cells.append(right if is_plain else f"{right}, {percent(self._change([captions], labels, plain))}")
+        if self.place:
+            cells.append(f"{100 * share(labels[self.place], 'R'):.1f} %" if self.place in labels else "-")
+        cells.append(percent(self._change(self.main, labels, plain)) if is_whole and not is_plain else "-")
+        for letter in ERRORS.values():
+            shares = [share(labels[captions], letter) for captions in self.main if captions in labels]
+            cells.append(f"{100 * np.mean(shares):.1f} %" if is_whole else "-")
+        return "| " + " | ".join([*cells, looks, time]) + " |"
 
-def _one(captions: str, labels: Labels, plain: Labels) -> Estimate:
-    return change({captions: labels[captions]}, plain)
+    def _change(self, sets: Sequence[str], labels: Labels, plain: Labels) -> Estimate:
+        return change({captions: labels[captions] for captions in sets}, plain)
 
 
 def mean_distance(looks: Mapping[str, Looks], references: Mapping[str, Looks]) -> float:
-    return float(np.mean([distance(looks[name], references[name]) for name in references]))
+    """How far pictures look from drawn ones, mean over the sets of captions."""
+    return float(np.mean([distance(looks[captions], references[captions]) for captions in references]))
 
 
 def write_between(path: Path, name: str, text: str) -> None:

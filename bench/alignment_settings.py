@@ -40,9 +40,10 @@ def _words(weight: float) -> Method:
     return Method(f"(word:{weight:g})", "weighted_words", {"weight": weight})
 
 
-def _excite(step_size: float, subjects: str = "shapes", refines: bool = False) -> Method:
-    settings = {"step_size": step_size, "subjects": subjects, "refines": refines}
-    return Method(f"Attend-and-Excite {step_size:g}, {subjects}{', refined' * refines}", "attend_and_excite", settings)
+def _excite(step_size: float, subjects: str = "shapes", refines: bool = False, **settings) -> Method:
+    said = f"{subjects}{', refined' * refines}{''.join(f', {name} {value:g}' for name, value in settings.items())}"
+    settings |= {"step_size": step_size, "subjects": subjects, "refines": refines}
+    return Method(f"Attend-and-Excite {step_size:g}, {said}", "attend_and_excite", settings)
 
 
 def _nag(scale: float, tau: float = 2.5, alpha: float = 0.25) -> Method:
@@ -114,10 +115,28 @@ CANDIDATES = [
     _experiment("balanced", 0.1, "content", name="balanced", temperature=1.0),
     _experiment("competing", 0.1, "content", name="competing", sharpness=1.0, temperature=None),
     _experiment("competing, least found word", 0.1, "content", name="competing", sharpness=4.0, temperature=0.3),
+    _experiment("centred", 0.1, name="centred"),
+    _experiment("centred", 0.4, name="centred"),
+    _experiment("competing, least found word", 0.4, "content", name="competing", sharpness=4.0, temperature=0.3),
     _experiment("relative, content words", 0.1, "content", name="relative", per_token=True),
+    # Under stronger guidance, where plain draws more objects, and more that nobody asked for.
+    _cfg(1.75),
+    _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5),
+    _ebca(0.1, 0.0, "cfg 2.5", cfg=2.5),
+    _ebca(0.0, 0.1, "cfg 3", cfg=3.0),
+    _excite(5.0, cfg=2.5),
     EULER,
     FLOAT32,
 ]
 
-METHODS = [PLAIN]
+METHODS = [
+    PLAIN,
+    _ebca(0.01, 0.02),
+    _cfg(2.5),
+    _excite(5.0),
+    _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5),
+    _words(1.3),
+    _ebca(0.1, 0.0),
+    _ebca(0.0, 0.06),
+]
 FIGURE = METHODS

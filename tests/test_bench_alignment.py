@@ -1,6 +1,9 @@
 """The alignment benchmark: its intervals, its picture statistics, its results file, and variations of the update."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,7 +119,7 @@ def test_every_setting_is_in_the_key(changed):
 
 
 def test_tuning_has_other_captions_and_other_noise():
-    for captions in alignment.TUNING_SETS:
+    for captions in alignment.TUNING.sets:
         tuned, scored = (cell(captions=captions, is_tuning=is_tuning, images=200) for is_tuning in (True, False))
         assert not set(tuned.seeds()) & set(scored.seeds())
         same = [a.caption() == b.caption() for a, b in zip(tuned.scenes(), scored.scenes())]
@@ -137,6 +140,35 @@ def test_table_stands_between_its_comments(tmp_path):
     assert path.read_text() == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
     with pytest.raises(ValueError, match="Expected the comments"):
         alignment_report.write_between(path, "candidates", "new")
+
+
+def test_row_says_what_the_letters_say():
+    columns = alignment_report.Columns(["two", "three"], ["two"], "three")
+    plain = {"two": "RRmm", "three": "rRee"}
+    ours = {"two": "RRRu", "three": "RRRs"}
+    cells = columns.row("ours", ours, plain, "0.10", "1.02").strip("| ").split(" | ")
+    assert len(cells) == columns.header().splitlines()[0].count("|") - 1
+    assert cells[0] == "ours"
+    assert cells[1].startswith("75.0 %, +25.0 (")
+    assert cells[2].startswith("75.0 %, +25.0 (")
+    assert cells[3] == "75.0 %"
+    assert cells[4].startswith("+25.0 (")
+    assert cells[5:] == ["0.0 %", "0.0 %", "0.0 %", "25.0 %", "0.10", "1.02"]
+    bare = columns.row("plain", {"three": "rRee"}, {"three": "rRee"}, "-", "1").strip("| ").split(" | ")
+    assert bare == ["plain", "-", "50.0 %", "25.0 %", "-", "-", "-", "-", "-", "-", "1"]
+
+
+@pytest.mark.slow
+def test_command_samples_once_and_writes_its_table(comfyui_root, tmp_path):
+    document = tmp_path / "alignment.md"
+    document.write_text("<!-- scores: written by the command above -->\n<!-- end of scores -->\n")
+    script = Path(alignment.__file__)
+    call = [sys.executable, script, "--comfyui", comfyui_root, "--threads", "1", "--images", "2",
+            "--captions", "two objects", "--results", tmp_path / "results", "--document", document]  # fmt: skip
+    printed = [subprocess.run(call, capture_output=True, text=True, timeout=600, check=True).stdout for _ in range(2)]
+    count = len(METHODS)
+    assert [f"{count} of {count}" in text for text in printed] == [True, False]
+    assert all(f"| {method.name} | " in document.read_text() for method in METHODS)
 
 
 # --- variations of the update ----------------------------------------------------------------------------------------
