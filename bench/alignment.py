@@ -28,8 +28,8 @@ sys.path += [str(REPO), str(REPO / "demo")]
 from measure import ROWS, scenes  # noqa: E402
 from measures import seconds  # noqa: E402
 
-from alignment_report import Columns, mean_distance, share, write_between  # noqa: E402
-from alignment_settings import CANDIDATES, CFG, FIGURE, METHODS, PLAIN, SAMPLER, Method  # noqa: E402
+from alignment_report import Columns, against, mean_distance, share, write_between  # noqa: E402
+from alignment_settings import CANDIDATES, CFG, COMPARED, FIGURE, METHODS, PLAIN, SAMPLER, Method  # noqa: E402
 from looks import Looks, drawn  # noqa: E402
 from shapes.grammar import Scene  # noqa: E402
 from shapes.scorer import LABELS, Verdict, verdict  # noqa: E402
@@ -38,7 +38,7 @@ from shapes_model import ShapesModel, bench_parser, boot, sheet  # noqa: E402
 RESULTS = REPO / "bench" / "alignment_results.jsonl"
 SETS = ("two objects", "three objects", "two objects, one a rare pair", "two objects, left of / above")
 IMAGES, TUNING_IMAGES = 500, 200
-BATCH = 25  # ComfyUI thinks this takes 6 GB, and samples the two prompts of larger ones apart where memory is short
+BATCH = 10  # of larger ones ComfyUI samples the two prompts apart where memory is short, which NAG cannot
 COLUMNS = 10  # of the figure
 ROUNDS = 3  # of timing
 SCORED = Columns(SETS, SETS[:2], SETS[3])
@@ -163,7 +163,7 @@ def time_key(method: Method) -> str:
 
 
 def table(results: Results, methods: Sequence[Method], columns: Columns, is_tuning: bool, images: int) -> str:
-    """A line for each method that has been sampled; the first is what the others are compared with."""
+    """A line for each method that has been sampled, beside plain, which is the first; then COMPARED."""
 
     def cell(method: Method, captions: str) -> Cell:
         return Cell(captions, method.kind, method.settings, is_tuning, images)
@@ -171,19 +171,23 @@ def table(results: Results, methods: Sequence[Method], columns: Columns, is_tuni
     wanted = {captions: cell(PLAIN, captions).scenes() for captions in columns.main}
     reference, other = ({captions: Looks.of(drawn(scenes, seed)) for captions, scenes in wanted.items()}
                         for seed in (1, 2))  # fmt: skip
-    lines, plain = [columns.header()], {}
+    lines, all_labels = [columns.header()], {}
     for method in methods:
         found = {captions: results.get(cell(method, captions).key) for captions in columns.sets}
         labels = {captions: line["labels"] for captions, line in found.items() if line}
-        plain = plain or labels
+        all_labels[method.name] = labels
         looks = {captions: Looks(np.array(line["mean"]), np.array(line["covariance"]))
                  for captions, line in found.items() if line and captions in reference}  # fmt: skip
         distance = f"{mean_distance(looks, reference):.2f}" if len(looks) == len(reference) else "-"
         timed = results.get(time_key(method))
         if labels:
             time = "1" if method is PLAIN else f"{np.median(timed['ratios']):.2f}" if timed else "-"
-            lines.append(columns.row(method.name, labels, plain, distance, time))
+            lines.append(columns.row(method.name, labels, all_labels[PLAIN.name], distance, time))
     lines.append(f"\nLooks of other drawn pictures of the same captions: {mean_distance(other, reference):.2f}.")
+    for ours, other in COMPARED:
+        if all_labels.get(ours.name) and all_labels.get(other.name):
+            compared = against(all_labels[ours.name], all_labels[other.name])
+            lines.append(f"\n{ours.name} against {other.name}: {compared}.")
     return "\n".join(lines)
 
 

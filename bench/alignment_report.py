@@ -78,6 +78,13 @@ class Columns:
         return change({captions: labels[captions] for captions in sets}, plain)
 
 
+def against(labels: Labels, others: Labels) -> str:
+    """Changes against another method than plain, in every set of captions that both have been sampled for."""
+    sets = [captions for captions in labels if captions in others]
+    each = [f"{captions} {percent(change({captions: labels[captions]}, others))}" for captions in sets]
+    return ", ".join([*each, f"together {percent(change({captions: labels[captions] for captions in sets}, others))}"])
+
+
 def mean_distance(looks: Mapping[str, Looks], references: Mapping[str, Looks]) -> float:
     """How far pictures look from drawn ones, mean over the sets of captions."""
     return float(np.mean([distance(looks[captions], references[captions]) for captions in references]))

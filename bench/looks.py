@@ -31,15 +31,12 @@ class Looks:
 
 
 def statistics(image: np.ndarray) -> np.ndarray:
-    """Of a picture [h w 3], 0..1: mean and deviation of each channel, share of pixels with no colour of the world,
-    mean step between neighbours, share of edges, and the step between neighbours that are no edge."""
+    """Of a picture [h w 3], 0..1: mean and deviation of each channel, share of pixels with no colour of the world, mean
+    step between neighbours, share of edges."""
     steps = np.concatenate([np.abs(np.diff(image, axis=axis)).max(-1).ravel() for axis in (0, 1)])
-    edges = steps > EDGE
     distances = np.linalg.norm(image[..., None, :] - PALETTE, axis=-1).min(-1)
-    return np.array([
-        *image.mean((0, 1)), *image.std((0, 1)), (distances > OFF_PALETTE).mean(), steps.mean(), edges.mean(),
-        steps[~edges].mean(),
-    ])  # fmt: skip
+    palette, edges = (distances > OFF_PALETTE).mean(), (steps > EDGE).mean()
+    return np.array([*image.mean((0, 1)), *image.std((0, 1)), palette, steps.mean(), edges])
 
 
 def distance(looks: Looks, reference: Looks) -> float:

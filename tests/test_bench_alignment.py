@@ -158,6 +158,15 @@ def test_row_says_what_the_letters_say():
     assert bare == ["plain", "-", "50.0 %", "25.0 %", "-", "-", "-", "-", "-", "-", "1"]
 
 
+def test_against_compares_the_sets_that_both_have():
+    ours, others = {"two": "RRRR" * 25, "three": "RR"}, {"two": "RRmm" * 25, "rare": "mm"}
+    text = alignment_report.against(ours, others)
+    assert text.startswith("two **+50.0 (")
+    assert text.count("+50.0") == 2
+    assert "three" not in text
+    assert "rare" not in text
+
+
 @pytest.mark.slow
 def test_command_samples_once_and_writes_its_table(comfyui_root, tmp_path):
     document = tmp_path / "alignment.md"
