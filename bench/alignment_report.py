@@ -53,7 +53,8 @@ class Columns:
 
     def header(self) -> str:
         place = [f"{self.place}: in place too"] if self.place else []
-        titles = ["method", *self.sets, *place, "mean change", *ERRORS, "looks", "time"]
+        mean = ["mean change"] if len(self.sets) > 1 else []
+        titles = ["method", *self.sets, *place, *mean, *ERRORS, "looks", "time"]
         return "| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|"
 
     def row(self, name: str, labels: Labels, plain: Labels, looks: str, time: str) -> str:
@@ -68,7 +69,8 @@ class Columns:
             cells.append(right if is_plain else f"{right}, {percent(self._change([captions], labels, plain))}")
         if self.place:
             cells.append(f"{100 * share(labels[self.place], 'R'):.1f} %" if self.place in labels else "-")
-        cells.append(percent(self._change(self.main, labels, plain)) if is_whole and not is_plain else "-")
+        if len(self.sets) > 1:
+            cells.append(percent(self._change(self.main, labels, plain)) if is_whole and not is_plain else "-")
         for letter in ERRORS.values():
             shares = [share(labels[captions], letter) for captions in self.main if captions in labels]
             cells.append(f"{100 * np.mean(shares):.1f} %" if is_whole else "-")
@@ -82,7 +84,9 @@ def against(labels: Labels, others: Labels) -> str:
     """Changes against another method than plain, in every set of captions that both have been sampled for."""
     sets = [captions for captions in labels if captions in others]
     each = [f"{captions} {percent(change({captions: labels[captions]}, others))}" for captions in sets]
-    return ", ".join([*each, f"together {percent(change({captions: labels[captions] for captions in sets}, others))}"])
+    if len(sets) > 1:
+        each.append(f"together {percent(change({captions: labels[captions] for captions in sets}, others))}")
+    return ", ".join(each)
 
 
 def mean_distance(looks: Mapping[str, Looks], references: Mapping[str, Looks]) -> float:

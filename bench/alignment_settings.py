@@ -138,6 +138,7 @@ METHODS = [
     _excite(5.0),
     _pag(0.3),
     _nag(0.5),
+    _nag(3.0),
     _ebca(0.01, 0.02),
     _ebca(0.1, 0.0),
     _ebca(0.0, 0.06),
@@ -145,4 +146,4 @@ METHODS = [
 ]
 #: Pairs whose difference is printed below the table.
 COMPARED = [(EBCA_HIGHER, HIGHER)]
-FIGURE = [METHODS[i] for i in (0, 1, 2, 3, 6, 9)]
+FIGURE = [METHODS[i] for i in (0, 1, 2, 3, 7, 10)]

@@ -159,12 +159,14 @@ def test_row_says_what_the_letters_say():
 
 
 def test_against_compares_the_sets_that_both_have():
-    ours, others = {"two": "RRRR" * 25, "three": "RR"}, {"two": "RRmm" * 25, "rare": "mm"}
+    ours = {"two": "RRRR" * 25, "three": "RR", "rare": "Rm" * 50}
+    others = {"two": "RRmm" * 25, "single": "mm", "rare": "mm" * 50}
     text = alignment_report.against(ours, others)
     assert text.startswith("two **+50.0 (")
-    assert text.count("+50.0") == 2
+    assert text.count("+50.0") == 3
+    assert "together" in text
     assert "three" not in text
-    assert "rare" not in text
+    assert "single" not in text
 
 
 @pytest.mark.slow
