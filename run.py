@@ -13,6 +13,8 @@
     python run.py bench inpainting            inpainting with and without EBCA and RePaint, counted
     python run.py bench round_trip            how exactly a picture returns from its inversion
     python run.py bench attention_maps        how often the attention map of a word peaks on its object
+    python run.py bench alignment             how well pictures follow captions: EBCA beside its rivals, counted
+    python run.py bench real_checkpoints      the same question on your own checkpoint and servers, by CLIP
     python run.py bench import_time           how long ComfyUI takes to load the pack
     python run.py archive                     what users install, as the registry packs it, in dist/
 
@@ -29,7 +31,9 @@ from pathlib import Path
 from devtools import children, environment
 
 REPO = Path(__file__).absolute().parent
-BENCHES = ("speed", "editing", "inpainting", "round_trip", "attention_maps", "import_time")
+BENCHES = (
+    "speed", "editing", "inpainting", "round_trip", "attention_maps", "alignment", "real_checkpoints", "import_time",
+)  # fmt: skip
 # Without what needs a server or long runs, and without the files in which no code of ComfyUI takes part.
 FAST = ["-m", "not slow and not server", *(f"--ignore-glob=*/test_{part}*" for part in ("core", "shapes", "devtools"))]
 
@@ -49,7 +53,8 @@ def twins(options: argparse.Namespace, rest: list[str]) -> int:
 def bench(options: argparse.Namespace, rest: list[str]) -> int:
     name, rest = (rest[0], rest[1:]) if rest and rest[0] in BENCHES else (BENCHES[0], rest)
     host = environment.prepare(options.host)
-    return children.call([host.python, REPO / "bench" / f"{name}.py", "--comfyui", host.comfyui, *rest])
+    comfyui = [] if name == "real_checkpoints" else ["--comfyui", host.comfyui]  # it runs on servers that are there
+    return children.call([host.python, REPO / "bench" / f"{name}.py", *comfyui, *rest])
 
 
 def comfyui_tests(options: argparse.Namespace, rest: list[str]) -> int:

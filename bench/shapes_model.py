@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,9 @@ class ShapesModel(Sampler):
         import nodes
 
         async def load() -> bool:
-            extras = Path(nodes.__file__).parent / "comfy_extras" / "nodes_custom_sampler.py"
-            return all([await nodes.load_custom_node(str(pack)) for pack in (extras, REPO)])
+            extras = Path(nodes.__file__).parent / "comfy_extras"
+            packs = (extras / "nodes_custom_sampler.py", extras / "nodes_pag.py", REPO)
+            return all([await nodes.load_custom_node(str(pack)) for pack in packs])
 
         if not asyncio.run(load()):
             raise RuntimeError(f"ComfyUI could not load the packs in {REPO}; its log above says why.")
@@ -146,15 +148,26 @@ class ShapesModel(Sampler):
         )[0]
 
 
-def sheet(shown: Mapping[str, Sequence[np.ndarray]], columns: int = 10, scale: int = 2) -> Image.Image:
-    """The first pictures of each method, a row each, under its name."""
-    side, caption = SIDE * scale, 20
-    sheet = Image.new("RGB", (columns * side, len(shown) * (side + caption)), "white")
-    for row, (name, images) in enumerate(shown.items()):
-        top = row * (side + caption)
-        ImageDraw.Draw(sheet).text((4, top + 3), name, "black", ImageFont.load_default(13))
+def sheet(
+    shown: Mapping[str, Sequence[np.ndarray]], columns: int = 10, scale: int = 2, heads: Sequence[str] = ()
+) -> Image.Image:
+    """The first pictures of each method, a row each, under its name; heads: what stands above the columns."""
+    caption = 20
+    side = scale * len(next(iter(shown.values()))[0])
+    top = 14 * max((len(_wrapped(head)) for head in heads), default=0)
+    sheet = Image.new("RGB", (columns * side, top + len(shown) * (side + caption)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, head in enumerate(heads[:columns]):
+        pen.text((column * side + 4, 2), "\n".join(_wrapped(head)), "black", ImageFont.load_default(11))
+    for name, images in shown.items():
+        pen.text((4, top + 3), name, "black", ImageFont.load_default(13))
         for column, image in enumerate(images[:columns]):
             picture = Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
             enlarged = picture.resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (column * side, top + caption))
+        top += side + caption
     return sheet
+
+
+def _wrapped(head: str) -> list[str]:
+    return textwrap.wrap(head, 22)

@@ -1,4 +1,4 @@
-"""A real ComfyUI server, started for as long as a `with` block lasts. Standard library only.
+"""A real ComfyUI server, started for as long as a `with` block lasts, or one that is there. Standard library only.
 
     with Server(host.comfyui, host.python, packs={"energy-based-cross-attention": REPO}) as server:
         history = server.run(prompt)
@@ -35,7 +35,89 @@ class ServerError(Exception):
     """ComfyUI did not start, refused a prompt, or a node failed; the message holds what ComfyUI said."""
 
 
-class Server:
+class Client:
+    """A ComfyUI that runs at an address.
+
+    Attributes:
+        url: the server's address. interval: seconds between two questions whether a prompt is finished.
+    """
+
+    interval = 0.05
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+
+    def get(self, path: str) -> Any:
+        """The JSON at a path of the server."""
+        return json.loads(self._read(path))
+
+    def post(self, path: str, body: Any) -> Any:
+        """The JSON answer to a JSON body, None where the answer is empty."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def object_info(self) -> dict[str, Any]:
+        """What the server says of its nodes."""
+        return self.get("/object_info")
+
+    def queue(self, prompt: Mapping[str, Any]) -> str:
+        """Queue a prompt in API format; its id.
+
+        Raises:
+            ServerError: the prompt was refused; the message names node, input and reason.
+        """
+        try:
+            return self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})["prompt_id"]
+        except urllib.error.HTTPError as error:
+            raise ServerError(_refusal(json.loads(error.read()))) from None
+
+    def wait(self, prompt_id: str, timeout: float = 300) -> dict[str, Any]:
+        """The history entry of a queued prompt, once it is finished.
+
+        Raises:
+            ServerError: a node failed, or the time is over.
+        """
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            try:
+                entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            except OSError:  # the server is gone or busy
+                self._check_that_it_runs()
+                entry = None
+            if entry and entry.get("status"):
+                if entry["status"].get("status_str") != "success":
+                    raise ServerError(_failure(entry["status"]))
+                return entry
+            time.sleep(self.interval)
+        raise ServerError(f"Not finished after {timeout:.0f} s.{self._last_words()}")
+
+    def run(self, prompt: Mapping[str, Any], timeout: float = 300) -> dict[str, Any]:
+        """Queue a prompt in API format and wait for its history entry."""
+        return self.wait(self.queue(prompt), timeout)
+
+    def images(self, history: Mapping[str, Any], node_id: str | None = None) -> list[bytes]:
+        """The picture files that a run saved or previewed, in the order of the node ids; of one node if given."""
+        outputs = history["outputs"]
+        nodes = [node_id] if node_id else sorted(outputs, key=_numeric)
+        infos = [info for node in nodes for info in outputs[node].get("images", [])]
+        return [self._read("/view?" + urllib.parse.urlencode(info)) for info in infos]
+
+    def _read(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return answer.read()
+
+    def _check_that_it_runs(self) -> None:
+        """Raises ServerError if it is known to have stopped."""
+
+    def _last_words(self) -> str:
+        """What a message about a failure ends in."""
+        return ""
+
+
+class Server(Client):
     """ComfyUI with a base directory of its own, which is gone when the server is.
 
     Args:
@@ -146,68 +228,12 @@ class Server:
         """All that the server has printed so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def get(self, path: str) -> Any:
-        """The JSON at a path of the server."""
-        return json.loads(self._read(path))
+    def _check_that_it_runs(self) -> None:
+        if self._process.poll() is not None:
+            raise ServerError(f"ComfyUI stopped while it ran.{self._last_words()}")
 
-    def post(self, path: str, body: Any) -> Any:
-        """The JSON answer to a JSON body, None where the answer is empty."""
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read() or b"null")
-
-    def object_info(self) -> dict[str, Any]:
-        """What the server says of its nodes."""
-        return self.get("/object_info")
-
-    def queue(self, prompt: Mapping[str, Any]) -> str:
-        """Queue a prompt in API format; its id.
-
-        Raises:
-            ServerError: the prompt was refused; the message names node, input and reason.
-        """
-        try:
-            return self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})["prompt_id"]
-        except urllib.error.HTTPError as error:
-            raise ServerError(_refusal(json.loads(error.read()))) from None
-
-    def wait(self, prompt_id: str, timeout: float = 300) -> dict[str, Any]:
-        """The history entry of a queued prompt, once it is finished.
-
-        Raises:
-            ServerError: a node failed, or the time is over.
-        """
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            try:
-                entry = self.get(f"/history/{prompt_id}").get(prompt_id)
-            except OSError:  # the server is gone, which is found out below, or busy
-                entry = None
-            if entry and entry.get("status"):
-                if entry["status"].get("status_str") != "success":
-                    raise ServerError(_failure(entry["status"]))
-                return entry
-            if self._process.poll() is not None:
-                raise ServerError(f"ComfyUI stopped while it ran. The end of its log:\n{self.log_text()[-4000:]}")
-            time.sleep(0.05)
-        raise ServerError(f"Not finished after {timeout:.0f} s. The end of the log:\n{self.log_text()[-4000:]}")
-
-    def run(self, prompt: Mapping[str, Any], timeout: float = 300) -> dict[str, Any]:
-        """Queue a prompt in API format and wait for its history entry."""
-        return self.wait(self.queue(prompt), timeout)
-
-    def images(self, history: Mapping[str, Any], node_id: str | None = None) -> list[bytes]:
-        """The picture files that a run saved or previewed, in the order of the node ids; of one node if given."""
-        outputs = history["outputs"]
-        nodes = [node_id] if node_id else sorted(outputs, key=_numeric)
-        infos = [info for node in nodes for info in outputs[node].get("images", [])]
-        return [self._read("/view?" + urllib.parse.urlencode(info)) for info in infos]
-
-    def _read(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
-            return answer.read()
+    def _last_words(self) -> str:
+        return f" The end of its log:\n{self.log_text()[-4000:]}"
 
 
 def link_or_copy(source: Path, target: Path) -> None:

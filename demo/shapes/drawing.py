@@ -70,6 +70,11 @@ def random_picture(rng: np.random.Generator, count: int, rare: bool | None = Non
         pair = random_pair(rng, rare)
         if pair not in pairs:
             pairs.append(pair)
+    return arrange(rng, pairs)
+
+
+def arrange(rng: np.random.Generator, pairs: list[tuple[str, str]]) -> Picture:
+    """The pairs, apart from each other and from the border, with places, sizes and a ground at random."""
     ground = str(rng.choice(list(GROUNDS), p=[0.5, 0.25, 0.25]))
     while True:
         things = _place(rng, pairs)
