@@ -104,6 +104,8 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
                 "Sample with one of ComfyUI's own sampling nodes to have them carried."
             )
     run.calls += 1
+    if args[0].shape[0] == 0:  # a latent without images, of which ComfyUI says what it thinks
+        return executor(*_with_options(args, _without_unet_hook(options)), **kwargs)
     sigma = float(args[1].flatten()[0]) if run.needs_sigma else None
     if not run.is_active(sigma):
         return executor(*_with_options(args, _without_unet_hook(options)), **kwargs)
