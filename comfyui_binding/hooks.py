@@ -117,6 +117,8 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
                 "with one of ComfyUI's own sampling nodes to have the run traced."
             )
     run.calls += 1
+    if args[0].shape[0] == 0:  # a latent without images, of which ComfyUI says what it thinks
+        return executor(*_with_options(args, _without_unet_hook(options)), **kwargs)
     sigma = float(args[1].flatten()[0]) if run.needs_sigma else None
     is_active = run.is_active(sigma)
     if not is_active and run.readings is None:

@@ -22,7 +22,9 @@ from support.random_prompts import RandomPrompts, supplies
 
 REPO = Path(__file__).resolve().parents[1]
 
-RESULT, REFUSED, TOLD, CORE = "results", "refused by ComfyUI", "told by the pack", "failing without the pack too"
+RESULT, REFUSED, TOLD, CORE, BROKEN = (
+    "results", "refused by ComfyUI", "told by the pack", "failing without the pack too", "broken",
+)  # fmt: skip
 LEAST_RESULTS = 0.3
 
 FILES = {
@@ -108,8 +110,8 @@ def is_meant(failure: Failure, folder: Path) -> bool:
     return is_in(folder, failure.frames[-1]) and re.search(r"\n\s+raise\b", failure.frames[-1]) is not None
 
 
-def outcome(prompts: RandomPrompts, run_prompt, comfyui: Path, prompt: dict) -> str:
-    """How a prompt ends; the test fails where that is neither a result nor words for the user."""
+def outcome(prompts: RandomPrompts, run_prompt, comfyui: Path, prompt: dict, broken: dict[tuple, str]) -> str:
+    """How a prompt ends; where that is neither a result nor words for the user, `broken` notes it, once for a place."""
     failure = failure_of(run_prompt, prompt)
     if failure is None:
         return RESULT
@@ -123,30 +125,30 @@ def outcome(prompts: RandomPrompts, run_prompt, comfyui: Path, prompt: dict) -> 
         plain = failure_of(run_prompt, prompts.without_pack(prompt))
         if plain is not None and (plain.node, plain.kind) == (failure.node, failure.kind):
             return CORE
-    pytest.fail(
-        f"{failure.node} ended in {failure.kind}: {failure.message}\n{''.join(failure.frames[-6:])}\n"
-        f"{json.dumps(prompt, indent=1)}"
-    )
+    text = f"{failure.node} ended in {failure.kind}: {failure.message}\n{''.join(failure.frames[-6:])}"
+    broken.setdefault((failure.node, failure.kind, failure.frames[-1]), f"{text}\n{json.dumps(prompt)}")
+    return BROKEN
 
 
 @pytest.mark.slow
 def test_every_end_is_a_result_or_words(request, quiet, prompts, pack, run_prompt, comfyui_root, capsys):
     ends: dict[str, Counter] = {node_id: Counter() for node_id in node_ids(pack)}
+    broken: dict[tuple, str] = {}
 
     @settings(
         max_examples=request.config.getoption("--cases"), deadline=None, derandomize=True, database=None,
-        phases=[Phase.generate],  # a prompt is short enough to be read, and making it shorter takes minutes
-        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate], suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(st.data())
     def run_cases(data):
         node_id = data.draw(st.sampled_from(list(ends)))
         prompt = prompts.draw(data.draw, node_id)
-        ends[node_id][outcome(prompts, run_prompt, comfyui_root, prompt)] += 1
+        ends[node_id][outcome(prompts, run_prompt, comfyui_root, prompt, broken)] += 1
 
     run_cases()
     total = sum(ends.values(), Counter())
     with capsys.disabled():
         print("\n" + "\n".join(f"{name}: {dict(counts)}" for name, counts in {**ends, "all": total}.items()))
+    assert not broken, "\n\n".join(broken.values())
     assert total[RESULT] >= LEAST_RESULTS * total.total()
     assert [name for name, counts in ends.items() if not counts[RESULT]] == []

@@ -5,7 +5,8 @@ import torch
 
 from support import toy
 from support.host import node
-from support.said import refused
+from support.said import messages, refused
+from support.sampling import sample
 
 
 @pytest.mark.parametrize(("node_id", "name", "value", "said"), [
@@ -46,3 +47,15 @@ def test_file_that_cannot_be_written_is_refused(comfy):
 def test_impossible_caption_is_refused(comfy, caption, said):
     invert = node(comfy, "EBCAInvert")
     refused(lambda: invert.execute(model=toy.model(), caption=caption, latent=toy.latent(1, 8, 8), steps=1), said)
+
+
+def test_latent_without_images_is_left_to_comfyui(comfy, caplog):
+    edit = node(comfy, "EBCAEditContext").execute(conditioning=toy.conditioning(2))[0]
+    ours = node(comfy, "EBCACompose").execute(model=toy.model(), edits={"edit0": edit})[0]
+    said = []
+    for model in (toy.model(), ours):
+        with pytest.raises(RuntimeError) as failure:
+            sample(model, toy.conditioning(1), latent=toy.latent(batch=0))
+        said.append(str(failure.value))
+    assert said[0] == said[1]
+    assert messages(caplog) == []
