@@ -46,17 +46,19 @@ CASES = (
 def patched(case: Case, model: Any, geometry: Geometry, nodes: dict[str, type]) -> Any:
     """The MODEL with the case's nodes on it, at settings that keep all of them on at every sigma."""
     if case.update:
-        (model,) = nodes["EBCAContextUpdate"].execute(model, 0.01, 0.02, 0.0, 1.0).result
+        update = dict(gamma_attn=0.01, gamma_norm=0.02, start_percent=0.0, end_percent=1.0)
+        (model,) = nodes["EBCAContextUpdate"].execute(model=model, **update).result
     if case.trace:
-        model, _ = nodes["EBCATrace"].execute(model, case.attention_maps).result
+        model, _ = nodes["EBCATrace"].execute(model=model, attention_maps=case.attention_maps).result
     gamma = EDIT_GAMMA if case.edits_updated else 0.0
     edits = {
         f"edit{i}": nodes["EBCAEditContext"].execute(
-            geometry.conditioning(10 + i), direction, alpha, 0.0, 1.0, gamma, gamma, 0.0, 1.0
+            conditioning=geometry.conditioning(10 + i), direction=direction, alpha=alpha,
+            start_percent=0.0, end_percent=1.0, gamma_attn=gamma, gamma_norm=gamma, gamma_start_percent=0.0, gamma_end_percent=1.0,
         ).result[0]
         for i, (direction, alpha) in enumerate(EDITS[: case.edits])
     }  # fmt: skip
-    return nodes["EBCACompose"].execute(model, edits).result[0] if edits else model
+    return nodes["EBCACompose"].execute(model=model, edits=edits).result[0] if edits else model
 
 
 class DenoiserCall:
