@@ -51,10 +51,13 @@ def patched(case: Case, model: Any, geometry: Geometry, nodes: dict[str, type]) 
     if case.trace:
         model, _ = nodes["EBCATrace"].execute(model=model, attention_maps=case.attention_maps).result
     gamma = EDIT_GAMMA if case.edits_updated else 0.0
+    strengths = dict(
+        start_percent=0.0, end_percent=1.0, gamma_attn=gamma, gamma_norm=gamma, gamma_start_percent=0.0,
+        gamma_end_percent=1.0,
+    )  # fmt: skip
     edits = {
         f"edit{i}": nodes["EBCAEditContext"].execute(
-            conditioning=geometry.conditioning(10 + i), direction=direction, alpha=alpha,
-            start_percent=0.0, end_percent=1.0, gamma_attn=gamma, gamma_norm=gamma, gamma_start_percent=0.0, gamma_end_percent=1.0,
+            conditioning=geometry.conditioning(10 + i), direction=direction, alpha=alpha, **strengths
         ).result[0]
         for i, (direction, alpha) in enumerate(EDITS[: case.edits])
     }  # fmt: skip
