@@ -81,7 +81,7 @@ def sampler_sample(
             run.check_token_weights()
         samples = executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
     is_idle = not (settings.updates or settings.edits)  # there is a trace alone, or the noise mask is black
-    if run.had_no_effect and len(sigmas) > 1 and not (is_idle and not settings.traces):
+    if run.had_no_effect and len(sigmas) > 1 and (settings.traces or not is_idle):
         run.warn_once(
             "EBCA had no effect: another node runs the model without ComfyUI's hooks, so the image is the one without "
             "EBCA. Remove the node that replaces the model's function or its forward pass."

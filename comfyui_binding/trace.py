@@ -10,8 +10,6 @@ from torch import Tensor
 
 #: The quantities of a record, in the order of its values.
 QUANTITIES = ("E(K|Q)", "E(K)", "E(K|Q) + E(K)", "update size")
-
-
 #: Values in `sampled`.
 SAMPLES = 256
 

@@ -34,6 +34,19 @@ def schedule_input(name: str, what: str) -> ScheduleType.Input:
     return ScheduleType.Input(name, optional=True, tooltip=f"From EBCA Schedule: multiplies {what} along a curve.")
 
 
+def prompt_inputs() -> list[io.Input]:
+    """The positive prompt as text, and the CLIP that encodes it."""
+    return [
+        io.Clip.Input("clip", tooltip="The CLIP that encodes the prompt: SD 1.x, SD 2.x or SDXL."),
+        io.String.Input(
+            "text",
+            multiline=True,
+            default="",
+            tooltip="The positive prompt, the same text that CLIP Text Encode gets. Wire one text to both.",
+        ),
+    ]
+
+
 def checked_window(start: float, end: float, prefix: str = "") -> Window:
     """A window. Raises ValueError, naming the two inputs, unless it begins before it ends."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..comfyui_binding.token_weights import weigh_words
-from .inputs import CATEGORY, TokenWeightsType
+from .inputs import CATEGORY, TokenWeightsType, prompt_inputs
 
 
 class EBCATokenWeights(io.ComfyNode):
@@ -23,13 +23,7 @@ class EBCATokenWeights(io.ComfyNode):
             ),
             search_aliases=["energy based cross attention", "word weights", "token weights", "emphasis"],
             inputs=[
-                io.Clip.Input("clip", tooltip="The CLIP that encodes the prompt: SD 1.x, SD 2.x or SDXL."),
-                io.String.Input(
-                    "text",
-                    multiline=True,
-                    default="",
-                    tooltip="The positive prompt, the same text that CLIP Text Encode gets. Wire one text to both.",
-                ),
+                *prompt_inputs(),
                 io.String.Input(
                     "weights",
                     multiline=True,

@@ -22,7 +22,7 @@ from .files import (
     refusing_bad_names,
     saved_files,
 )
-from .inputs import CATEGORY, TraceType
+from .inputs import CATEGORY, TraceType, prompt_inputs
 
 log = logging.getLogger("ebca")
 
@@ -114,13 +114,7 @@ class EBCAAttentionMaps(io.ComfyNode):
             inputs=[
                 TraceType.Input("trace", tooltip="From an EBCA Trace with attention_maps on."),
                 io.Image.Input("image", tooltip="The decoded result of the run that was traced."),
-                io.Clip.Input("clip", tooltip="The CLIP that encodes the prompt: SD 1.x, SD 2.x or SDXL."),
-                io.String.Input(
-                    "text",
-                    multiline=True,
-                    default="",
-                    tooltip="The positive prompt, the same text that CLIP Text Encode gets. Wire one text to both.",
-                ),
+                *prompt_inputs(),
                 io.String.Input(
                     "words",
                     multiline=True,
