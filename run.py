@@ -76,7 +76,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
         runs.append((f"tests in {host.comfyui.name}", lambda: _pytest(host, rest)))
         if host.fetched:
             oldest = environment.prepare(environment.OLDEST)
-            fewer = [REPO / "tests", "--cases", "300"]  # random prompts: the newest ComfyUI gets them all
+            fewer = [REPO / "tests", "--cases", "480"]  # random prompts: the newest ComfyUI gets them all
             runs.append((f"tests in {oldest.comfyui.name}", lambda: _pytest(oldest, fewer)))
             for between in map(environment.prepare, environment.BETWEEN):
                 label = f"fast tests in {between.comfyui.name}"
