@@ -6,7 +6,8 @@
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
     python run.py twins                       every workflow file on that model, and the pictures it saves
-    python run.py twins trace_sd15 --docs     one file; and the pictures of README and of the help pages, made anew
+    python run.py twins trace_sd15            one file
+    python run.py twins --docs                the thumbnails of the files, the pictures of README and of the help pages
     python run.py comfyui_tests               ComfyUI's own execution tests, with the pack installed
     python run.py bench                       speed and memory
     python run.py bench editing               edits of pictures by EBCA and without it, counted

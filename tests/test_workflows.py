@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import urllib.request
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from comfy.sd import load_checkpoint_guess_config
 from PIL import Image
 
 from devtools import workflows
+from devtools.server import PACK
 from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, WORKFLOWS, pictures, prompt_of, saved, steps
 from ebca_core import model_calls, repaint_levels
 from shapes.drawing import draw
@@ -284,6 +286,14 @@ def test_its_note_links_to_the_model_it_loads(name):
     (model,) = loader["properties"]["models"]
     assert model["name"] == loader["widgets_values"][0] == model["url"].rsplit("/")[-1]
     assert f"[{model['name']}]({model['url']})" in json.dumps(nodes_of(name, "MarkdownNote"))
+
+
+@pytest.mark.server
+def test_template_browser_has_every_file_with_its_thumbnail(server):
+    assert sorted(server.get("/workflow_templates")[PACK]) == sorted(FILES)
+    for name, path in FILES.items():
+        with urllib.request.urlopen(f"{server.url}/api/workflow_templates/{PACK}/{name}.jpg") as answer:
+            assert answer.read() == path.with_suffix(".jpg").read_bytes()
 
 
 @pytest.mark.server
