@@ -100,6 +100,9 @@ CARDS: dict[str, Card] = {
         changes=_seed(50) | {("EBCAContextUpdate", "gamma_attn"): 0.2, ("EBCAContextUpdate", "gamma_norm"): 0.3},
     ),
     "compose_sd15": Card(("a red circle on a white background;", "added: a yellow star, a black background"), _BOTH),
+    "each_concept_sd15": Card(
+        ("a red circle, a green square and a", "yellow triangle (a seed chosen for the picture)"), _BOTH
+    ),
     "stylise_sd15": Card(("a blue square; added: yellow",), _BOTH),
     "schedule_sd15": Card(
         ("a blue square; added: yellow,", "throughout or fading"),

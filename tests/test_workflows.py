@@ -33,6 +33,9 @@ files_with_an_inversion = pytest.mark.parametrize("name", [name for name in FILE
 PHOTO = "a red square on a white background"
 EDITED = {
     "compose_sd15": ("a red circle on a white background", "a red circle and a yellow star on a black background"),
+    "each_concept_sd15": (
+        "a red circle, a yellow triangle and a yellow triangle", "a red circle, a green square and a yellow triangle"
+    ),
     "stylise_sd15": ("a blue square", "a yellow square"),
     "schedule_sd15": ("a blue square", "a yellow square"),
     "add_and_remove_sd15": ("a red square", "a blue circle"),
