@@ -13,6 +13,7 @@ const { chromium } = require("playwright-core");
 const [url, executable] = process.argv.slice(2);
 const SIZE = { width: 1920, height: 1200 };
 const SETTLE = 400; // milliseconds in which a new graph gets its layout
+const PATIENCE = 60000; // milliseconds for a command: some waits of a browser have no end
 const CARDS = '[data-testid^="template-workflow-"]';
 
 let page;
@@ -99,9 +100,9 @@ const commands = {
   /** Close the workflow, without saving what has changed. */
   async close() {
     const closed = execute("Workspace.CloseWorkflow");
-    const no = page.locator("[role=dialog] button", { hasText: /^\s*No\s*$/ });
-    await Promise.race([closed, no.waitFor().catch(() => {})]); // it asks where something has changed
-    if (await no.isVisible()) await no.click();
+    const anyway = page.locator("[role=dialog] button", { hasText: /^\s*(No|Close anyway)\s*$/i }); // older, newer
+    await Promise.race([closed, anyway.waitFor().catch(() => {})]); // it asks where something has changed
+    if (await anyway.isVisible()) await anyway.click();
     await closed;
   },
 
@@ -156,9 +157,11 @@ const commands = {
 
   /** Press Run; the server's answer. */
   async run() {
-    const answer = page.waitForResponse((response) => new URL(response.url()).pathname === "/api/prompt");
-    await page.locator('[data-testid="queue-button"]').click();
-    return (await answer).json();
+    const [answer] = await Promise.all([
+      page.waitForResponse((response) => new URL(response.url()).pathname === "/api/prompt"),
+      page.locator('[data-testid="queue-button"]').click(),
+    ]);
+    return answer.json();
   },
 
   /** The widths in pixels of the pictures that a node shows, once it shows any. */
@@ -225,7 +228,9 @@ async function main() {
   for await (const line of readline.createInterface({ input: process.stdin })) {
     const { name, arguments: args } = JSON.parse(line);
     try {
-      console.log(JSON.stringify({ result: (await commands[name](...args)) ?? null }));
+      const late = new Promise((_, reject) => setTimeout(reject, PATIENCE, new Error(`Not done after ${PATIENCE} ms.`)).unref());
+      const result = await Promise.race([commands[name](...args), late]);
+      console.log(JSON.stringify({ result: result ?? null }));
     } catch (error) {
       console.log(JSON.stringify({ error: String(error) }));
     }
@@ -233,4 +238,7 @@ async function main() {
   await browser.close();
 }
 
-main();
+main().catch((error) => {
+  console.error(error);
+  process.exit(1);
+});
