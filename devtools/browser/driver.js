@@ -40,6 +40,15 @@ const loaded = (picture) => picture.evaluate(async (element) => {
   return { picture: element.getAttribute("src"), width: element.naturalWidth };
 });
 
+/** What a picture in the page shows, as a PNG in base64. Its address may have gone by then. */
+const shown = (picture) => picture.evaluate((element) => {
+  const canvas = Object.assign(document.createElement("canvas"), {
+    width: element.naturalWidth, height: element.naturalHeight,
+  });
+  canvas.getContext("2d").drawImage(element, 0, 0);
+  return canvas.toDataURL("image/png").split(",")[1];
+});
+
 const commands = {
   /** Open the front end, on an empty workflow; its version. */
   async open() {
@@ -50,7 +59,7 @@ const commands = {
     return page.evaluate(() => window.__COMFYUI_FRONTEND_VERSION__);
   },
 
-  /** The cards of a category of the template browser: {file name: {title, picture, width}}. */
+  /** The cards of a category of the template browser: {file name: {title, picture, as PNG in base64}}. */
   async cards(category) {
     await browseTemplates(category);
     const cards = {};
@@ -58,8 +67,9 @@ const commands = {
       await card.scrollIntoViewIfNeeded(); // pictures load when they are seen
       const picture = card.locator("img").first();
       await picture.waitFor();
+      await loaded(picture);
       const name = (await card.getAttribute("data-testid")).slice("template-workflow-".length);
-      cards[name] = { title: await card.locator("h3").innerText(), ...(await loaded(picture)) };
+      cards[name] = { title: await card.locator("h3").innerText(), picture: await shown(picture) };
     }
     await page.keyboard.press("Escape");
     return cards;
