@@ -149,6 +149,7 @@ def smaller(name: str, canvas: dict) -> list[tuple[str, str, object]]:
 def test_every_file_has_a_card_in_the_template_browser(front_end, photograph):
     cards = front_end("cards", PACK)
     photograph("templates")
+    front_end("escape")
     assert set(cards) == set(FILES)
     for name, card in cards.items():
         assert card["title"]

@@ -59,7 +59,7 @@ const commands = {
     return page.evaluate(() => window.__COMFYUI_FRONTEND_VERSION__);
   },
 
-  /** The cards of a category of the template browser: {file name: {title, picture, as PNG in base64}}. */
+  /** Opens the template browser. The cards of a category: {file name: {title, picture, as PNG in base64}}. */
   async cards(category) {
     await browseTemplates(category);
     const cards = {};
@@ -71,8 +71,12 @@ const commands = {
       const name = (await card.getAttribute("data-testid")).slice("template-workflow-".length);
       cards[name] = { title: await card.locator("h3").innerText(), picture: await shown(picture) };
     }
-    await page.keyboard.press("Escape");
     return cards;
+  },
+
+  /** Close the dialog that is open. */
+  async escape() {
+    await page.keyboard.press("Escape");
   },
 
   /** Open a template, as a user does. */
