@@ -6,7 +6,8 @@
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
     python run.py twins                       every workflow file on that model, and the pictures it saves
-    python run.py twins trace_sd15 --docs     one file; and the pictures of README and of the help pages, made anew
+    python run.py twins trace_sd15            one file
+    python run.py twins --docs                the thumbnails of the files, the pictures of README and of the help pages
     python run.py comfyui_tests               ComfyUI's own execution tests, with the pack installed
     python run.py bench                       speed and memory
     python run.py bench editing               edits of pictures by EBCA and without it, counted
@@ -23,9 +24,8 @@ one's custom_nodes.
 """
 
 import argparse
-import functools
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from devtools import children, environment
@@ -68,31 +68,26 @@ def archive(options: argparse.Namespace, rest: list[str]) -> int:
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
-    runs = []
     if rest or options.host:
-        runs.append((f"tests in {host.comfyui.name}", lambda: _pytest(host, rest)))
-    else:
-        runs.append(("ruff", lambda: children.call([host.python, "-m", "ruff", "check", REPO])))
-        runs.append((f"tests in {host.comfyui.name}", lambda: _pytest(host, rest)))
-        if host.fetched:
-            oldest = environment.prepare(environment.OLDEST)
-            fewer = [REPO / "tests", "--cases", "300"]  # random prompts: the newest ComfyUI gets them all
-            runs.append((f"tests in {oldest.comfyui.name}", lambda: _pytest(oldest, fewer)))
-            for between in map(environment.prepare, environment.BETWEEN):
-                label = f"fast tests in {between.comfyui.name}"
-                runs.append((label, functools.partial(_pytest, between, FAST)))
-    return _report([(label, *_timed(label, run)) for label, run in runs])
+        return children.call(_pytest(host, rest), COMFYUI_PATH=host.comfyui)
+    runs = [("ruff", host, [host.python, "-m", "ruff", "check", REPO]), (_tests_in(host), host, _pytest(host))]
+    if host.fetched:
+        oldest = environment.prepare(environment.OLDEST)
+        fewer = [REPO / "tests", "--cases", "480"]  # random prompts: the newest ComfyUI gets them all
+        runs.append((_tests_in(oldest), oldest, _pytest(oldest, fewer)))
+        for between in map(environment.prepare, environment.BETWEEN):
+            runs.append((f"fast {_tests_in(between)}", between, _pytest(between, FAST)))
+    commands = {name: children.Command(arguments, {"COMFYUI_PATH": of.comfyui}) for name, of, arguments in runs}
+    # Two at once: a run has one busy thread, in the tests or in the server that they ask, and some gigabytes of memory.
+    return _report(list(children.call_together(commands, REPO / "output" / "tests", at_once=2)))
 
 
-def _pytest(host: environment.Host, arguments: list[str]) -> int:
-    call = [host.python, "-m", "pytest", f"--rootdir={REPO}", *(arguments or [REPO / "tests"])]
-    return children.call(call, COMFYUI_PATH=host.comfyui)
+def _tests_in(host: environment.Host) -> str:
+    return f"tests in {host.comfyui.name}"
 
 
-def _timed(label: str, run) -> tuple[int, float]:
-    print(f"\n== {label}", flush=True)
-    start = time.monotonic()
-    return run(), time.monotonic() - start
+def _pytest(host: environment.Host, arguments: Sequence[str | Path] = ()) -> list[str | Path]:
+    return [host.python, "-m", "pytest", f"--rootdir={REPO}", *(arguments or [REPO / "tests"])]
 
 
 def _report(results: list[tuple[str, int, float]]) -> int:

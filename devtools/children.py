@@ -5,30 +5,77 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
-def call(command: Sequence[str | Path], **variables: str | Path) -> int:
-    """Run a program with further environment variables; its exit code.
+@dataclass(frozen=True)
+class Command:
+    """A program to run, by its arguments and further environment variables."""
 
-    When this process is interrupted or asked to end, so is the program, and it gets time to put things away: a server
-    that it started must not outlive it.
-    """
-    environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
-    process = subprocess.Popen(list(map(str, command)), env=environment)
-    try:
+    arguments: Sequence[str | Path]
+    variables: Mapping[str, str | Path] = field(default_factory=dict)
+
+    def start(self, output=None) -> subprocess.Popen:
+        """output: an open file for what it prints, instead of the terminal."""
+        environment = {**os.environ, **{name: str(value) for name, value in self.variables.items()}}
+        return subprocess.Popen(
+            list(map(str, self.arguments)), env=environment, stdout=output, stderr=output and subprocess.STDOUT
+        )
+
+
+def call(arguments: Sequence[str | Path], **variables: str | Path) -> int:
+    """Run a program with further environment variables; its exit code."""
+    with _ended([Command(arguments, variables).start()]) as (process,):
         return process.wait()
+
+
+def call_together(commands: Mapping[str, Command], folder: Path, at_once: int) -> Iterator[tuple[str, int, float]]:
+    """Run programs by their names, some at once: name, exit code and seconds of each as it ends.
+
+    What each prints goes to a file in the folder, and is shown when it ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting, running = list(commands), {}
+    with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(_ended([]))
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                name = waiting.pop(0)
+                file = stack.enter_context((folder / f"{name}.log").open("w+", encoding="utf-8", errors="replace"))
+                print(f"== {name}: begins, see {file.name}", flush=True)
+                processes.append(commands[name].start(file))
+                running[name] = (processes[-1], file, time.monotonic())
+            time.sleep(0.2)
+            for name, (process, file, began) in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    file.seek(0)
+                    print(f"\n== {name}\n{file.read()}", flush=True)
+                    yield name, process.returncode, time.monotonic() - began
+
+
+@contextlib.contextmanager
+def _ended(processes: list[subprocess.Popen]) -> Iterator[list[subprocess.Popen]]:
+    """When this process is interrupted or asked to end, so are the programs, and they get time to put things away: a
+    server that one of them started must not outlive it."""
+    try:
+        yield processes
     except KeyboardInterrupt:
-        # Ctrl-C reaches every program of the terminal: the child is ending by itself, and a second signal would cut
+        # Ctrl-C reaches every program of the terminal: they are ending by themselves, and a second signal would cut
         # that short.
-        _wait(process)
+        for process in processes:
+            _wait(process)
         raise
     finally:
-        process.terminate()
-        if not _wait(process):
-            process.kill()
-            process.wait()
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            if not _wait(process):
+                process.kill()
+                process.wait()
 
 
 def _wait(process: subprocess.Popen, seconds: float = 20) -> bool:

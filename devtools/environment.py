@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 REPO = Path(__file__).absolute().parents[1]  # not resolve(): an installed pack may be a link into custom_nodes
@@ -86,6 +88,19 @@ def own_comfyui() -> Path | None:
 def tree(version: str) -> Path:
     """Where ComfyUI `version` lies once it is fetched."""
     return HOST / f"ComfyUI-{version}"
+
+
+def front_end_of(comfyui: Path) -> Path | None:
+    """The files of the front end that a ComfyUI asks for, fetched; None where this interpreter has that very one."""
+    asked = re.search(r"^comfyui-frontend-package==(\S+)", (comfyui / "requirements.txt").read_text(), re.MULTILINE)[1]
+    if metadata.version("comfyui-frontend-package") == asked:
+        return None
+    folder = HOST / f"front-end-{asked}"
+    if not folder.is_dir():
+        with stage(f"Fetching the front end {asked}"):
+            package = f"comfyui-frontend-package=={asked}"
+            _pip(Path(sys.executable), "install", "--no-deps", "--target", folder, package)
+    return folder / "comfyui_frontend_package" / "static"
 
 
 def interpreter_in(environment: Path) -> Path:

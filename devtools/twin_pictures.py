@@ -2,7 +2,8 @@
 
     python run.py twins                       all files
     python run.py twins trace_sd15            one of them, or several
-    python run.py twins --docs                also draws the pictures of README and of the help pages from them
+    python run.py twins --docs                instead, everything that is drawn from such pictures: those of README and
+                                              of the help pages, and the thumbnails of the workflow files
 
 Each picture becomes <out>/<workflow>/<title of the node that saves it>.png.
 """
@@ -10,49 +11,54 @@ Each picture becomes <out>/<workflow>/<title of the node that saves it>.png.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
 REPO = Path(__file__).absolute().parents[1]
 if __name__ == "__main__":
     sys.path.append(str(REPO))
 
+from devtools import thumbnails  # noqa: E402
+from devtools.thumbnails import CARDS, MARGIN, PHOTO, Pictures, decoded, side_by_side  # noqa: E402
 from devtools.twins import SHAPES, prompt_of, saved, shapes_server  # noqa: E402
 
-Pictures = dict[str, Image.Image]
-
-DOCS, HELP = REPO / "docs" / "looking", REPO / "web" / "docs" / "looking"
+DOCS, HELP, EFFECTS = (REPO / folder for folder in ("docs/looking", "web/docs/looking", "web/docs/effects"))
 OF_DOCS = ("trace_sd15", "sweep_sd15", "schedule_sd15")
-SIDE, MARGIN, LABEL = 256, 12, 30  # of what stands side by side, in pixels
 HELP_WIDTH = 640
+
+#: {picture of the help pages: the file whose card has its parts}
+OF_EFFECTS = {
+    "context_update": "multi_concept_sd15",
+    "token_weights": "token_weights_sd15",
+    "edit_context": "add_and_remove_sd15",
+    "compose": "compose_sd15",
+    "invert": "real_image_cat_to_dog_sd15",
+    "repaint": "repaint_sd15",
+}
+#: Files that edit one photo after the same inversion: {what is added: the file}
+OF_ONE_INVERSION = {
+    "blue circle": "real_image_cat_to_dog_sd15",
+    "green cross": "real_image_horse_to_zebra_sd15",
+    "red circle": "real_image_to_goat_sd15",
+}
 
 
 def run(server, name: str) -> Pictures:
     """A file's pictures by the titles of the nodes that save them; those of a batch are numbered from the second on."""
     files = saved(server, prompt_of(name, server.object_info(), SHAPES[name]))
     return {
-        title + (f" {number + 1}" if number else ""): Image.open(io.BytesIO(file)).convert("RGB")
+        title + (f" {number + 1}" if number else ""): decoded(file)
         for title, batch in files.items()
         for number, file in enumerate(batch)
     }
 
 
-def side_by_side(pictures: Pictures) -> Image.Image:
-    """Pictures of any size, each as high as the others, over their titles."""
-    sizes = [(round(picture.width * SIDE / picture.height), SIDE) for picture in pictures.values()]
-    sheet = Image.new("RGB", (MARGIN + sum(width + MARGIN for width, _ in sizes), SIDE + LABEL + 2 * MARGIN), "white")
-    pen, left = ImageDraw.Draw(sheet), MARGIN
-    for (title, picture), size in zip(pictures.items(), sizes):
-        way = Image.Resampling.NEAREST if picture.height < SIDE else Image.Resampling.LANCZOS
-        sheet.paste(picture.resize(size, way), (left, MARGIN))
-        middle = (left + size[0] // 2, MARGIN + SIDE + LABEL // 2 + 4)
-        pen.text(middle, title, "black", ImageFont.load_default(20), anchor="mm")
-        left += size[0] + MARGIN
-    return sheet
+def fitting(row: Pictures) -> Image.Image:
+    """Pictures of 64 x 64 side by side, as large as the help panel allows with pixels that stay whole."""
+    return side_by_side(row, min(256, (HELP_WIDTH - MARGIN) // len(row) // 64 * 64))
 
 
 def of_docs(made: Mapping[str, Pictures]) -> Pictures:
@@ -64,17 +70,24 @@ def of_docs(made: Mapping[str, Pictures]) -> Pictures:
         "energies": trace["Energies"],
         "words": trace["Words"],
         "sweep": grid,
-        "schedule": side_by_side({title: schedule[title] for title in order}),
+        "schedule": side_by_side({title: schedule[title] for title in order}, 256),
     }
 
 
 def of_help(made: Mapping[str, Pictures]) -> Pictures:
     """The same for the help panel, which is narrow: without the energies' differences and the schedule's curve."""
     pictures = of_docs(made)
-    energies, schedule = pictures["energies"], made["schedule_sd15"]
+    energies = pictures["energies"]
     pictures["energies"] = energies.crop((0, 0, energies.width // 2, energies.height))
-    pictures["schedule"] = side_by_side({title: schedule[title] for title in schedule if title != "Schedule"})
+    pictures["schedule"] = fitting(CARDS["schedule_sd15"].row(made["schedule_sd15"]))
     return {name: ImageOps.contain(picture, (HELP_WIDTH, picture.height)) for name, picture in pictures.items()}
+
+
+def of_effects(made: Mapping[str, Pictures]) -> Pictures:
+    """What the nodes do to a picture, for the help panel, from the pictures of the cards."""
+    pictures = {picture: fitting(CARDS[name].row(made[name])) for picture, name in OF_EFFECTS.items()}
+    edits = {what: made[name]["With EBCA"] for what, name in OF_ONE_INVERSION.items()}
+    return pictures | {"one_inversion": fitting({"the photo": made[OF_EFFECTS["invert"]][PHOTO]} | edits)}
 
 
 def write(pictures: Pictures, folder: Path) -> None:
@@ -90,25 +103,34 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"workflow files: {', '.join(SHAPES)}")
     parser.add_argument("--comfyui", type=Path, required=True, help="the folder with ComfyUI's main.py")
     parser.add_argument("--out", type=Path, default=REPO / "output" / "twins", help="folder for the pictures")
-    parser.add_argument("--docs", action="store_true", help=f"also write {DOCS.relative_to(REPO)} and its small copies")
+    parser.add_argument("--docs", action="store_true", help="draw the pictures of the documents and the thumbnails")
     options = parser.parse_args(argv)
     unknown = [name for name in options.names if name not in SHAPES]
     if unknown:
         parser.error(f"no workflow file {', '.join(unknown)}; there are {', '.join(SHAPES)}")
-    names = options.names or list(OF_DOCS if options.docs else SHAPES)
-    if options.docs:
-        names += [name for name in OF_DOCS if name not in names]
+    if options.docs and options.names:
+        parser.error(f"--docs draws from all files, but got {', '.join(options.names)}; leave the names out")
     print("Starting ComfyUI ...", flush=True)
-    made = {}
     with shapes_server(options.comfyui) as server:
-        for name in names:
-            print(name, flush=True)
-            made[name] = run(server, name)
-            write(made[name], options.out / name)
-    if options.docs:
-        write(of_docs(made), DOCS)
-        write(of_help(made), HELP)
+        if options.docs:
+            draw(server)
+        else:
+            for name in options.names or SHAPES:
+                print(name, flush=True)
+                write(run(server, name), options.out / name)
     return 0
+
+
+def draw(server) -> None:
+    """Everything of the repository that is drawn from the twins' pictures."""
+    made = {}
+    for name in CARDS:
+        print(name, flush=True)
+        made[name] = thumbnails.pictures(server, name)
+        thumbnails.write(name, made[name])
+    write(of_docs(made), DOCS)
+    write(of_help(made), HELP)
+    write(of_effects(made), EFFECTS)
 
 
 if __name__ == "__main__":

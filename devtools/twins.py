@@ -98,6 +98,15 @@ SHAPES: dict[str, Substitutions] = {
         ("EBCAEditContext", "start_percent"): 0.0,
         ("EBCAEditContext", "gamma_start_percent"): 0.0,
     },
+    # A guidance at which something is missing seldom, and mostly because another thing came twice.
+    "each_concept_sd15": _SAMPLING | {
+        _TEXT: {
+            "a bear, a red balloon and a blue bench": "a red circle, a green square and a yellow triangle", "": "",
+            "a bear": "a red circle", "a red balloon": "a green square", "a blue bench": "a yellow triangle",
+        },
+        ("KSampler", "cfg"): 2.5,
+        ("PrimitiveInt", "value"): 5,
+    },
     "stylise_sd15": _SAMPLING | {
         _TEXT: {
             "a house at a lake": "a blue square", "": "",

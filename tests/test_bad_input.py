@@ -54,7 +54,16 @@ def quiet():
 
 
 @pytest.fixture
-def prompts(comfy, pack, run_prompt, monkeypatch):
+def freezing():
+    """What the test has kept garbage collection from looking at does not outlive it."""
+    yield
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()  # as it was after host.load_nodes
+
+
+@pytest.fixture
+def prompts(freezing, comfy, pack, run_prompt, monkeypatch):
     """Random prompts for all nodes of the pack; there are files to load, and some that are none."""
     for name, cls in supplies().items():
         monkeypatch.setitem(comfy.NODE_CLASS_MAPPINGS, name, cls)
@@ -135,19 +144,21 @@ def test_every_end_is_a_result_or_words(request, quiet, prompts, pack, run_promp
     ends: dict[str, Counter] = {node_id: Counter() for node_id in node_ids(pack)}
     broken: dict[tuple, str] = {}
 
-    @settings(
-        max_examples=request.config.getoption("--cases"), deadline=None, derandomize=True, database=None,
-        phases=[Phase.generate], suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    @given(st.data())
-    def run_cases(data):
-        node_id = data.draw(st.sampled_from(list(ends)))
-        prompt = prompts.draw(data.draw, node_id)
-        ends[node_id][outcome(prompts, run_prompt, comfyui_root, prompt, broken)] += 1
-        if sum(ends.values(), Counter()).total() % 50 == 0:
-            gc.freeze()  # what is remembered of the cases grows, and ComfyUI would look at all of it after each
+    def run_cases(node_id, count):
+        @settings(
+            max_examples=count, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(st.data())
+        def run(data):
+            prompt = prompts.draw(data.draw, node_id)
+            ends[node_id][outcome(prompts, run_prompt, comfyui_root, prompt, broken)] += 1
 
-    run_cases()
+        run()
+
+    for node_id in ends:
+        run_cases(node_id, request.config.getoption("--cases") // len(ends))
+        gc.freeze()  # what is remembered of the cases grows, and ComfyUI would look at all of it after each
     total = sum(ends.values(), Counter())
     with capsys.disabled():
         print("\n" + "\n".join(f"{name}: {dict(counts)}" for name, counts in {**ends, "all": total}.items()))

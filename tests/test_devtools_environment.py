@@ -91,6 +91,32 @@ def test_exit_code_of_a_child_is_passed_on():
     assert children.call([sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CODE']))"], CODE="7") == 7
 
 
+def test_programs_that_run_together_show_what_they_printed_once_they_end(tmp_path, capsys):
+    say = "import os, sys, time; time.sleep(int(os.environ['AFTER'])); print('I am', os.environ['NAME']); sys.exit({})"
+    commands = {
+        name: children.Command([sys.executable, "-c", say.format(code)], {"NAME": name, "AFTER": after})
+        for name, code, after in (("first", 3, "3"), ("second", 0, "0"), ("third", 0, "0"))
+    }
+    found = list(children.call_together(commands, tmp_path, at_once=2))
+    assert [(name, code) for name, code, _ in found] == [("second", 0), ("third", 0), ("first", 3)]
+    assert found[-1][2] > 3
+    assert [(tmp_path / f"{name}.log").read_text() for name in commands] == [f"I am {name}\n" for name in commands]
+    printed = capsys.readouterr().out
+    assert printed.index("I am second") < printed.index("I am third") < printed.index("I am first")
+
+
+def test_programs_that_run_together_end_with_the_one_that_called_them(tmp_path, monkeypatch):
+    processes, start = [], children.Command.start
+    monkeypatch.setattr(children.Command, "start", lambda *call: processes.append(start(*call)) or processes[-1])
+    lasting = children.Command([sys.executable, "-c", "import time; time.sleep(600)"])
+    brief = children.Command([sys.executable, "-c", ""])
+    running = children.call_together({"lasting": lasting, "brief": brief}, tmp_path, at_once=2)
+    assert next(running)[0] == "brief"
+    assert processes[0].poll() is None
+    running.close()
+    assert processes[0].poll() is not None
+
+
 def test_problem_is_printed_without_a_traceback(monkeypatch, capsys):
     def fail(version):
         raise EnvironmentProblem("no network")
@@ -126,12 +152,18 @@ def test_commands_call_their_program(command, expected, monkeypatch):
 
 
 def test_all_tests_run_on_the_newest_and_the_oldest_and_the_fast_ones_between(monkeypatch):
-    calls = []
+    calls = {}
+
+    def call_together(commands, folder, at_once):
+        calls.update(commands)
+        return [(name, int(name == "ruff"), 1.0) for name in commands]
+
     monkeypatch.setattr(environment, "prepare", lambda version=None: environment.Host(
         Path("py"), Path(version or environment.NEWEST), fetched=True))  # fmt: skip
-    monkeypatch.setattr(children, "call", lambda call, **variables: calls.append((call, variables)) or 1)
+    monkeypatch.setattr(children, "call_together", call_together)
     assert run.main(["test"]) == 1
-    hosts = [str(variables.get("COMFYUI_PATH")) for _, variables in calls]
-    assert hosts == ["None", "0.30.0", "0.16.3", "0.20.1", "0.24.1", "0.27.0"]
-    assert "ruff" in calls[0][0]
-    assert ["not slow and not server" in call for call, _ in calls[1:]] == [False, False, True, True, True]
+    lint, *tests = calls.values()
+    assert "ruff" in lint.arguments
+    assert [str(command.variables["COMFYUI_PATH"]) for command in tests] == [
+        "0.30.0", "0.16.3", "0.20.1", "0.24.1", "0.27.0"]  # fmt: skip
+    assert ["not slow and not server" in command.arguments for command in tests] == [False, False, True, True, True]

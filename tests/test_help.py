@@ -19,9 +19,19 @@ def test_it_names_every_input_of_its_node(comfy, node_id):
     assert names <= named
 
 
+@every_page
+def test_it_has_a_picture_and_says_what_is_seen(node_id):
+    pictures = shown(PAGES[node_id])
+    assert pictures
+    assert all(len(text.split()) >= 4 and "shapes model" in caption for text, _, caption in pictures)
+
+
 def test_its_pictures_are_all_there_and_small():
-    texts = "".join(page.read_text(encoding="utf-8") for page in PAGES.values())
-    shown = set(re.findall(r"!\[[^\]]+\]\(([^)]+)\)", texts))
     pictures = {path.relative_to(FOLDER).as_posix(): path for path in FOLDER.rglob("*.png")}
-    assert shown == set(pictures)
+    assert {file for page in PAGES.values() for _, file, _ in shown(page)} == set(pictures)
     assert all(path.stat().st_size < 300_000 for path in pictures.values())
+
+
+def shown(page: Path) -> list[tuple[str, str, str]]:
+    """The pictures of a page: what stands in their place where they cannot be seen, the file, and the caption below."""
+    return re.findall(r"!\[([^\]]+)\]\(([^)]+)\)(?:\n\n\*([^*]+)\*\n)?", page.read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ REPO = Path(__file__).resolve().parents[1]
 OWN = ("nodes", "comfyui_binding", "ebca_core", "plots")
 SHIPPED = [REPO / "__init__.py", *(path for name in OWN for path in sorted((REPO / name).rglob("*.py")))]
 IN_ARCHIVE = {
-    "__init__.py", *OWN, "workflows", "web", "locales",
+    "__init__.py", *OWN, "workflows", "subgraphs", "web", "locales",
     "pyproject.toml", "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE",
 }  # fmt: skip
 
@@ -151,7 +151,7 @@ def test_archive_holds_what_users_need_and_nothing_else(archive, pack):
     assert {name.split("/")[0] for name in archive} <= IN_ARCHIVE
     assert {"__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md", "CHANGELOG.md"} <= set(archive)
     assert {name for name in archive if name.endswith(".py")} == {p.relative_to(REPO).as_posix() for p in SHIPPED}
-    for folder in ("workflows", "web", "locales"):
+    for folder in ("workflows", "subgraphs", "web", "locales"):
         there = {p.relative_to(REPO).as_posix() for p in (REPO / folder).rglob("*") if p.is_file()}
         assert {name for name in archive if name.startswith(f"{folder}/")} == there
 

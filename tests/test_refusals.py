@@ -9,7 +9,7 @@ import torch
 
 from support import toy
 from support.host import PromptError, node
-from support.said import refused
+from support.said import messages, refused
 from support.sampling import sample
 
 FAMILIES = "EBCA works with U-Net models"
@@ -129,8 +129,8 @@ def test_inputs_of_an_attention_term_that_is_off_warn(comfy, pack, caplog, wired
     with caplog.at_level(logging.WARNING, "ebca"):
         update(comfy, gamma_attn=0.0, gamma_norm=0.02, **inputs)
         update(comfy, **inputs)
-    (record,) = caplog.records
-    assert "act on the attention term alone, and gamma_attn is 0" in record.getMessage()
+    (message,) = messages(caplog)
+    assert "act on the attention term alone, and gamma_attn is 0" in message
 
 
 # --- conditionings of edits ------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_composition_above_zero_is_taken_without_a_word(comfy, name, caplog):
     edits = removals(comfy, *POSSIBLE[name])
     with caplog.at_level(logging.WARNING, "ebca"):
         compose(comfy, *edits)
-    assert not caplog.records
+    assert not messages(caplog)
 
 
 def test_masks_of_different_sizes_are_said_to_overlap(comfy):
@@ -257,9 +257,9 @@ def test_small_denominator_warns_once(comfy, caplog):
     with caplog.at_level(logging.WARNING, "ebca"):
         model = compose(comfy, *edits)
         sample(model, toy.conditioning(1), steps=2, latent=toy.latent(1, 8, 8))
-    (record,) = caplog.records
-    assert "can fall to 0.05 (signed alphas: -0.95)" in record.getMessage()
-    assert "Lower the alpha" in record.getMessage()
+    (message,) = messages(caplog)
+    assert "can fall to 0.05 (signed alphas: -0.95)" in message
+    assert "Lower the alpha" in message
 
 
 # --- token weights ---------------------------------------------------------------------------------------------------

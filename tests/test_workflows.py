@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import urllib.request
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from comfy.sd import load_checkpoint_guess_config
 from PIL import Image
 
 from devtools import workflows
+from devtools.server import PACK
 from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, WORKFLOWS, pictures, prompt_of, saved, steps
 from ebca_core import model_calls, repaint_levels
 from shapes.drawing import draw
@@ -31,6 +33,9 @@ files_with_an_inversion = pytest.mark.parametrize("name", [name for name in FILE
 PHOTO = "a red square on a white background"
 EDITED = {
     "compose_sd15": ("a red circle on a white background", "a red circle and a yellow star on a black background"),
+    "each_concept_sd15": (
+        "a red circle, a yellow triangle and a yellow triangle", "a red circle, a green square and a yellow triangle"
+    ),
     "stylise_sd15": ("a blue square", "a yellow square"),
     "schedule_sd15": ("a blue square", "a yellow square"),
     "add_and_remove_sd15": ("a red square", "a blue circle"),
@@ -284,6 +289,14 @@ def test_its_note_links_to_the_model_it_loads(name):
     (model,) = loader["properties"]["models"]
     assert model["name"] == loader["widgets_values"][0] == model["url"].rsplit("/")[-1]
     assert f"[{model['name']}]({model['url']})" in json.dumps(nodes_of(name, "MarkdownNote"))
+
+
+@pytest.mark.server
+def test_template_browser_has_every_file_with_its_thumbnail(server):
+    assert sorted(server.get("/workflow_templates")[PACK]) == sorted(FILES)
+    for name, path in FILES.items():
+        with urllib.request.urlopen(f"{server.url}/api/workflow_templates/{PACK}/{name}.jpg") as answer:
+            assert answer.read() == path.with_suffix(".jpg").read_bytes()
 
 
 @pytest.mark.server

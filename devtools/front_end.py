@@ -1,0 +1,98 @@
+"""A real browser on ComfyUI's front end. Standard library only, besides Node.js and npm.
+
+    with FrontEnd(server.url) as front_end:
+        front_end("drop", "workflow.json")
+        prompt_id = front_end("run")["prompt_id"]
+
+The commands are those of `browser/driver.js`.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from .environment import HOST, EnvironmentProblem, stage
+
+_DRIVER = Path(__file__).absolute().parent / "browser"
+_LOCK = "package-lock.json"
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+class NoBrowser(Exception):
+    """This machine has no browser or no Node.js; the message says what to install."""
+
+
+class FrontEndError(Exception):
+    """The browser could not do what it was told; the message holds what it says."""
+
+
+class FrontEnd:
+    """A browser on the front end, for as long as a `with` block lasts. Call it with a command and its arguments.
+
+    Args:
+        url: the server's address.
+
+    Raises:
+        NoBrowser: something that only the user can install is missing.
+        EnvironmentProblem: npm could not install the rest.
+    """
+
+    def __init__(self, url: str):
+        browser, node, npm = _program(*_BROWSERS), _program("node"), _program("npm")
+        self._command = [node, _DRIVER / "driver.js", url, browser]
+        self._variables = {**os.environ, "NODE_PATH": str(_packages(npm))}
+
+    def __enter__(self) -> "FrontEnd":
+        pipe = subprocess.PIPE
+        self._driver = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, encoding="utf-8", env=self._variables)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._driver.stdin.close()  # it closes the browser and ends
+        try:
+            self._driver.wait(20)
+        except subprocess.TimeoutExpired:
+            self._driver.kill()
+            self._driver.wait()
+        self._driver.stdout.close()
+
+    def __call__(self, command: str, *arguments: Any) -> Any:
+        """The result of one of the driver's commands."""
+        self._driver.stdin.write(json.dumps({"name": command, "arguments": arguments}) + "\n")
+        self._driver.stdin.flush()
+        line = self._driver.stdout.readline()
+        if not line:
+            raise FrontEndError(f"The browser's driver ended at {command}; what it said is above.")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise FrontEndError(f"{command}{arguments}: {answer['error']}")
+        return answer["result"]
+
+
+def _program(*names: str) -> str:
+    found = next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        raise NoBrowser(
+            f"Expected {' or '.join(names)} on the PATH, found none. Install Chromium or Chrome (on Debian: apt "
+            "install chromium) and Node.js 20 or newer with npm."
+        )
+    return found
+
+
+def _packages(npm: str) -> Path:
+    """The folder with the driver's packages, installed by npm if they are not there."""
+    folder = HOST / "browser"
+    done = folder / "stamp"
+    lock = (_DRIVER / _LOCK).read_text(encoding="utf-8")
+    if not (done.is_file() and done.read_text(encoding="utf-8") == lock):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", _LOCK):
+            shutil.copy(_DRIVER / name, folder)
+        with stage("Installing the browser's driver"):
+            if subprocess.run([npm, "ci", "--no-audit", "--no-fund"], cwd=folder).returncode:
+                raise EnvironmentProblem("npm ci failed, see above. Does npm reach its registry?")
+        done.write_text(lock, encoding="utf-8")
+    return folder / "node_modules"

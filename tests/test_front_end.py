@@ -1,0 +1,214 @@
+"""The pack in ComfyUI's front end, with a real browser: its workflow files, blueprints and help pages.
+
+What the browser sees lies in output/front_end afterwards, to be looked at.
+"""
+
+import base64
+import io
+import json
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_version import __version__
+from PIL import Image, ImageChops, ImageStat
+from safetensors.torch import load_file
+
+from devtools.environment import OLDEST, front_end_of
+from devtools.front_end import FrontEnd, NoBrowser
+from devtools.inprocess import CPU_FLAGS
+from devtools.server import PACK, Server
+from devtools.twins import INPUTS, RANDOM, SHAPES, SMALL, WORKFLOWS, steps
+from devtools.workflows import load, substitute
+
+REPO = Path(__file__).resolve().parents[1]
+SHAPES_MODEL = REPO / "demo" / "shapes.safetensors"
+PICTURES = REPO / "output" / "front_end"
+NODES_2 = "nodes 2.0"
+
+CHECKPOINT = ("CheckpointLoaderSimple", "ckpt_name")
+SAVING = {"SaveImage", "EBCASweepGrid"}
+FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
+HELP = {path.stem: path for path in sorted((REPO / "web" / "docs").glob("*.md"))}
+BLUEPRINTS = {path.stem: path for path in sorted((REPO / "subgraphs").glob("*.json"))}
+# Older front ends are tried with less, which takes less time.
+only_newest = pytest.mark.skipif(__version__ == OLDEST, reason="ComfyUI's oldest front end")
+every_file = pytest.mark.parametrize("name", FILES)
+
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.browser]
+
+
+@pytest.fixture(scope="module")
+def server(comfyui_root, tmp_path_factory):
+    """A ComfyUI with the front end that it asks for, and the shapes model under the names that the files load."""
+    pickled = tmp_path_factory.mktemp("checkpoints") / "shapes.ckpt"
+    torch.save({"state_dict": load_file(SHAPES_MODEL)}, pickled)
+    models = {f"checkpoints/{name}": pickled if name.endswith(".ckpt") else SHAPES_MODEL for name in RANDOM[CHECKPOINT]}
+    packs = {PACK: REPO, "shapes_family": REPO / "demo" / "shapes_family"}
+    root = front_end_of(comfyui_root)
+    flags = CPU_FLAGS + (f" --front-end-root {shlex.quote(str(root))}" if root else "")
+    settings = {
+        "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text, however small
+        "Comfy.Minimap.Visible": False,
+    }
+    with Server(comfyui_root, packs=packs, models=models, inputs=INPUTS, flags=flags, settings=settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["classic", NODES_2])
+def look(request) -> str:
+    """With which of its two kinds of nodes the front end draws."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def front_end(server, look):
+    """The front end in a browser, on an empty workflow."""
+    server.post("/settings/Comfy.VueNodes.Enabled", look == NODES_2)
+    server.post("/settings/Comfy.RightSidePanel.IsOpen", False)  # where help was opened
+    server.post("/free", {"unload_models": True, "free_memory": True})  # what ran under the other look runs anew
+    try:
+        front_end = FrontEnd(server.url)
+    except NoBrowser as missing:
+        if os.environ.get("EBCA_BROWSER") == "required":
+            raise
+        pytest.skip(str(missing))
+    with front_end:
+        front_end("open")
+        yield front_end
+
+
+@pytest.fixture
+def photograph(front_end, look):
+    """A function that keeps a picture of the window."""
+
+    def photograph(name: str) -> None:
+        folder = PICTURES / look.replace(" ", "_")
+        folder.mkdir(parents=True, exist_ok=True)
+        front_end("screenshot", str(folder / f"{name}.png"))
+
+    return photograph
+
+
+@pytest.fixture
+def closed_afterwards(front_end):
+    """The workflow of the test does not stay open, however the test ends."""
+    yield
+    front_end("close")
+
+
+def content(graph: dict, look: str) -> dict:
+    """What a workflow says, without what front ends keep for themselves."""
+    unlike = {"size", "pos"} if look == NODES_2 else set()  # it makes nodes as large as it needs
+    nodes = {}
+    for node in graph["nodes"]:
+        own = {"widgets_values"} if node["type"] == "PreviewAny" else set()  # the last text that it showed
+        nodes[node["id"]] = {key: node[key] for key in node.keys() - unlike - own}
+    groups = [(group["title"], group["color"]) for group in graph["groups"]]
+    return {**graph, "nodes": nodes, "groups": groups, "extra": {}}
+
+
+def overlapping(nodes: list[dict]) -> list[tuple[str, str]]:
+    """The titles of nodes that lie on each other, in pairs."""
+    pairs = ((a, b) for index, a in enumerate(nodes) for b in nodes[:index])
+    return [(a["title"], b["title"]) for a, b in pairs if _meet(a["box"], b["box"])]
+
+
+def _meet(a: list[float], b: list[float]) -> bool:
+    return all(max(a[i], b[i]) < min(a[i] + a[i + 2], b[i] + b[i + 2]) - 1 for i in (0, 1))  # a pixel is no overlap
+
+
+def check(canvas: dict) -> None:
+    """Nothing is missing, red or hidden."""
+    assert canvas["nodes"]
+    assert [node["type"] for node in canvas["nodes"] if node["red"] or not node["known"]] == []
+    assert canvas["complaints"] == []
+    assert overlapping(canvas["nodes"]) == []
+
+
+def smaller(name: str, canvas: dict) -> list[tuple[str, str, object]]:
+    """What to set so that a file becomes its shapes twin, with few steps: [(node, widget, value)]."""
+    prompt = {
+        str(node["id"]): {"class_type": node["type"], "inputs": canvas["values"][str(node["id"])]}
+        for node in canvas["nodes"]
+    }
+    twin = {entry: rule for entry, rule in SHAPES[name].items() if entry != CHECKPOINT}
+    quick = steps(4) | {entry: rule for entry, rule in SMALL.items() if entry[0] == "EBCASweep"}
+    changed = substitute(substitute(prompt, twin), quick)
+    return [
+        (node, widget, value)
+        for node in prompt
+        for widget, value in changed[node]["inputs"].items()
+        if value != prompt[node]["inputs"][widget]
+    ]
+
+
+@only_newest
+def test_every_file_has_a_card_in_the_template_browser(front_end, photograph):
+    cards = front_end("cards", PACK)
+    photograph("templates")
+    front_end("escape")
+    assert set(cards) == set(FILES)
+    for name, card in cards.items():
+        assert card["title"]
+        shown = Image.open(io.BytesIO(base64.b64decode(card["picture"]))).convert("RGB")
+        with Image.open(FILES[name].with_suffix(".jpg")) as thumbnail:
+            assert shown.size == thumbnail.size
+            assert max(ImageStat.Stat(ImageChops.difference(shown, thumbnail.convert("RGB"))).mean) < 2
+
+
+@only_newest
+@every_file
+@pytest.mark.usefixtures("closed_afterwards")
+def test_template_opens_as_it_is(front_end, look, name):
+    front_end("openTemplate", PACK, name)
+    canvas = front_end("canvas")
+    check(canvas)
+    assert content(canvas["graph"], look) == content(load(FILES[name]), look)
+
+
+@every_file
+@pytest.mark.usefixtures("closed_afterwards")
+def test_dropped_file_is_saved_unchanged_runs_and_shows_its_pictures(front_end, server, photograph, look, name):
+    front_end("drop", str(FILES[name]))
+    canvas = front_end("canvas")
+    check(canvas)
+    saved = server.base / "user" / "default" / front_end("save")
+    assert content(load(saved), look) == content(load(FILES[name]), look)
+    saved.unlink()  # so that the next one gets that name
+
+    front_end("set", smaller(name, canvas))
+    answer = front_end("run")
+    assert answer.get("node_errors") == {}
+    history = server.wait(answer["prompt_id"])
+    assert {str(node["id"]) for node in canvas["nodes"] if node["type"] in SAVING} <= set(history["outputs"])
+    for node, output in history["outputs"].items():
+        if "images" in output:
+            widths = {Image.open(io.BytesIO(picture)).width for picture in server.images(history, node)}
+            assert set(front_end("pictures", node)) == widths
+    photograph(name)
+    check(front_end("canvas"))
+
+
+@pytest.mark.parametrize("node_id", HELP)
+def test_help_opens_with_its_pictures(front_end, photograph, node_id):
+    shown = front_end("help", node_id)
+    photograph(f"help_{node_id}")
+    page = HELP[node_id].read_text(encoding="utf-8")
+    assert shown["headings"] == [line.lstrip("# ") for line in page.splitlines() if line.startswith(("# ", "## "))]
+    assert len(shown["pictures"]) == page.count("![")
+    assert all(picture["width"] > 0 for picture in shown["pictures"])
+
+
+@only_newest
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_blueprint_is_found_and_put_on_the_canvas(front_end, photograph, name):
+    front_end("place", name)
+    canvas = front_end("canvas")
+    photograph(f"blueprint_{name}")
+    check(canvas)
+    (subgraph,) = json.loads(BLUEPRINTS[name].read_text(encoding="utf-8"))["definitions"]["subgraphs"]
+    (placed,) = canvas["graph"]["definitions"]["subgraphs"]
+    assert {node["type"] for node in placed["nodes"]} == {node["type"] for node in subgraph["nodes"]}
