@@ -1,4 +1,4 @@
-"""Variations of the context update, tried by `alignment.py --tune`; none is in the pack.
+"""Variations of the context update and of composition, tried by `alignment.py --tune`; none is in the pack.
 
 Each replaces a function of the pack for as long as a batch is sampled, and is otherwise run by the pack's own node.
 q [b, h, n, d], k [b, h, t, d], weights [b, t, 1] or None (the token weights that the node was given).
@@ -6,24 +6,18 @@ q [b, h, n, d], k [b, h, t, d], weights [b, t, 1] or None (the token weights tha
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-PACK = str(Path(__file__).resolve().parents[1]).replace(".", "_x_")  # the name that ComfyUI gives it
+from rivals.attend_and_excite import attention_map
+from shapes_model import pack_module
 
 #: term(q, k, weights) -> what gamma_attn multiplies, like k
 Term = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-
-def _module(name: str) -> ModuleType:
-    return sys.modules[f"{PACK}.comfyui_binding.{name}"]
 
 
 @contextmanager
@@ -44,8 +38,8 @@ def _with_term(term: Term):
         step = term(q, k, token_weights).transpose(1, 2).flatten(-2).to(keys.dtype)
         return gamma_attn * step - gamma_norm * module.norm_term(keys, repeats)
 
-    module = sys.modules[f"{PACK}.ebca_core.update"]
-    return _replaced(_module("prompt_update"), "key_step", key_step)
+    module = pack_module("ebca_core.update")
+    return _replaced(pack_module("comfyui_binding.prompt_update"), "key_step", key_step)
 
 
 def energies(q: Tensor, k: Tensor) -> Tensor:
@@ -108,7 +102,7 @@ def centred():
 
 def relative(per_token: bool):
     """The step has the context's own norm times gamma: of the whole prompt, or token by token."""
-    layer = _module("layer").Layer
+    layer = pack_module("comfyui_binding.layer").Layer
     original = layer.project
     dims = (-1,) if per_token else (-2, -1)
 
@@ -122,7 +116,7 @@ def relative(per_token: bool):
 
 def small_steps(count: int):
     """`count` steps in each layer, each from the keys that the one before has moved; gammas are those of one step."""
-    update = _module("prompt_update").PromptUpdate
+    update = pack_module("comfyui_binding.prompt_update").PromptUpdate
     original = update.step
 
     def step(self, layer):
@@ -133,6 +127,81 @@ def small_steps(count: int):
     return _replaced(update, "step", step)
 
 
+def spread_norm(temperature: float):
+    """The norm term with softmax over ||k||^2 / temperature: at 1 nearly all of it falls on the loudest token."""
+
+    def norm_term(keys, repeats=None):
+        share = (keys.float().square().sum(-1, keepdim=True) / temperature).softmax(-2)
+        return keys * share.to(keys.dtype)
+
+    return _replaced(pack_module("ebca_core.update"), "norm_term", norm_term)
+
+
+def even_norms():
+    """Words louder than their mean are made quieter and the others louder: down the variance of ||k||^2 / mean."""
+
+    def term(q, k, weights):
+        chosen = torch.ones_like(k[:, 0, :, :1]) if weights is None else (weights != 0).to(k.dtype)
+        norms = k.square().sum((1, 3))[..., None]
+        mean = (norms * chosen).sum(1, keepdim=True) / chosen.sum(1, keepdim=True)
+        return k * (chosen * (1 - norms / mean))[:, None]
+
+    return _with_term(term)
+
+
+def keys_only():
+    """The update moves what pixels look for, and what they find stays the prompt as it came."""
+    patches = pack_module("comfyui_binding.layer_patches").LayerPatches
+    original = patches._hand_context
+
+    def hand_context(self, n, context, value, extra_options, **kwargs):
+        n, keys, _ = original(self, n, context, value, extra_options, **kwargs)
+        return n, keys, value
+
+    return _replaced(patches, "_hand_context", hand_context)
+
+
+def claimed(sharpness: float):
+    """Composition: each spot of the image takes most of the object whose words it reads most."""
+    return _with_shares(lambda reads: (sharpness * reads.log()).softmax(0))
+
+
+def lacking(sharpness: float):
+    """Composition: the object whose words no spot reads much has most of the weight, in each layer anew."""
+    return _with_shares(lambda reads: (-sharpness * reads.amax(-2, keepdim=True).log()).softmax(0))
+
+
+OBJECT_WORDS = slice(2, 4)  # of "a red circle", behind the start token and the article
+
+
+def _with_shares(shares: Callable[[Tensor], Tensor]):
+    """The edits' alphas are shared out among them: shares(reads [edits, b, n, 1]) of sum 1 over the edits.
+
+    reads: the part of its attention that an image token gives to the two words of an edit's prompt.
+    """
+    composition = pack_module("comfyui_binding.edit_composition")
+    original = composition.EditComposition._pull
+
+    def pull(self, layer, chunk, strands, out, has_other_branches):
+        if not chunk.prompt.positive:
+            return original(self, layer, chunk, strands, out, has_other_branches)
+        q = layer.q[chunk.rows]
+        found = [attention_map(q, strand.k, layer.heads)[..., OBJECT_WORDS].sum(-1) for strand in strands]
+        parts = shares(torch.stack(found)[..., None].float()) * len(strands)
+        weights = [
+            part.to(q.dtype) * self._edit_weight(strand.edit, chunk, layer)
+            for part, strand in zip(parts, strands, strict=True)
+        ]
+        outs = [layer.attend(q, strand.k, strand.v, chunk.position) for strand in strands]
+        return composition.mix_contexts(out, outs, weights)
+
+    return _replaced(composition.EditComposition, "_pull", pull)
+
+
 EXPERIMENTS = {
-    function.__name__: function for function in (balanced, centred, competing, reversed_pull, relative, small_steps)
-}
+    function.__name__: function
+    for function in (
+        balanced, centred, claimed, competing, even_norms, keys_only, lacking, relative, reversed_pull, small_steps,
+        spread_norm,
+    )
+}  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,16 +66,16 @@ def composable(
     return Guided(shapes.model, combined(shapes.node, concepts), cfg)
 
 
-def perturbed_attention(shapes: ShapesModel, scenes: Sequence[Scene], scale: float) -> Guided:
+def perturbed_attention(shapes: ShapesModel, scenes: Sequence[Scene], scale: float, cfg: float = CFG) -> Guided:
     """ComfyUI's own node."""
     (model,) = shapes.node("PerturbedAttentionGuidance", model=shapes.model, scale=scale)
-    return replace(plain(shapes, scenes), model=model)
+    return replace(plain(shapes, scenes, cfg), model=model)
 
 
 def normalised_attention(
-    shapes: ShapesModel, scenes: Sequence[Scene], scale: float, tau: float, alpha: float
+    shapes: ShapesModel, scenes: Sequence[Scene], scale: float, tau: float, alpha: float, cfg: float = CFG
 ) -> Guided:
-    return replace(plain(shapes, scenes), model=normalised_attention_guidance(shapes.model, scale, tau, alpha))
+    return replace(plain(shapes, scenes, cfg), model=normalised_attention_guidance(shapes.model, scale, tau, alpha))
 
 
 def attend_and_excite(
@@ -101,37 +101,54 @@ def ebca(
     weight: float = 1.0,
     other_weight: float = 0.0,
     cfg: float = CFG,
-    experiment: dict[str, Any] | None = None,
+    experiments: Sequence[dict[str, Any]] = (),
 ) -> Guided:
     """EBCA Context Update. tokens: which of the prompt's tokens have `weight`; the others have `other_weight`.
 
-    experiment: {"name": of `alignment_experiments.py`, and its arguments}.
+    experiments: {"name": of `alignment_experiments.py`, and its arguments} for each.
     """
-    (model,) = shapes.node(
-        "EBCAContextUpdate", model=shapes.model, gamma_attn=gamma_attn, gamma_norm=gamma_norm, start_percent=start,
-        end_percent=end, apply_to=apply_to, blocks=blocks,
-        token_weights=None if tokens is None else _token_weights(shapes, scenes, tokens, weight, other_weight),
+    token_weights = None if tokens is None else _token_weights(shapes, scenes, tokens, weight, other_weight)
+    model = _updated(
+        shapes, shapes.model, gamma_attn, gamma_norm, start_percent=start, end_percent=end, apply_to=apply_to,
+        blocks=blocks, token_weights=token_weights,
     )  # fmt: skip
-    return replace(plain(shapes, scenes, cfg), model=model, around=_experiment(**experiment or {}))
+    return replace(plain(shapes, scenes, cfg), model=model, around=_all(experiments))
 
 
-def _experiment(name: str | None = None, **settings: Any) -> AbstractContextManager:
-    return EXPERIMENTS[name](**settings) if name else nullcontext()
+def _updated(shapes: ShapesModel, model, gamma_attn: float, gamma_norm: float, **inputs: Any):
+    """The model with EBCA Context Update, whose other inputs are the node's own defaults but for what is given."""
+    inputs = {
+        "start_percent": 0.0, "end_percent": 1.0, "apply_to": "both", "blocks": "", "token_weights": None, **inputs
+    }  # fmt: skip
+    gammas = {"gamma_attn": gamma_attn, "gamma_norm": gamma_norm}
+    return shapes.node("EBCAContextUpdate", model=model, **gammas, **inputs)[0]
+
+
+@contextmanager
+def _all(experiments: Sequence[dict[str, Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for experiment in experiments:
+            settings = dict(experiment)
+            stack.enter_context(EXPERIMENTS[settings.pop("name")](**settings))
+        yield
 
 
 def object_contexts(
-    shapes: ShapesModel, scenes: Sequence[Scene], alpha: float, start: float, end: float, gamma: float = 0.0,
+    shapes: ShapesModel, scenes: Sequence[Scene], alpha: float, start: float, end: float, gamma_norm: float = 0.0,
+    gamma_end: float = 1.0, experiments: Sequence[dict[str, Any]] = (), cfg: float = CFG,
 ) -> Guided:  # fmt: skip
-    """EBCA Compose with each object as an edit that is added."""
+    """EBCA Compose with each object as an edit that is added; with gamma_norm, EBCA Context Update until gamma_end."""
     edits = {
         f"edit{i}": shapes.node(
             "EBCAEditContext", conditioning=context, direction="add", alpha=alpha, start_percent=start,
-            end_percent=end, gamma_attn=gamma, gamma_norm=gamma, gamma_start_percent=start, gamma_end_percent=end,
+            end_percent=end, gamma_attn=0.0, gamma_norm=0.0, gamma_start_percent=start, gamma_end_percent=end,
         )[0]
         for i, context in enumerate(_objects(shapes, scenes))
     }  # fmt: skip
     (model,) = shapes.node("EBCACompose", model=shapes.model, edits=edits)
-    return replace(plain(shapes, scenes), model=model)
+    if gamma_norm:
+        model = _updated(shapes, model, 0.0, gamma_norm, end_percent=gamma_end)
+    return replace(plain(shapes, scenes, cfg), model=model, around=_all(experiments))
 
 
 KINDS: dict[str, Callable[..., Guided]] = {

@@ -27,17 +27,28 @@ def _ebca(gamma_attn: float, gamma_norm: float, said: str = "", **settings) -> M
     return Method(name, "ebca", {"gamma_attn": gamma_attn, "gamma_norm": gamma_norm, **settings})
 
 
-def _experiment(said: str, gamma: float, tokens: str | None = None, apply_to: str = "positive", **of) -> Method:
-    settings = {"apply_to": apply_to, "experiment": of} | ({"tokens": tokens} if tokens else {})
-    return _ebca(gamma, 0.0, said, **settings)
+def _varied(
+    said: str, gamma_attn: float, gamma_norm: float, *experiments: dict[str, Any], tokens: str | None = None,
+    apply_to: str = "positive", cfg: float | None = None,
+) -> Method:  # fmt: skip
+    settings = {"apply_to": apply_to, "experiments": list(experiments)} | ({"tokens": tokens} if tokens else {})
+    return _ebca(gamma_attn, gamma_norm, said + _said(cfg), **settings, **_given(cfg))
+
+
+def _given(cfg: float | None) -> dict[str, float]:
+    return {} if cfg is None else {"cfg": cfg}
+
+
+def _said(cfg: float | None) -> str:
+    return "" if cfg is None else f", cfg {cfg:g}"
 
 
 def _cfg(cfg: float) -> Method:
     return Method(f"cfg {cfg:g}", "plain", {"cfg": cfg})
 
 
-def _words(weight: float) -> Method:
-    return Method(f"(word:{weight:g})", "weighted_words", {"weight": weight})
+def _words(weight: float, cfg: float | None = None) -> Method:
+    return Method(f"(word:{weight:g}){_said(cfg)}", "weighted_words", {"weight": weight, **_given(cfg)})
 
 
 def _excite(step_size: float, subjects: str = "shapes", refines: bool = False, **settings) -> Method:
@@ -46,13 +57,13 @@ def _excite(step_size: float, subjects: str = "shapes", refines: bool = False, *
     return Method(f"Attend-and-Excite {step_size:g}, {said}", "attend_and_excite", settings)
 
 
-def _nag(scale: float, tau: float = 2.5, alpha: float = 0.25) -> Method:
-    settings = {"scale": scale, "tau": tau, "alpha": alpha}
-    return Method(f"NAG {scale:g}, {tau:g}, {alpha:g}", "normalised_attention", settings)
+def _nag(scale: float, tau: float = 2.5, alpha: float = 0.25, cfg: float | None = None) -> Method:
+    settings = {"scale": scale, "tau": tau, "alpha": alpha, **_given(cfg)}
+    return Method(f"NAG {scale:g}, {tau:g}, {alpha:g}{_said(cfg)}", "normalised_attention", settings)
 
 
-def _pag(scale: float) -> Method:
-    return Method(f"PAG {scale:g}", "perturbed_attention", {"scale": scale})
+def _pag(scale: float, cfg: float | None = None) -> Method:
+    return Method(f"PAG {scale:g}{_said(cfg)}", "perturbed_attention", {"scale": scale, **_given(cfg)})
 
 
 def _composable(strength: float | None = None) -> Method:
@@ -61,9 +72,22 @@ def _composable(strength: float | None = None) -> Method:
     return Method(f"composable, whole caption and objects at {strength:g}", "composable", {"strength": strength})
 
 
-def _objects(alpha: float, start: float = 0.0, end: float = 1.0) -> Method:
-    settings = {"alpha": alpha, "start": start, "end": end}
-    return Method(f"EBCA Compose, each object at {alpha:g} from {start:g} to {end:g}", "object_contexts", settings)
+def _objects(
+    alpha: float, start: float = 0.0, end: float = 1.0, gamma_norm: float = 0.0, gamma_end: float = 1.0,
+    cfg: float | None = None, **experiment: Any,
+) -> Method:  # fmt: skip
+    settings = {"alpha": alpha, "start": start, "end": end, **_given(cfg)}
+    name = f"EBCA Compose, each object at {alpha:g} from {start:g} to {end:g}"
+    if experiment:
+        name += ", " + " ".join(f"{value:g}" if name != "name" else value for name, value in experiment.items())
+        settings["experiments"] = [experiment]
+    if gamma_norm:
+        name += f", and EBCA 0, {gamma_norm:g}"
+        settings["gamma_norm"] = gamma_norm
+        if gamma_end != 1:
+            name += f" until {gamma_end:g}"
+            settings["gamma_end"] = gamma_end
+    return Method(name + _said(cfg), "object_contexts", settings)
 
 
 EULER = Method(
@@ -71,6 +95,10 @@ EULER = Method(
 )  # fmt: skip
 FLOAT32 = Method("plain, float32", "plain", {"precision": "float32"})
 
+ALL_WORDS = {"name": "competing", "sharpness": 1.0, "temperature": None}
+LEAST_FOUND = {"name": "competing", "sharpness": 4.0, "temperature": 0.3}
+CENTRED = {"name": "centred"}
+KEYS_ONLY = {"name": "keys_only"}
 CANDIDATES = [
     PLAIN,
     # The paper's form, its parts.
@@ -111,42 +139,114 @@ CANDIDATES = [
     _ebca(0.1, 0.0, "colour words, positive half", tokens="colours", apply_to="positive"),
     _ebca(0.1, 0.0, "first half of the steps", end=0.5),
     # Variations.
-    _experiment("reversed", 0.1, "content", name="reversed_pull"),
-    _experiment("balanced", 0.1, "content", name="balanced", temperature=1.0),
-    _experiment("competing", 0.1, "content", name="competing", sharpness=1.0, temperature=None),
-    _experiment("competing, least found word", 0.1, "content", name="competing", sharpness=4.0, temperature=0.3),
-    _experiment("centred", 0.1, name="centred"),
-    _experiment("centred", 0.4, name="centred"),
-    _experiment("competing, least found word", 0.4, "content", name="competing", sharpness=4.0, temperature=0.3),
-    _experiment("relative, content words", 0.1, "content", name="relative", per_token=True),
-    _experiment("five small steps", 0.02, apply_to="both", name="small_steps", count=5),
+    _varied("reversed", 0.1, 0.0, {"name": "reversed_pull"}, tokens="content"),
+    _varied("balanced", 0.1, 0.0, {"name": "balanced", "temperature": 1.0}, tokens="content"),
+    _varied("competing", 0.1, 0.0, ALL_WORDS, tokens="content"),
+    _varied("competing, least found word", 0.1, 0.0, LEAST_FOUND, tokens="content"),
+    _varied("centred", 0.1, 0.0, CENTRED),
+    _varied("centred", 0.4, 0.0, CENTRED),
+    _varied("competing, least found word", 0.4, 0.0, LEAST_FOUND, tokens="content"),
+    _varied("relative, content words", 0.1, 0.0, {"name": "relative", "per_token": True}, tokens="content"),
+    _varied("five small steps", 0.02, 0.0, {"name": "small_steps", "count": 5}, apply_to="both"),
     # Under stronger guidance, where plain draws more objects, and more that nobody asked for.
     _cfg(1.75),
     _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5),
     _ebca(0.1, 0.0, "cfg 2.5", cfg=2.5),
     _ebca(0.0, 0.1, "cfg 3", cfg=3.0),
     _excite(5.0, cfg=2.5),
+    _words(1.1, cfg=2.5),
+    _words(1.3, cfg=2.5),
+    _nag(0.5, cfg=2.5),
+    _nag(3.0, cfg=2.5),
+    _pag(0.3, cfg=2.5),
+    _objects(0.1, 0.0, 0.3, cfg=2.5),
+    _objects(0.1, 0.0, 0.3),
+    _objects(0.05, 0.0, 0.3, cfg=2.5),
+    _objects(0.2, 0.0, 0.3, cfg=2.5),
+    _objects(0.1, 0.0, 0.2, cfg=2.5),
+    _objects(0.2, 0.0, 0.2, cfg=2.5),
+    _objects(0.4, 0.0, 0.2, cfg=2.5),
+    _objects(0.1, 0.0, 0.5, cfg=2.5),
+    _objects(0.1, 0.0, 0.3, 0.06, cfg=2.5),
+    _objects(0.2, 0.0, 0.3, 0.06, cfg=2.5),
+    _objects(0.1, 0.0, 0.3, cfg=2.5, name="claimed", sharpness=2.0),
+    _objects(0.2, 0.0, 0.3, cfg=2.5, name="claimed", sharpness=2.0),
+    _objects(0.1, 0.0, 0.3, cfg=2.5, name="lacking", sharpness=2.0),
+    _objects(0.1, 0.0, 0.5, cfg=2.5, name="lacking", sharpness=2.0),
+    _objects(0.1, 0.0, 0.5, 0.06, 0.5, cfg=2.5, name="lacking", sharpness=2.0),
+    _objects(0.1, 0.0, 0.5, cfg=2.5, name="lacking", sharpness=6.0),
+    _objects(0.15, 0.0, 0.5, cfg=2.5, name="lacking", sharpness=2.0),
+    _objects(0.1, 0.0, 0.7, cfg=2.5, name="lacking", sharpness=2.0),
+    _objects(0.1, 0.0, 0.7, cfg=2.5),
+    _cfg(3.0),
+    _excite(5.0, cfg=3.0),
+    _objects(0.1, 0.0, 0.5, 0.06, 0.5, cfg=3.0),
+    _objects(0.1, 0.0, 0.5, cfg=2.0),
+    _objects(0.1, 0.0, 0.5, cfg=3.0),
+    _objects(0.1, 0.0, 0.5, cfg=4.0),
+    _objects(0.1, 0.0, 0.5),
+    _ebca(0.0, 0.02, "cfg 2.5", cfg=2.5),
+    _ebca(0.0, 0.1, "cfg 2.5", cfg=2.5),
+    _ebca(0.0, 0.06, "positive half, cfg 2.5", apply_to="positive", cfg=2.5),
+    _ebca(0.0, 0.06, "first half of the steps, cfg 2.5", end=0.5, cfg=2.5),
+    _ebca(0.0, 0.06, "until 0.3, cfg 2.5", end=0.3, cfg=2.5),
+    _ebca(0.0, 0.12, "first half of the steps, cfg 2.5", end=0.5, cfg=2.5),
+    _ebca(0.0, 0.2, "until 0.3, cfg 2.5", end=0.3, cfg=2.5),
+    _ebca(0.01, 0.06, "first half of the steps, cfg 2.5", end=0.5, cfg=2.5),
+    _ebca(0.1, 0.06, "first half of the steps, cfg 2.5", end=0.5, cfg=2.5),
+    _objects(0.1, 0.0, 0.3, 0.06, 0.5, cfg=2.5),
+    _objects(0.1, 0.0, 0.3, 0.06, 0.5, cfg=3.0),
+    _ebca(0.0, 0.06, "first half of the steps, cfg 3", end=0.5, cfg=3.0),
+    _ebca(0.0, 0.06, "second half of the steps, cfg 2.5", start=0.5, cfg=2.5),
+    _varied("competing, least found word", 0.1, 0.0, LEAST_FOUND, tokens="content", cfg=2.5),
+    _varied("competing, least found word", 0.4, 0.0, LEAST_FOUND, tokens="content", cfg=2.5),
+    _varied("competing, least found word", 0.4, 0.06, LEAST_FOUND, tokens="content", cfg=2.5),
+    _varied("competing, least found shape", 0.4, 0.0, LEAST_FOUND, tokens="shapes", cfg=2.5),
+    _varied("competing, least found word, keys only", 0.4, 0.0, LEAST_FOUND, KEYS_ONLY, tokens="content", cfg=2.5),
+    _varied("competing, least found word, keys only", 1.6, 0.0, LEAST_FOUND, KEYS_ONLY, tokens="content", cfg=2.5),
+    _varied("centred", 0.4, 0.0, CENTRED, cfg=2.5),
+    _varied("centred", 1.6, 0.0, CENTRED, cfg=2.5),
+    _varied("centred", 0.4, 0.06, CENTRED, cfg=2.5),
+    _varied("centred, content words", 0.4, 0.0, CENTRED, tokens="content", cfg=2.5),
+    _varied("keys only", 0.1, 0.2, KEYS_ONLY, apply_to="both", cfg=2.5),
+    _varied("keys only", 0.0, 0.06, KEYS_ONLY, apply_to="both", cfg=2.5),
+    _varied("norm spread", 0.0, 0.3, {"name": "spread_norm", "temperature": 200.0}, cfg=2.5),
+    _varied("even norms of words", 0.03, 0.0, {"name": "even_norms"}, tokens="content", cfg=2.5),
+    _varied("even norms of words", 0.1, 0.0, {"name": "even_norms"}, tokens="content", cfg=2.5),
+    _varied("even norms of words", 0.1, 0.06, {"name": "even_norms"}, tokens="content", cfg=2.5),
     EULER,
     FLOAT32,
 ]
 
-HIGHER = _cfg(2.5)
+HIGHER, HIGHEST = _cfg(2.5), _cfg(3.0)
 EXCITE_HIGHER = _excite(5.0, cfg=2.5)
-EBCA_HIGHER = _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5)
+AUTHORS = _ebca(0.01, 0.02)
+NORM_HIGHER = _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5)
+NORM_EARLY = _ebca(0.0, 0.06, "first half of the steps, cfg 2.5", end=0.5, cfg=2.5)
+COMPOSED = _objects(0.1, 0.0, 0.5, cfg=2.5)
+BOTH = _objects(0.1, 0.0, 0.3, 0.06, 0.5, cfg=3.0)
 METHODS = [
     PLAIN,
     HIGHER,
+    HIGHEST,
     _words(1.3),
+    _words(1.3, cfg=2.5),
     _excite(5.0),
     EXCITE_HIGHER,
+    _composable(0.1),
     _pag(0.3),
-    _nag(0.5),
     _nag(3.0),
-    _ebca(0.01, 0.02),
+    AUTHORS,
     _ebca(0.1, 0.0),
     _ebca(0.0, 0.06),
-    EBCA_HIGHER,
+    NORM_HIGHER,
+    NORM_EARLY,
+    COMPOSED,
+    BOTH,
 ]
 #: Pairs whose difference is printed below the table.
-COMPARED = [(EBCA_HIGHER, HIGHER), (EXCITE_HIGHER, HIGHER), (EBCA_HIGHER, EXCITE_HIGHER)]
-FIGURE = [METHODS[i] for i in (0, 1, 3, 4, 8, 11)]
+COMPARED = [
+    (COMPOSED, HIGHER), (COMPOSED, HIGHEST), (BOTH, HIGHEST), (NORM_EARLY, HIGHER), (NORM_HIGHER, HIGHER),
+    (EXCITE_HIGHER, HIGHER), (COMPOSED, EXCITE_HIGHER), (BOTH, EXCITE_HIGHER),
+]  # fmt: skip
+FIGURE = [PLAIN, HIGHER, EXCITE_HIGHER, AUTHORS, COMPOSED, BOTH]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from measure import scenes  # noqa: E402
 from shapes.grammar import Scene  # noqa: E402
 from shapes.scorer import Found, verdict  # noqa: E402
 from shapes.world import SIDE  # noqa: E402
-from shapes_model import ShapesModel, bench_parser, boot  # noqa: E402
+from shapes_model import ShapesModel, bench_parser, boot, pack_module  # noqa: E402
 
 BATCH, STEPS, CFG = 40, 25, 1.25
 #: Of an object's words, those whose maps are looked at.
@@ -50,9 +49,8 @@ class Peaks:
     """The pack's own way from a trace to the map of a word."""
 
     def __init__(self, model: ShapesModel):
-        pack = next(name for name, module in sys.modules.items() if getattr(module, "__path__", None) == [str(REPO)])
-        self._positions = import_module(f"{pack}.comfyui_binding.word_maps").positions_of_words
-        self._mean = import_module(f"{pack}.plots.word_maps").mean_map
+        self._positions = pack_module("comfyui_binding.word_maps").positions_of_words
+        self._mean = pack_module("plots.word_maps").mean_map
         self._model = model
 
     def right_pictures(self, count: int) -> Iterator[list[Peak]]:

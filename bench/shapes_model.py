@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,12 @@ def boot(options: argparse.Namespace) -> None:
     """Start ComfyUI in this process."""
     comfy_host.start(options.comfyui)
     torch.set_num_threads(options.threads)
+
+
+def pack_module(name: str) -> ModuleType:
+    """A module of the pack as ComfyUI has loaded it, by its dotted name."""
+    pack = next(name for name, module in sys.modules.items() if getattr(module, "__path__", None) == [str(REPO)])
+    return importlib.import_module(f"{pack}.{name}")
 
 
 class ShapesModel(Sampler):
