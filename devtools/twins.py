@@ -98,7 +98,7 @@ SHAPES: dict[str, Substitutions] = {
         ("EBCAEditContext", "start_percent"): 0.0,
         ("EBCAEditContext", "gamma_start_percent"): 0.0,
     },
-    # A guidance at which something is missing seldom, and mostly because another thing came twice.
+    # The guidance beside which this helps (docs/alignment.md).
     "each_concept_sd15": _SAMPLING | {
         _TEXT: {
             "a bear, a red balloon and a blue bench": "a red circle, a green square and a yellow triangle", "": "",
