@@ -77,8 +77,11 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
         runs.append((_tests_in(oldest), oldest, _pytest(oldest, fewer)))
         for between in map(environment.prepare, environment.BETWEEN):
             runs.append((f"fast {_tests_in(between)}", between, _pytest(between, FAST)))
-    commands = {name: children.Command(arguments, {"COMFYUI_PATH": of.comfyui}) for name, of, arguments in runs}
-    # Two at once: a run has one busy thread, in the tests or in the server that they ask, and some gigabytes of memory.
+    # Two at once, each with one busy thread, in the tests or in the server that they ask, and some gigabytes of memory.
+    commands = {
+        name: children.Command(arguments, {"COMFYUI_PATH": of.comfyui, "OMP_NUM_THREADS": "1"})
+        for name, of, arguments in runs
+    }
     return _report(list(children.call_together(commands, REPO / "output" / "tests", at_once=2)))
 
 
