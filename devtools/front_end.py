@@ -7,6 +7,7 @@
 The commands are those of `browser/driver.js`.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,10 +15,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from .environment import HOST, EnvironmentProblem, stage
+from .environment import HOST, EnvironmentProblem, made_whole, stage
 
 _DRIVER = Path(__file__).absolute().parent / "browser"
-_LOCK = "package-lock.json"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -84,15 +84,12 @@ def _program(*names: str) -> str:
 
 def _packages(npm: str) -> Path:
     """The folder with the driver's packages, installed by npm if they are not there."""
-    folder = HOST / "browser"
-    done = folder / "stamp"
-    lock = (_DRIVER / _LOCK).read_text(encoding="utf-8")
-    if not (done.is_file() and done.read_text(encoding="utf-8") == lock):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", _LOCK):
-            shutil.copy(_DRIVER / name, folder)
-        with stage("Installing the browser's driver"):
-            if subprocess.run([npm, "ci", "--no-audit", "--no-fund"], cwd=folder).returncode:
+    lock = _DRIVER / "package-lock.json"
+    folder = HOST / f"browser-{hashlib.sha256(lock.read_bytes()).hexdigest()[:8]}"
+    if not folder.is_dir():
+        with stage("Installing the browser's driver"), made_whole(folder) as making:
+            for file in (_DRIVER / "package.json", lock):
+                shutil.copy(file, making)
+            if subprocess.run([npm, "ci", "--no-audit", "--no-fund"], cwd=making).returncode:
                 raise EnvironmentProblem("npm ci failed, see above. Does npm reach its registry?")
-        done.write_text(lock, encoding="utf-8")
     return folder / "node_modules"
