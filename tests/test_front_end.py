@@ -1,6 +1,6 @@
 """The pack in ComfyUI's front end, with a real browser: its workflow files, blueprints and help pages.
 
-What the browser sees lies in output/front_end afterwards, to be looked at.
+What the browser sees lies in output/front_end afterwards, by ComfyUI's version and kind of nodes, to be looked at.
 """
 
 import base64
@@ -8,6 +8,10 @@ import io
 import json
 import os
 import shlex
+import signal
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +21,7 @@ from PIL import Image, ImageChops, ImageStat
 from safetensors.torch import load_file
 
 from devtools.environment import OLDEST, front_end_of
-from devtools.front_end import FrontEnd, NoBrowser
+from devtools.front_end import FrontEnd, FrontEndError, NoBrowser
 from devtools.inprocess import CPU_FLAGS
 from devtools.server import PACK, Server
 from devtools.twins import INPUTS, RANDOM, SHAPES, SMALL, WORKFLOWS, steps
@@ -25,7 +29,7 @@ from devtools.workflows import load, substitute
 
 REPO = Path(__file__).resolve().parents[1]
 SHAPES_MODEL = REPO / "demo" / "shapes.safetensors"
-PICTURES = REPO / "output" / "front_end"
+PICTURES = REPO / "output" / "front_end" / __version__
 NODES_2 = "nodes 2.0"
 
 CHECKPOINT = ("CheckpointLoaderSimple", "ckpt_name")
@@ -34,7 +38,7 @@ FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
 HELP = {path.stem: path for path in sorted((REPO / "web" / "docs").glob("*.md"))}
 BLUEPRINTS = {path.stem: path for path in sorted((REPO / "subgraphs").glob("*.json"))}
 # Older front ends are tried with less, which takes less time.
-only_newest = pytest.mark.skipif(__version__ == OLDEST, reason="ComfyUI's oldest front end")
+not_on_the_oldest = pytest.mark.skipif(__version__ == OLDEST, reason="ComfyUI's oldest front end")
 every_file = pytest.mark.parametrize("name", FILES)
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.browser]
@@ -63,19 +67,23 @@ def look(request) -> str:
     return request.param
 
 
+def browser_on(url: str) -> FrontEnd:
+    """A browser, if there is one; else the test that asks is skipped or fails."""
+    try:
+        return FrontEnd(url)
+    except NoBrowser as missing:
+        if os.environ.get("EBCA_BROWSER") == "required":
+            raise
+        pytest.skip(str(missing))
+
+
 @pytest.fixture(scope="module")
 def front_end(server, look):
     """The front end in a browser, on an empty workflow."""
     server.post("/settings/Comfy.VueNodes.Enabled", look == NODES_2)
     server.post("/settings/Comfy.RightSidePanel.IsOpen", False)  # where help was opened
     server.post("/free", {"unload_models": True, "free_memory": True})  # what ran under the other look runs anew
-    try:
-        front_end = FrontEnd(server.url)
-    except NoBrowser as missing:
-        if os.environ.get("EBCA_BROWSER") == "required":
-            raise
-        pytest.skip(str(missing))
-    with front_end:
+    with browser_on(server.url) as front_end:
         front_end("open")
         yield front_end
 
@@ -145,7 +153,20 @@ def smaller(name: str, canvas: dict) -> list[tuple[str, str, object]]:
     ]
 
 
-@only_newest
+@pytest.mark.skipif(os.name == "nt", reason="os.kill ends the tests there")
+def test_an_interrupted_command_ends_the_browser_and_keeps_nobody_waiting():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with browser_on(f"http://127.0.0.1:{silent.getsockname()[1]}") as front_end:
+            threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            with pytest.raises(KeyboardInterrupt):
+                front_end("open")  # the page never comes
+            began = time.monotonic()
+            with pytest.raises(FrontEndError, match="close after the browser's driver had ended"):
+                front_end("close")
+        assert time.monotonic() - began < 5
+
+
+@not_on_the_oldest
 def test_every_file_has_a_card_in_the_template_browser(front_end, photograph):
     cards = front_end("cards", PACK)
     photograph("templates")
@@ -159,7 +180,7 @@ def test_every_file_has_a_card_in_the_template_browser(front_end, photograph):
             assert max(ImageStat.Stat(ImageChops.difference(shown, thumbnail.convert("RGB"))).mean) < 2
 
 
-@only_newest
+@not_on_the_oldest
 @every_file
 @pytest.mark.usefixtures("closed_afterwards")
 def test_template_opens_as_it_is(front_end, look, name):
@@ -202,7 +223,7 @@ def test_help_opens_with_its_pictures(front_end, photograph, node_id):
     assert all(picture["width"] > 0 for picture in shown["pictures"])
 
 
-@only_newest
+@not_on_the_oldest
 @pytest.mark.parametrize("name", BLUEPRINTS)
 def test_blueprint_is_found_and_put_on_the_canvas(front_end, photograph, name):
     front_end("place", name)
