@@ -127,6 +127,10 @@ const commands = {
    *  warns of, and what its scripts have thrown since this was last asked.
    */
   async canvas() {
+    if (await page.evaluate(() => window.LiteGraph.vueNodesMode)) {
+      await page.waitForFunction(() => // those that are not in the page would lie where they lie with classic nodes
+        window.app.graph.nodes.every((node) => document.querySelector(`[data-node-id="${node.id}"]`)));
+    }
     return page.evaluate((faults) => {
       const { graph, canvas } = window.app;
       const box = (node) => {
@@ -234,13 +238,13 @@ async function browseTemplates(category) {
 }
 
 async function main() {
+  const input = readline.createInterface({ input: process.stdin });
+  input.on("close", () => process.exit()); // which ends the browser and removes its files
+  const lines = input[Symbol.asyncIterator](); // from here on none is missed
   const browser = await chromium.launch({ executablePath: executable, args: ["--no-sandbox", "--disable-gpu"] });
   page = await browser.newPage({ viewport: SIZE, reducedMotion: "reduce" });
   page.setDefaultTimeout(30000);
   page.on("pageerror", (error) => faults.push(String(error)));
-  const input = readline.createInterface({ input: process.stdin });
-  input.on("close", () => process.exit()); // which ends the browser and removes its files
-  const lines = input[Symbol.asyncIterator](); // from here on none is missed
   // What is not on this machine is refused at once, instead of keeping the page waiting.
   await page.route((address) => address.origin !== new URL(url).origin, (route) => route.abort());
   for await (const line of lines) {
