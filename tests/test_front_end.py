@@ -5,7 +5,6 @@ What the browser sees lies in output/front_end afterwards, by ComfyUI's version 
 
 import base64
 import io
-import json
 import os
 import shlex
 import signal
@@ -25,7 +24,7 @@ from devtools.front_end import FrontEnd, FrontEndError, NoBrowser
 from devtools.inprocess import CPU_FLAGS
 from devtools.server import PACK, Server
 from devtools.twins import INPUTS, RANDOM, SHAPES, SMALL, WORKFLOWS, steps
-from devtools.workflows import load, substitute
+from devtools.workflows import Prompt, load, substitute, to_api
 
 REPO = Path(__file__).resolve().parents[1]
 SHAPES_MODEL = REPO / "demo" / "shapes.safetensors"
@@ -59,6 +58,12 @@ def server(comfyui_root, tmp_path_factory):
     }
     with Server(comfyui_root, packs=packs, models=models, inputs=INPUTS, flags=flags, settings=settings) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def object_info(server) -> dict:
+    """What that ComfyUI says of its nodes."""
+    return server.object_info()
 
 
 @pytest.fixture(scope="module", params=["classic", NODES_2])
@@ -116,6 +121,24 @@ def content(graph: dict, look: str) -> dict:
         nodes[node["id"]] = {key: node[key] for key in node.keys() - unlike - own}
     groups = [(group["title"], group["color"]) for group in graph["groups"]]
     return {**graph, "nodes": nodes, "groups": groups, "extra": {}}
+
+
+def sent(prompt: Prompt) -> Prompt:
+    """What of a prompt decides what runs. Nodes of a subgraph have the ids that they have within it."""
+
+    def within(value):
+        return [inner(value[0]), *value[1:]] if isinstance(value, list) else value
+
+    def inner(node_id: str) -> str:
+        return node_id.rpartition(":")[2]
+
+    return {
+        inner(node_id): {
+            "class_type": node["class_type"],
+            "inputs": {name: within(value) for name, value in node["inputs"].items()},
+        }
+        for node_id, node in prompt.items()
+    }
 
 
 def overlapping(nodes: list[dict]) -> list[tuple[str, str]]:
@@ -192,10 +215,13 @@ def test_template_opens_as_it_is(front_end, look, name):
 
 @every_file
 @pytest.mark.usefixtures("closed_afterwards")
-def test_dropped_file_is_saved_unchanged_runs_and_shows_its_pictures(front_end, server, photograph, look, name):
+def test_dropped_file_is_saved_unchanged_runs_and_shows_its_pictures(
+    front_end, server, object_info, photograph, look, name
+):
     front_end("drop", str(FILES[name]))
     canvas = front_end("canvas")
     check(canvas)
+    assert sent(front_end("prompt")) == sent(to_api(load(FILES[name]), object_info))
     saved = server.base / "user" / "default" / front_end("save")
     assert content(load(saved), look) == content(load(FILES[name]), look)
     saved.unlink()  # so that the next one gets that name
@@ -225,11 +251,11 @@ def test_help_opens_with_its_pictures(front_end, photograph, node_id):
 
 @not_on_the_oldest
 @pytest.mark.parametrize("name", BLUEPRINTS)
-def test_blueprint_is_found_and_put_on_the_canvas(front_end, photograph, name):
+def test_blueprint_is_found_and_put_on_the_canvas(front_end, object_info, photograph, name):
     front_end("place", name)
     canvas = front_end("canvas")
     photograph(f"blueprint_{name}")
     check(canvas)
-    (subgraph,) = json.loads(BLUEPRINTS[name].read_text(encoding="utf-8"))["definitions"]["subgraphs"]
-    (placed,) = canvas["graph"]["definitions"]["subgraphs"]
-    assert {node["type"] for node in placed["nodes"]} == {node["type"] for node in subgraph["nodes"]}
+    prompt = sent(front_end("prompt"))
+    assert prompt == sent(to_api(load(BLUEPRINTS[name]), object_info))
+    assert prompt == sent(to_api(canvas["graph"], object_info))

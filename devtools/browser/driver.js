@@ -163,6 +163,11 @@ const commands = {
     }, faults.splice(0));
   },
 
+  /** The prompt that the front end would send for what is on the canvas, in API format. */
+  async prompt() {
+    return page.evaluate(async () => (await window.app.graphToPrompt()).output);
+  },
+
   /** Set widgets: [[node id, widget, value]]. */
   async set(values) {
     await page.evaluate((values) => {
