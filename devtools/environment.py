@@ -92,14 +92,16 @@ def tree(version: str) -> Path:
 
 def front_end_of(comfyui: Path) -> Path | None:
     """The files of the front end that a ComfyUI asks for, fetched; None where this interpreter has that very one."""
-    asked = re.search(r"^comfyui-frontend-package==(\S+)", (comfyui / "requirements.txt").read_text(), re.MULTILINE)[1]
-    if metadata.version("comfyui-frontend-package") == asked:
+    package, requirements = "comfyui-frontend-package", comfyui / "requirements.txt"
+    pin = re.search(rf"^{package}==(\S+)", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+    if not pin:
+        raise EnvironmentProblem(f"Expected {package}==(a version) in {requirements}, found no such line.")
+    if metadata.version(package) == pin[1]:
         return None
-    folder = HOST / f"front-end-{asked}"
+    folder = HOST / f"front-end-{pin[1]}"
     if not folder.is_dir():
-        with stage(f"Fetching the front end {asked}"):
-            package = f"comfyui-frontend-package=={asked}"
-            _pip(Path(sys.executable), "install", "--no-deps", "--target", folder, package)
+        with stage(f"Fetching the front end {pin[1]}"), made_whole(folder) as making:
+            _pip(Path(sys.executable), "install", "--no-deps", "--target", making, pin[0])
     return folder / "comfyui_frontend_package" / "static"
 
 
@@ -162,6 +164,22 @@ def _fetched_comfyui(python: Path, version: str) -> Path:
             archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         next(Path(folder).glob("*/vendor/ComfyUI")).rename(root)
     return root
+
+
+@contextlib.contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which then becomes `folder`: nobody finds that half done, and where another program
+    was quicker, what that made stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        making = Path(temporary) / folder.name
+        making.mkdir()
+        yield making
+        try:
+            making.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
 
 
 def _interpreters_of(comfyui: Path) -> list[Path]:

@@ -71,6 +71,41 @@ def test_python_without_venv_is_refused(tmp_path, monkeypatch):
         environment._make_venv(Path(sys.executable), tmp_path / "venv")
 
 
+def test_a_front_end_that_is_not_pinned_is_refused(tmp_path):
+    (tmp_path / "requirements.txt").write_text("torch\ncomfyui-frontend-package>=1.47\n")
+    with pytest.raises(EnvironmentProblem, match=r"Expected comfyui-frontend-package==\(a version\) in .*requirements"):
+        environment.front_end_of(tmp_path)
+
+
+def test_a_front_end_that_is_fetched_in_part_is_fetched_anew(tmp_path, monkeypatch):
+    def interrupted(python, *arguments):
+        (arguments[arguments.index("--target") + 1] / "half").write_text("")
+        raise KeyboardInterrupt
+
+    def fetched(python, *arguments):
+        (arguments[arguments.index("--target") + 1] / arguments[-1]).write_text("")
+
+    monkeypatch.setattr(environment, "HOST", tmp_path / ".host")
+    (tmp_path / "requirements.txt").write_text("comfyui-frontend-package==0.0.1\n")
+    monkeypatch.setattr(environment, "_pip", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        environment.front_end_of(tmp_path)
+    monkeypatch.setattr(environment, "_pip", fetched)
+    folder = environment.front_end_of(tmp_path).parents[1]
+    assert [file.name for file in folder.iterdir()] == ["comfyui-frontend-package==0.0.1"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_of_two_programs_that_make_a_folder_the_quicker_is_heard(tmp_path):
+    folder = tmp_path / "made"
+    with environment.made_whole(folder) as slow:
+        (slow / "slow").write_text("")
+        with environment.made_whole(folder) as quick:
+            (quick / "quick").write_text("")
+    assert [file.name for file in folder.iterdir()] == ["quick"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_stamp_tells_requirements_apart(tmp_path):
     python = environment.interpreter_in(tmp_path)
     python.parent.mkdir(parents=True)

@@ -1,13 +1,16 @@
 """The pack in ComfyUI's front end, with a real browser: its workflow files, blueprints and help pages.
 
-What the browser sees lies in output/front_end afterwards, to be looked at.
+What the browser sees lies in output/front_end afterwards, by ComfyUI's version and kind of nodes, to be looked at.
 """
 
 import base64
 import io
-import json
 import os
 import shlex
+import signal
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,15 +20,15 @@ from PIL import Image, ImageChops, ImageStat
 from safetensors.torch import load_file
 
 from devtools.environment import OLDEST, front_end_of
-from devtools.front_end import FrontEnd, NoBrowser
+from devtools.front_end import FrontEnd, FrontEndError, NoBrowser
 from devtools.inprocess import CPU_FLAGS
 from devtools.server import PACK, Server
 from devtools.twins import INPUTS, RANDOM, SHAPES, SMALL, WORKFLOWS, steps
-from devtools.workflows import load, substitute
+from devtools.workflows import Prompt, load, substitute, to_api
 
 REPO = Path(__file__).resolve().parents[1]
 SHAPES_MODEL = REPO / "demo" / "shapes.safetensors"
-PICTURES = REPO / "output" / "front_end"
+PICTURES = REPO / "output" / "front_end" / __version__
 NODES_2 = "nodes 2.0"
 
 CHECKPOINT = ("CheckpointLoaderSimple", "ckpt_name")
@@ -34,7 +37,7 @@ FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
 HELP = {path.stem: path for path in sorted((REPO / "web" / "docs").glob("*.md"))}
 BLUEPRINTS = {path.stem: path for path in sorted((REPO / "subgraphs").glob("*.json"))}
 # Older front ends are tried with less, which takes less time.
-only_newest = pytest.mark.skipif(__version__ == OLDEST, reason="ComfyUI's oldest front end")
+not_on_the_oldest = pytest.mark.skipif(__version__ == OLDEST, reason="ComfyUI's oldest front end")
 every_file = pytest.mark.parametrize("name", FILES)
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.browser]
@@ -57,10 +60,26 @@ def server(comfyui_root, tmp_path_factory):
         yield running
 
 
+@pytest.fixture(scope="module")
+def object_info(server) -> dict:
+    """What that ComfyUI says of its nodes."""
+    return server.object_info()
+
+
 @pytest.fixture(scope="module", params=["classic", NODES_2])
 def look(request) -> str:
     """With which of its two kinds of nodes the front end draws."""
     return request.param
+
+
+def browser_on(url: str) -> FrontEnd:
+    """A browser, if there is one; else the test that asks is skipped or fails."""
+    try:
+        return FrontEnd(url)
+    except NoBrowser as missing:
+        if os.environ.get("EBCA_BROWSER") == "required":
+            raise
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +88,7 @@ def front_end(server, look):
     server.post("/settings/Comfy.VueNodes.Enabled", look == NODES_2)
     server.post("/settings/Comfy.RightSidePanel.IsOpen", False)  # where help was opened
     server.post("/free", {"unload_models": True, "free_memory": True})  # what ran under the other look runs anew
-    try:
-        front_end = FrontEnd(server.url)
-    except NoBrowser as missing:
-        if os.environ.get("EBCA_BROWSER") == "required":
-            raise
-        pytest.skip(str(missing))
-    with front_end:
+    with browser_on(server.url) as front_end:
         front_end("open")
         yield front_end
 
@@ -108,6 +121,24 @@ def content(graph: dict, look: str) -> dict:
         nodes[node["id"]] = {key: node[key] for key in node.keys() - unlike - own}
     groups = [(group["title"], group["color"]) for group in graph["groups"]]
     return {**graph, "nodes": nodes, "groups": groups, "extra": {}}
+
+
+def sent(prompt: Prompt) -> Prompt:
+    """What of a prompt decides what runs. Nodes of a subgraph have the ids that they have within it."""
+
+    def within(value):
+        return [inner(value[0]), *value[1:]] if isinstance(value, list) else value
+
+    def inner(node_id: str) -> str:
+        return node_id.rpartition(":")[2]
+
+    return {
+        inner(node_id): {
+            "class_type": node["class_type"],
+            "inputs": {name: within(value) for name, value in node["inputs"].items()},
+        }
+        for node_id, node in prompt.items()
+    }
 
 
 def overlapping(nodes: list[dict]) -> list[tuple[str, str]]:
@@ -145,7 +176,20 @@ def smaller(name: str, canvas: dict) -> list[tuple[str, str, object]]:
     ]
 
 
-@only_newest
+@pytest.mark.skipif(os.name == "nt", reason="os.kill ends the tests there")
+def test_an_interrupted_command_ends_the_browser_and_keeps_nobody_waiting():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with browser_on(f"http://127.0.0.1:{silent.getsockname()[1]}") as front_end:
+            threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            with pytest.raises(KeyboardInterrupt):
+                front_end("open")  # the page never comes
+            began = time.monotonic()
+            with pytest.raises(FrontEndError, match="close after the browser's driver had ended"):
+                front_end("close")
+        assert time.monotonic() - began < 5
+
+
+@not_on_the_oldest
 def test_every_file_has_a_card_in_the_template_browser(front_end, photograph):
     cards = front_end("cards", PACK)
     photograph("templates")
@@ -159,7 +203,7 @@ def test_every_file_has_a_card_in_the_template_browser(front_end, photograph):
             assert max(ImageStat.Stat(ImageChops.difference(shown, thumbnail.convert("RGB"))).mean) < 2
 
 
-@only_newest
+@not_on_the_oldest
 @every_file
 @pytest.mark.usefixtures("closed_afterwards")
 def test_template_opens_as_it_is(front_end, look, name):
@@ -171,10 +215,13 @@ def test_template_opens_as_it_is(front_end, look, name):
 
 @every_file
 @pytest.mark.usefixtures("closed_afterwards")
-def test_dropped_file_is_saved_unchanged_runs_and_shows_its_pictures(front_end, server, photograph, look, name):
+def test_dropped_file_is_saved_unchanged_runs_and_shows_its_pictures(
+    front_end, server, object_info, photograph, look, name
+):
     front_end("drop", str(FILES[name]))
     canvas = front_end("canvas")
     check(canvas)
+    assert sent(front_end("prompt")) == sent(to_api(load(FILES[name]), object_info))
     saved = server.base / "user" / "default" / front_end("save")
     assert content(load(saved), look) == content(load(FILES[name]), look)
     saved.unlink()  # so that the next one gets that name
@@ -202,13 +249,13 @@ def test_help_opens_with_its_pictures(front_end, photograph, node_id):
     assert all(picture["width"] > 0 for picture in shown["pictures"])
 
 
-@only_newest
+@not_on_the_oldest
 @pytest.mark.parametrize("name", BLUEPRINTS)
-def test_blueprint_is_found_and_put_on_the_canvas(front_end, photograph, name):
+def test_blueprint_is_found_and_put_on_the_canvas(front_end, object_info, photograph, name):
     front_end("place", name)
     canvas = front_end("canvas")
     photograph(f"blueprint_{name}")
     check(canvas)
-    (subgraph,) = json.loads(BLUEPRINTS[name].read_text(encoding="utf-8"))["definitions"]["subgraphs"]
-    (placed,) = canvas["graph"]["definitions"]["subgraphs"]
-    assert {node["type"] for node in placed["nodes"]} == {node["type"] for node in subgraph["nodes"]}
+    prompt = sent(front_end("prompt"))
+    assert prompt == sent(to_api(load(BLUEPRINTS[name]), object_info))
+    assert prompt == sent(to_api(canvas["graph"], object_info))

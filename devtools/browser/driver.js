@@ -2,8 +2,9 @@
 //
 //     node driver.js URL BROWSER        with playwright-core in NODE_PATH
 //
-// Each line of its input is a command, {"name": ..., "arguments": [...]}; each line that it prints is an answer,
-// {"result": ...} or {"error": ...}. It ends with its input.
+// Each line of its input is a command, {"number": ..., "name": ..., "arguments": [...]}; each line that it prints is the
+// answer to the command of that number, {"number": ..., "result": ...} or {"number": ..., "error": ...}. It ends with its
+// input, also while it works on a command.
 
 const fs = require("fs");
 const path = require("path");
@@ -126,6 +127,10 @@ const commands = {
    *  warns of, and what its scripts have thrown since this was last asked.
    */
   async canvas() {
+    if (await page.evaluate(() => window.LiteGraph.vueNodesMode)) {
+      await page.waitForFunction(() => // those that are not in the page would lie where they lie with classic nodes
+        window.app.graph.nodes.every((node) => document.querySelector(`[data-node-id="${node.id}"]`)));
+    }
     return page.evaluate((faults) => {
       const { graph, canvas } = window.app;
       const box = (node) => {
@@ -156,6 +161,11 @@ const commands = {
         ].map((element) => element.innerText).concat(faults),
       };
     }, faults.splice(0));
+  },
+
+  /** The prompt that the front end would send for what is on the canvas, in API format. */
+  async prompt() {
+    return page.evaluate(async () => (await window.app.graphToPrompt()).output);
   },
 
   /** Set widgets: [[node id, widget, value]]. */
@@ -233,23 +243,25 @@ async function browseTemplates(category) {
 }
 
 async function main() {
+  const input = readline.createInterface({ input: process.stdin });
+  input.on("close", () => process.exit()); // which ends the browser and removes its files
+  const lines = input[Symbol.asyncIterator](); // from here on none is missed
   const browser = await chromium.launch({ executablePath: executable, args: ["--no-sandbox", "--disable-gpu"] });
   page = await browser.newPage({ viewport: SIZE, reducedMotion: "reduce" });
   page.setDefaultTimeout(30000);
   page.on("pageerror", (error) => faults.push(String(error)));
   // What is not on this machine is refused at once, instead of keeping the page waiting.
   await page.route((address) => address.origin !== new URL(url).origin, (route) => route.abort());
-  for await (const line of readline.createInterface({ input: process.stdin })) {
-    const { name, arguments: args } = JSON.parse(line);
+  for await (const line of lines) {
+    const { number, name, arguments: args } = JSON.parse(line);
     try {
       const late = new Promise((_, reject) => setTimeout(reject, PATIENCE, new Error(`Not done after ${PATIENCE} ms.`)).unref());
       const result = await Promise.race([commands[name](...args), late]);
-      console.log(JSON.stringify({ result: result ?? null }));
+      console.log(JSON.stringify({ number, result: result ?? null }));
     } catch (error) {
-      console.log(JSON.stringify({ error: String(error) }));
+      console.log(JSON.stringify({ number, error: String(error) }));
     }
   }
-  await browser.close();
 }
 
 main().catch((error) => {
