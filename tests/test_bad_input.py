@@ -7,6 +7,7 @@ import copy
 import gc
 import json
 import logging
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_every_end_is_a_result_or_words(request, quiet, prompts, pack, run_promp
         run()
 
     for node_id in ends:
-        run_cases(node_id, request.config.getoption("--cases") // len(ends))
+        run_cases(node_id, max(1, math.ceil(request.config.getoption("--cases") / len(ends))))
         gc.freeze()  # what is remembered of the cases grows, and ComfyUI would look at all of it after each
     total = sum(ends.values(), Counter())
     with capsys.disabled():

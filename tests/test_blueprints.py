@@ -18,6 +18,11 @@ SOURCES = {
     "EBCA Multi-Concept": ("token_weights_sd15", "With EBCA and token weights"),
     "EBCA Real-Image Edit": ("real_image_with_mask_sd15", "With EBCA"),
 }
+# Ids of nodes that are in a blueprint and not in its workflow file: they make the mask as large as the photo, and crop
+# it along. The mask enters them at one and leaves them at another.
+FIT, MASK_IN, MASK_OUT = range(60, 66), 63, 65
+# Values other than those of the workflow file: they hold for any prompt that is typed in their place.
+SHIPPED = {"EBCA Multi-Concept": {"prompt": "a lion with a crown", "token_weights": ""}}
 OUTER, INPUTS, OUTPUTS = 100, -10, -20  # ids: of a blueprint's node, and within it of its inputs and its outputs
 every_blueprint = pytest.mark.parametrize("name", FILES)
 
@@ -42,6 +47,20 @@ def reached(subgraph: dict, name: str) -> list[tuple[int, str]]:
     return [(link["target_id"], nodes[link["target_id"]]["inputs"][link["target_slot"]]["name"]) for link in ends]
 
 
+def slot_of(subgraph: dict, node_id: int, name: str) -> int:
+    """The number of an input of a node within."""
+    (node,) = (node for node in subgraph["nodes"] if node["id"] == node_id)
+    return [socket["name"] for socket in node["inputs"]].index(name)
+
+
+def of_file(name: str, object_info: dict) -> list:
+    """The values that the promoted widgets have in the blueprint's workflow file."""
+    node, subgraph = load(name)
+    plain = to_api(workflows.load(WORKFLOWS / f"{SOURCES[name][0]}.json"), object_info)
+    first = [reached(subgraph, widget)[0] for widget in promoted(node)]
+    return [plain[str(target)]["inputs"][entry] for target, entry in first]
+
+
 def wired(name: str, values: list | None = None) -> Workflow:
     """The blueprint's workflow file with the blueprint wired to whatever its nodes were wired to.
 
@@ -54,6 +73,11 @@ def wired(name: str, values: list | None = None) -> Workflow:
     own = {inner["id"] for inner in subgraph["nodes"]}
     nodes = {outer["id"]: outer for outer in workflow["nodes"]} | {OUTER: node}
     sources = {(link[3], link[4]): link[1:3] for link in workflow["links"] if link[1] not in own and link[3] in own}
+    sources |= {
+        (MASK_IN, slot_of(subgraph, MASK_IN, "mask")): sources[link["target_id"], link["target_slot"]]
+        for link in subgraph["links"]
+        if link["origin_id"] == MASK_OUT
+    }
     into = {
         link["origin_slot"]: sources[link["target_id"], link["target_slot"]]
         for link in subgraph["links"]
@@ -99,6 +123,16 @@ def inner(node_id: str) -> str:
     return node_id.removeprefix(f"{OUTER}:")
 
 
+def unfitted(prompt: Prompt) -> Prompt:
+    """The prompt with the mask as it comes, without the nodes that fit it to the photo."""
+    prompt = copy.deepcopy(prompt)
+    for node in prompt.values():
+        for entry, value in node["inputs"].items():
+            if value == [f"{OUTER}:{MASK_OUT}", 0]:
+                node["inputs"][entry] = prompt[f"{OUTER}:{MASK_IN}"]["inputs"]["mask"]
+    return prompt
+
+
 def test_every_blueprint_is_part_of_a_workflow_file():
     assert set(FILES) == set(SOURCES)
 
@@ -141,15 +175,24 @@ def test_its_links_are_whole(name):
 
 @pytest.mark.server
 @every_blueprint
-@pytest.mark.parametrize("values", [None, []], ids=["its values", "the values within"])
-def test_it_is_the_same_prompt_as_the_nodes_of_the_workflow_file(object_info, name, values):
+def test_it_is_the_same_prompt_as_the_nodes_of_the_workflow_file(object_info, name):
     file, title = SOURCES[name]
-    plain = to_api(workflows.load(WORKFLOWS / f"{file}.json"), object_info)
-    blueprint = to_api(wired(name, values), object_info)
+    plain = towards(to_api(workflows.load(WORKFLOWS / f"{file}.json"), object_info), title)
+    blueprint = to_api(wired(name, of_file(name, object_info)), object_info)
     _, subgraph = load(name)
-    assert {f"{OUTER}:{node['id']}" for node in subgraph["nodes"]} <= set(blueprint)
-    assert towards(blueprint, title) == towards(plain, title)
-    assert {str(node["id"]) for node in subgraph["nodes"]} <= set(towards(plain, title))
+    inside = {node["id"] for node in subgraph["nodes"] if node["type"] != "MarkdownNote"}
+    assert {f"{OUTER}:{node_id}" for node_id in inside} <= set(blueprint)
+    assert towards(unfitted(blueprint), title) == plain
+    assert inside - {int(node_id) for node_id in plain} <= set(FIT)
+
+
+@pytest.mark.server
+@every_blueprint
+def test_it_ships_the_values_of_the_workflow_file_or_those_for_any_prompt(object_info, name):
+    node, _ = load(name)
+    expected = dict(zip(promoted(node), of_file(name, object_info), strict=True)) | SHIPPED.get(name, {})
+    assert dict(zip(promoted(node), node["widgets_values"], strict=True)) == expected
+    assert to_api(wired(name), object_info) == to_api(wired(name, []), object_info)  # the values within are the same
 
 
 @pytest.mark.server
@@ -177,11 +220,57 @@ def test_each_widget_reaches_its_inputs_and_no_others(object_info, name):
 def test_shapes_twin_with_it_gives_the_same_picture(server, object_info, name):
     file, title = SOURCES[name]
     pixels = []
-    for workflow in (workflows.load(WORKFLOWS / f"{file}.json"), wired(name)):
+    for workflow in (workflows.load(WORKFLOWS / f"{file}.json"), wired(name, of_file(name, object_info))):
         server.post("/free", {"free_memory": True})  # or the second would be the first one's, kept
         (picture,) = saved(server, substitute(to_api(workflow, object_info), SHAPES[file]))[title]
         pixels.append(np.asarray(Image.open(io.BytesIO(picture))))
     assert np.array_equal(*pixels)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(("photo", "size"), [((96, 48), (64, 64)), ((48, 96), (64, 64)), ((64, 64), (96, 48))])
+def test_a_mask_is_cropped_as_its_photo(server, object_info, photo, size):
+    image, mask = fitted(server, object_info, photo, size, masked=True)
+    assert image.size == size
+    assert image.getextrema() == (0, 255)
+    assert np.array_equal(image, mask)
+
+
+@pytest.mark.server
+def test_without_a_mask_it_edits_everywhere(server, object_info):
+    _, mask = fitted(server, object_info, (96, 48), (64, 64), masked=False)
+    assert mask.size == (64, 64)
+    assert mask.getextrema() == (255, 255)
+
+
+def fitted(server, object_info, photo, size, masked: bool) -> tuple[Image.Image, Image.Image]:
+    """What the edit encodes and the mask that its edits get, of a photo that is white where its mask is."""
+    name = "EBCA Real-Image Edit"
+    node, subgraph = load(name)
+    values = dict(zip(promoted(node), node["widgets_values"], strict=True)) | dict(zip(("width", "height"), size))
+    prompt = to_api(wired(name, list(values.values())), object_info)
+    kept = {node_id: node for node_id, node in prompt.items() if inner(node_id) in {"3", *map(str, FIT)}}
+    for node_id, _ in reached(subgraph, "image"):
+        kept[f"{OUTER}:{node_id}"]["inputs"]["image"] = ["photo", 0]
+    inputs = kept[f"{OUTER}:{MASK_IN}"]["inputs"]
+    inputs["mask"] = ["mask", 0]
+    if not masked:
+        del inputs["mask"]
+    width, height = photo
+    kept |= {
+        "black": {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": width, "height": height}},
+        "white": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": width // 2, "height": height // 2}},
+        "mask": {"class_type": "MaskComposite", "inputs": {
+            "destination": ["black", 0], "source": ["white", 0], "x": 13, "y": 7, "operation": "add",
+        }},
+        "photo": {"class_type": "MaskToImage", "inputs": {"mask": ["mask", 0]}},
+        "its mask": {"class_type": "MaskToImage", "inputs": {"mask": [f"{OUTER}:{MASK_OUT}", 0]}},
+    }  # fmt: skip
+    shown = {"image": [f"{OUTER}:3", 0], "of the mask": ["its mask", 0]}
+    for title, link in shown.items():
+        kept[title] = {"class_type": "SaveImage", "inputs": {"images": link, "filename_prefix": title}}
+    history = server.run(kept)
+    return tuple(Image.open(io.BytesIO(server.images(history, title)[0])).convert("L") for title in shown)
 
 
 @pytest.mark.server

@@ -127,14 +127,21 @@ def test_exit_code_of_a_child_is_passed_on():
 
 
 def test_programs_that_run_together_show_what_they_printed_once_they_end(tmp_path, capsys):
-    say = "import os, sys, time; time.sleep(int(os.environ['AFTER'])); print('I am', os.environ['NAME']); sys.exit({})"
+    release = tmp_path / "release"
+    wait = "[time.sleep(0.05) for _ in range(1200) if not os.path.exists(os.environ['RELEASE'])]"
+    say = "import os, sys, time\n{}\nprint('I am', os.environ['NAME']); sys.exit({})"
     commands = {
-        name: children.Command([sys.executable, "-c", say.format(code)], {"NAME": name, "AFTER": after})
-        for name, code, after in (("first", 3, "3"), ("second", 0, "0"), ("third", 0, "0"))
+        name: children.Command([sys.executable, "-c", say.format(task, code)], {"NAME": name, "RELEASE": release})
+        for name, task, code in (("first", wait, 3), ("second", "", 0), ("third", "", 0))
     }
-    found = list(children.call_together(commands, tmp_path, at_once=2))
+    found = []
+    for ended in children.call_together(commands, tmp_path, at_once=2):
+        found.append(ended)
+        if ended[0] == "third":
+            release.touch()
     assert [(name, code) for name, code, _ in found] == [("second", 0), ("third", 0), ("first", 3)]
-    assert found[-1][2] > 3
+    seconds = {name: taken for name, _, taken in found}
+    assert 0 < seconds["second"] + seconds["third"] < seconds["first"]  # one after the other beside it
     assert [(tmp_path / f"{name}.log").read_text() for name in commands] == [f"I am {name}\n" for name in commands]
     printed = capsys.readouterr().out
     assert printed.index("I am second") < printed.index("I am third") < printed.index("I am first")

@@ -32,11 +32,18 @@ def made(server):
     return pictures_of
 
 
-def difference(picture: Image.Image, other: Image.Image) -> float:
-    """The furthest that a pixel is from the other picture's, of 255."""
+def assert_alike(picture: Image.Image, other: Image.Image) -> None:
+    """They show the same, whatever JPEG, another CPU or another renderer of text makes of it.
+
+    Letters that are shaped or placed a pixel otherwise average out in blocks of 8 x 8: measured, a mean of up to 2.3 of
+    255 and up to 0.4 % of the blocks. Of another seed, or of an edit of a masked region a quarter weaker, the share is
+    1.7 % and more.
+    """
     assert picture.size == other.size
-    values, others = (np.asarray(each.convert("RGB"), dtype=int) for each in (picture, other))
-    return np.abs(values - others).max()
+    blocks, others = (np.asarray(each.convert("RGB").reduce(8), dtype=int) for each in (picture, other))
+    distance = np.abs(blocks - others)
+    assert distance.mean() < 4
+    assert (distance.max(-1) > 32).mean() < 0.01
 
 
 def test_pictures_stand_side_by_side_over_their_labels():
@@ -74,7 +81,7 @@ def test_every_workflow_file_has_a_small_thumbnail():
 @pytest.mark.parametrize("name", CARDS)
 def test_a_thumbnail_shows_what_the_twin_makes(made, name):
     with Image.open(thumbnails.path(name)) as shown:
-        assert difference(shown, thumbnails.drawn(name, made(name))) < 64  # what JPEG rounds: measured, 17 to 36
+        assert_alike(shown, thumbnails.drawn(name, made(name)))
     assert all(FONT.getlength(line) < WIDTH for line in CARDS[name].shows)
     for label, picture in CARDS[name].row(made(name)).items():
         assert FONT.getlength(label) <= picture.width * CARDS[name].side / picture.height + MARGIN
@@ -86,7 +93,7 @@ def test_help_pages_show_what_the_twins_make(made):
     drawn = of_effects({name: made(name) for name in CARDS})
     assert len(drawn) == len(OF_EFFECTS) + 1
     for name, picture in drawn.items():
-        assert difference(Image.open(HELP / "effects" / f"{name}.png"), picture) < 16
+        assert_alike(Image.open(HELP / "effects" / f"{name}.png"), picture)
 
 
 @pytest.mark.server
