@@ -78,8 +78,8 @@ def _ended(processes: list[subprocess.Popen]) -> Iterator[list[subprocess.Popen]
                 process.wait()
 
 
-def _wait(process: subprocess.Popen, seconds: float = 120) -> bool:
-    # The tests may have to wait for a command of the browser (60 s), for its end (10 s) and that of two servers (30 s).
+def _wait(process: subprocess.Popen, seconds: float = 200) -> bool:
+    # Tests may have to wait for a command of the browser (150 s), for its end (10 s) and that of two servers (30 s).
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     return process.poll() is not None

@@ -14,7 +14,7 @@ const { chromium } = require("playwright-core");
 const [url, executable] = process.argv.slice(2);
 const SIZE = { width: 1920, height: 1200 };
 const SETTLE = 400; // milliseconds in which a new graph gets its layout
-const PATIENCE = 60000; // milliseconds for a command: some waits of a browser have no end
+const PATIENCE = 150000; // milliseconds for a command: some waits of a browser have no end
 const CARDS = '[data-testid^="template-workflow-"]';
 
 let page;
@@ -248,7 +248,7 @@ async function main() {
   const lines = input[Symbol.asyncIterator](); // from here on none is missed
   const browser = await chromium.launch({ executablePath: executable, args: ["--no-sandbox", "--disable-gpu"] });
   page = await browser.newPage({ viewport: SIZE, reducedMotion: "reduce" });
-  page.setDefaultTimeout(30000);
+  page.setDefaultTimeout(100000); // of a busy machine with two cores
   page.on("pageerror", (error) => faults.push(String(error)));
   // What is not on this machine is refused at once, instead of keeping the page waiting.
   await page.route((address) => address.origin !== new URL(url).origin, (route) => route.abort());
