@@ -44,7 +44,7 @@ ROUNDS = 3  # of timing
 SCORED = Columns(SETS, SETS[:2], SETS[3])
 TUNING = Columns(SETS[1:2], SETS[1:2], None)
 DOCUMENT = REPO / "docs" / "alignment.md"
-TUNING_SEED = 10**6  # captions and noise of the tuning pictures are none of the scored ones
+TUNING_SEED = 10**6  # no noise of the tuning pictures is one of the scored ones; a caption may come up again
 #: A letter for each picture: the labels of the scorer, and R where place fits the caption as well.
 LETTERS = dict(zip(LABELS, "rmseu", strict=True))
 

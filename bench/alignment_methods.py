@@ -56,13 +56,17 @@ def weighted_words(shapes: ShapesModel, scenes: Sequence[Scene], weight: float, 
 
 
 def composable(
-    shapes: ShapesModel, scenes: Sequence[Scene], strength: float | None = None, cfg: float = CFG
+    shapes: ShapesModel, scenes: Sequence[Scene], strength: float | None = None, end: float = 1.0, cfg: float = CFG
 ) -> Guided:
-    """A prompt for each object; with a strength for these, beside the whole caption. Noise predictions are averaged."""
+    """A prompt for each object; with a strength for these, beside the whole caption, and until `end` of the run.
+
+    Noise predictions are averaged.
+    """
     concepts = _objects(shapes, scenes)
     if strength is not None:
         weak = [shapes.node("ConditioningSetAreaStrength", conditioning=c, strength=strength)[0] for c in concepts]
-        concepts = [shapes.encode(_captions(scenes)), *weak]
+        early = [shapes.node("ConditioningSetTimestepRange", conditioning=c, start=0.0, end=end)[0] for c in weak]
+        concepts = [shapes.encode(_captions(scenes)), *early]
     return Guided(shapes.model, combined(shapes.node, concepts), cfg)
 
 

@@ -66,10 +66,12 @@ def _pag(scale: float, cfg: float | None = None) -> Method:
     return Method(f"PAG {scale:g}{_said(cfg)}", "perturbed_attention", {"scale": scale, **_given(cfg)})
 
 
-def _composable(strength: float | None = None) -> Method:
+def _composable(strength: float | None = None, end: float = 1.0, cfg: float | None = None) -> Method:
     if strength is None:
-        return Method("composable, objects alone", "composable")
-    return Method(f"composable, whole caption and objects at {strength:g}", "composable", {"strength": strength})
+        return Method(f"composable, objects alone{_said(cfg)}", "composable", _given(cfg))
+    name = f"composable, whole caption and objects at {strength:g}"
+    settings = {"strength": strength, **({"end": end} if end < 1 else {}), **_given(cfg)}
+    return Method(name + (f" until {end:g}" if end < 1 else "") + _said(cfg), "composable", settings)
 
 
 def _objects(
@@ -154,6 +156,13 @@ CANDIDATES = [
     _ebca(0.1, 0.0, "cfg 2.5", cfg=2.5),
     _ebca(0.0, 0.1, "cfg 3", cfg=3.0),
     _excite(5.0, cfg=2.5),
+    _excite(2.5, cfg=2.5),
+    _excite(10.0, cfg=2.5),
+    _excite(10.0, cfg=3.0),
+    _excite(10.0, "content", cfg=2.5),
+    _composable(0.1, 0.5, cfg=2.5),
+    _composable(0.1, 0.3, cfg=2.5),
+    _composable(cfg=3.75),
     _words(1.1, cfg=2.5),
     _words(1.3, cfg=2.5),
     _nag(0.5, cfg=2.5),
@@ -220,6 +229,7 @@ CANDIDATES = [
 
 HIGHER, HIGHEST = _cfg(2.5), _cfg(3.0)
 EXCITE_HIGHER = _excite(5.0, cfg=2.5)
+AVERAGED = _composable(0.1, 0.5, cfg=2.5)
 AUTHORS = _ebca(0.01, 0.02)
 NORM_HIGHER = _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5)
 NORM_EARLY = _ebca(0.0, 0.06, "first half of the steps, cfg 2.5", end=0.5, cfg=2.5)
@@ -234,7 +244,9 @@ METHODS = [
     _excite(5.0),
     EXCITE_HIGHER,
     _composable(0.1),
+    AVERAGED,
     _pag(0.3),
+    _nag(0.5),
     _nag(3.0),
     AUTHORS,
     _ebca(0.1, 0.0),
@@ -247,6 +259,7 @@ METHODS = [
 #: Pairs whose difference is printed below the table.
 COMPARED = [
     (COMPOSED, HIGHER), (COMPOSED, HIGHEST), (BOTH, HIGHEST), (NORM_EARLY, HIGHER), (NORM_HIGHER, HIGHER),
-    (EXCITE_HIGHER, HIGHER), (COMPOSED, EXCITE_HIGHER), (BOTH, EXCITE_HIGHER),
+    (EXCITE_HIGHER, HIGHER), (AVERAGED, HIGHER), (COMPOSED, EXCITE_HIGHER), (BOTH, EXCITE_HIGHER),
+    (COMPOSED, AVERAGED),
 ]  # fmt: skip
 FIGURE = [PLAIN, HIGHER, EXCITE_HIGHER, AUTHORS, COMPOSED, BOTH]
