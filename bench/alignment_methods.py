@@ -112,20 +112,19 @@ def ebca(
     experiments: {"name": of `alignment_experiments.py`, and its arguments} for each.
     """
     token_weights = None if tokens is None else _token_weights(shapes, scenes, tokens, weight, other_weight)
-    model = _updated(
-        shapes, shapes.model, gamma_attn, gamma_norm, start_percent=start, end_percent=end, apply_to=apply_to,
-        blocks=blocks, token_weights=token_weights,
-    )  # fmt: skip
+    model = _updated(shapes, shapes.model, gamma_attn, gamma_norm, start, end, apply_to, blocks, token_weights)
     return replace(plain(shapes, scenes, cfg), model=model, around=_all(experiments))
 
 
-def _updated(shapes: ShapesModel, model, gamma_attn: float, gamma_norm: float, **inputs: Any):
-    """The model with EBCA Context Update, whose other inputs are the node's own defaults but for what is given."""
-    inputs = {
-        "start_percent": 0.0, "end_percent": 1.0, "apply_to": "both", "blocks": "", "token_weights": None, **inputs
-    }  # fmt: skip
-    gammas = {"gamma_attn": gamma_attn, "gamma_norm": gamma_norm}
-    return shapes.node("EBCAContextUpdate", model=model, **gammas, **inputs)[0]
+def _updated(
+    shapes: ShapesModel, model, gamma_attn: float, gamma_norm: float, start: float = 0.0, end: float = 1.0,
+    apply_to: str = "both", blocks: str = "", token_weights=None,
+):  # fmt: skip
+    """The model with EBCA Context Update."""
+    return shapes.node(
+        "EBCAContextUpdate", model=model, gamma_attn=gamma_attn, gamma_norm=gamma_norm, start_percent=start,
+        end_percent=end, apply_to=apply_to, blocks=blocks, token_weights=token_weights,
+    )[0]  # fmt: skip
 
 
 @contextmanager
@@ -151,7 +150,7 @@ def object_contexts(
     }  # fmt: skip
     (model,) = shapes.node("EBCACompose", model=shapes.model, edits=edits)
     if gamma_norm:
-        model = _updated(shapes, model, 0.0, gamma_norm, end_percent=gamma_end)
+        model = _updated(shapes, model, 0.0, gamma_norm, end=gamma_end)
     return replace(plain(shapes, scenes, cfg), model=model, around=_all(experiments))
 
 
