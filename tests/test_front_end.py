@@ -33,6 +33,7 @@ NODES_2 = "nodes 2.0"
 
 CHECKPOINT = ("CheckpointLoaderSimple", "ckpt_name")
 SAVING = {"SaveImage", "EBCASweepGrid"}
+OF_THE_FRONT_END = {("PreviewAny", "preview"), ("PreviewAny", "previewMode")}  # sent, not read
 FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
 HELP = {path.stem: path for path in sorted((REPO / "web" / "docs").glob("*.md"))}
 BLUEPRINTS = {path.stem: path for path in sorted((REPO / "subgraphs").glob("*.json"))}
@@ -135,7 +136,11 @@ def sent(prompt: Prompt) -> Prompt:
     return {
         inner(node_id): {
             "class_type": node["class_type"],
-            "inputs": {name: within(value) for name, value in node["inputs"].items()},
+            "inputs": {
+                name: within(value)
+                for name, value in node["inputs"].items()
+                if (node["class_type"], name) not in OF_THE_FRONT_END
+            },
         }
         for node_id, node in prompt.items()
     }
