@@ -76,8 +76,8 @@ class EBCAContextUpdate(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Layers that compute the update; empty for all. d1-d2,m0,u0-u3: the n-th block with "
-                    "attention on the way down, in the middle, up. u0.4: the fifth layer in it.",
+                    tooltip="Layers that compute the update; empty for all. d1-d2,m0,u0-u3: blocks with attention, "
+                    "counted from 0, on the way down, in the middle, up. u0.4: the fifth layer in u0 (SDXL).",
                 ),
                 io.Boolean.Input(
                     "use_noise_mask",
