@@ -7,6 +7,7 @@ conditioning.py      a CONDITIONING as the context of an edit
 token_weights.py     words of a prompt -> one weight per token
 prompt_tokens.py     how ComfyUI's text encoders read a prompt
 hooks.py             the three ComfyUI hooks: sampling run, model call, U-Net call
+copied_as_itself.py  for what a run writes to, in options that other packs copy
 run.py               what one sampling run knows (windows, masks) and carries (edit contexts)
 prompts.py           whose rows are whose in each call: roles, lengths, areas
 unet_call.py         what is known about one call of the U-Net

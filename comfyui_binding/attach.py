@@ -43,6 +43,7 @@ def with_update(model: ModelPatcher, update: ContextUpdate) -> ModelPatcher:
         )
     if update.gamma_attn == 0 and (update.token_weights is not None or update.mask is not None):
         log.warning("Token weights and mask act on the attention term alone, and gamma_attn is 0: they have no effect.")
+        update = replace(update, token_weights=None, mask=None)
     settings = settings_of(model)
     return _with_settings(model, replace(settings, updates=(*settings.updates, update)))
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .copied_as_itself import CopiedAsItself
 from .edit_composition import EditComposition
 from .families import LayerKey, cross_attention_layers, layer_names
 from .layer import Layer, is_replaceable
@@ -22,7 +23,7 @@ from .prompt_update import PromptUpdate
 from .unet_call import REGIONS, UNetCall
 
 
-class LayerPatches:
+class LayerPatches(CopiedAsItself):
     """Some packs run the U-Net twice in one call: its first layer begins the call anew."""
 
     def __init__(self, call: UNetCall, unet: torch.nn.Module):

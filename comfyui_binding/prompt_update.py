@@ -112,11 +112,14 @@ class PromptUpdate:
                 return REGIONS
             if needs_rows:
                 return f"{REGIONS} (without token weights, mask and apply_to = positive it works there)"
+        is_own = layer.context.shape == self._call.context.shape
+        if not is_own and _has_token_weights(part) and layer.k.shape[1] % len(part.update.token_weights.values):
+            return "another node changes the prompt's length between layers (without token weights it works there)"
         return None if part.update.mask is None else self._call.mask_obstacle(layer)
 
     def _token_weights(self, part: Part, layer: Layer) -> Tensor | None:
         """Weights [rows of the part, t, 1]: the user's on positive prompts, 1 on the others; None if all are 1."""
-        if part.update.token_weights is None or not any(chunk.prompt.positive for chunk in part.chunks):
+        if not _has_token_weights(part):
             return None
         key = (part, layer.k.shape[1])
         if key not in self._token_weight_rows:
@@ -132,3 +135,7 @@ class PromptUpdate:
         positive = self._call.run.cast(values, layer.k).repeat(tokens // len(values)).view(1, tokens, 1)
         rows = [positive if chunk.prompt.positive else torch.ones_like(positive) for chunk in part.chunks]
         return torch.cat([row.expand(len(chunk.images), -1, -1) for row, chunk in zip(rows, part.chunks, strict=True)])
+
+
+def _has_token_weights(part: Part) -> bool:
+    return part.update.token_weights is not None and any(chunk.prompt.positive for chunk in part.chunks)

@@ -5,6 +5,7 @@ Nothing leaves the device, and no call waits for it, before the run ends.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from .layer import Layer
     from .run import Run
 
+log = logging.getLogger("ebca")
+
 Key = TypeVar("Key", bound=Hashable)
 
 #: The longer side of an attention map, in image tokens; finer layers are pooled.
@@ -39,6 +42,7 @@ class Column(NamedTuple):
     layer: str
     role: str
     cond: Hashable
+    image: int
 
 
 @dataclass
@@ -79,18 +83,22 @@ class CallReadings:
     def read_prompts(self, layer: Layer, repeats: Tensor | None, change: Tensor | None, unit: float) -> None:
         """The prompts' own contexts in a layer, and its change of them [b, t, c] in units of `unit`, None for none."""
         roles = [
-            Column(self.names[layer.key], "positive" if chunk.prompt.positive else "negative", chunk.cond)
+            Column(self.names[layer.key], "positive" if chunk.prompt.positive else "negative", chunk.cond, image)
             for chunk in self.chunks
-            for _ in chunk.images
+            for image in chunk.images
         ]
-        self._note(roles, _energies(layer.k, layer.q, layer.heads, repeats), change, unit, layer.context)
+        size = self._relative_size(change, unit, layer.context)
+        if layer.key == next(reversed(self.names)):  # no layer would read the update of the last one
+            size = torch.full_like(size, torch.nan)
+        self._note(roles, _energies(layer.k, layer.q, layer.heads, repeats), size)
 
     def read_edit(
         self, layer: Layer, number: int, chunk: Chunk, keys: Tensor, change: Tensor | None, unit: float, text: Tensor
     ) -> None:
         """An edit's context in a layer, for a chunk's rows, and its change there; text [b, t, c]: as it was encoded."""
-        columns = [Column(self.names[layer.key], f"edit{number}", chunk.cond)] * keys.shape[0]
-        self._note(columns, _energies(keys, layer.q[chunk.rows], layer.heads, None), change, unit, text)
+        columns = [Column(self.names[layer.key], f"edit{number}", chunk.cond, image) for image in chunk.images]
+        energies = _energies(keys, layer.q[chunk.rows], layer.heads, None)
+        self._note(columns, energies, self._relative_size(change, unit, text))
 
     def read_maps(self, layer: Layer) -> None:
         """The attention of a layer to the positive prompts of whole images, whose tokens lie on its grid."""
@@ -102,16 +110,9 @@ class CallReadings:
                 maps = _pooled(maps.unflatten(2, layer.grid))
                 _add(self.maps, (chunk, tuple(maps.shape[-2:])), MapSum(maps, maps.new_ones(())))
 
-    def _note(
-        self,
-        columns: Sequence[Column],
-        energies: tuple[Tensor, Tensor],
-        change: Tensor | None,
-        unit: float,
-        text: Tensor,
-    ) -> None:
+    def _note(self, columns: Sequence[Column], energies: tuple[Tensor, Tensor], size: Tensor) -> None:
         self.columns += columns
-        self.values.append((*energies, self._relative_size(change, unit, text)))
+        self.values.append((*energies, size))
 
     def _relative_size(self, change: Tensor | None, unit: float, text: Tensor) -> Tensor:
         """unit * ||change|| / ||text|| of each row, [b, t, c] -> [b]; zero without a change."""
@@ -133,42 +134,46 @@ class RunReadings:
         self._calls: list[tuple[Tensor, list[Column], Tensor, Tensor]] = []
         #: Maps [t, rows, columns] of one prompt and image, by the size of their grid.
         self._maps: dict[tuple[Hashable, tuple[int, int], int], MapSum] = {}
-        self._sigmas: dict[Hashable, Tensor] = {}
+        #: Of the last call for a prompt and image.
+        self._sigmas: dict[tuple[Hashable, int], Tensor] = {}
         self._prompts: dict[Hashable, Tensor] = {}
         self._lock = threading.Lock()
 
     def add(self, call: CallReadings, sigma: Tensor) -> None:
         """Keep what a call at `sigma`, a tensor of one value, has read.
 
-        Of calls in a row for one prompt at one sigma (heun, PAG, SAG) the first counts, as for what edits carry.
+        Of calls in a row for one prompt and image at one sigma (heun, PAG, SAG, context windows that overlap) the first
+        counts, as for what edits carry.
         """
         if not call.values:
             return
         values = torch.stack([torch.cat(row) for row in zip(*call.values)])
         with self._lock:
-            is_new = {chunk.cond: self._is_new(chunk.cond, sigma) for chunk in call.chunks}
-            weights = torch.stack([is_new[column.cond] for column in call.columns])
-            self._names = call.names
+            is_new = self._are_new([(chunk.cond, image) for chunk in call.chunks for image in chunk.images], sigma)
+            weights = torch.stack([is_new[column.cond, column.image] for column in call.columns])
+            self._names = {**self._names, **call.names}  # a guider may have a second U-Net
             self._calls.append((sigma, call.columns, values, weights))
             for chunk in call.chunks:
                 if chunk.prompt.positive and chunk.cond not in self._prompts:
-                    self._prompts[chunk.cond] = sampled(call.context[chunk.rows][0])
+                    self._prompts[chunk.cond] = sampled(call.context[chunk.rows][0][: chunk.prompt.tokens])
             for (chunk, grid), maps in call.maps.items():
                 for image, total in zip(chunk.images, maps.total, strict=True):
-                    one = MapSum(total, maps.count).times(is_new[chunk.cond])
+                    one = MapSum(total, maps.count).times(is_new[chunk.cond, image])
                     _add(self._maps, (chunk.cond, grid, image), one)
 
-    def _is_new(self, cond: Hashable, sigma: Tensor) -> Tensor:
-        """1 for a prompt's call at another sigma than its last, else 0: a tensor, as nobody may wait for sigma here."""
-        last = self._sigmas.get(cond)
-        self._sigmas[cond] = sigma
-        return torch.ones_like(sigma[0]) if last is None else (sigma != last.to(sigma.device))[0].to(sigma.dtype)
+    def _are_new(self, calls: Sequence[tuple[Hashable, int]], sigma: Tensor) -> dict[tuple[Hashable, int], Tensor]:
+        """1 for a prompt and image whose last call was at another sigma, else 0: tensors, as nobody waits for sigma."""
+        before = {call: self._sigmas.get(call) for call in calls}
+        self._sigmas |= dict.fromkeys(calls, sigma)
+        compared = {id(last): _differs(sigma, last) for last in before.values()}
+        return {call: compared[id(last)] for call, last in before.items()}
 
     def record(self, sigmas: Sequence[float], settings: Settings, is_complete: bool) -> TraceRecord:
         """The record of a run that walks along `sigmas`."""
-        layers = list(self._names.values())
+        read = [column for _, columns, *_ in self._calls for column in columns]
+        layers = list(dict.fromkeys([*self._names.values(), *(column.layer for column in read)]))
         starts = sigmas[:-1] or sigmas  # of the steps
-        present = {column.role for _, columns, *_ in self._calls for column in columns}
+        present = {column.role for column in read}
         roles = sorted(present, key=lambda role: ({"positive": 0, "negative": 1}.get(role, 2), role))
         total = torch.zeros(3, len(starts), len(layers), len(roles), dtype=torch.float64)
         count = torch.zeros(total.shape[1:], dtype=torch.float64)
@@ -184,7 +189,6 @@ class RunReadings:
                 quantity.index_put_(at, row.where(weights != 0, 0.0), accumulate=True)
         attention, norm, size = (total / count).unbind()  # 0 / 0: NaN where nothing was read
         size = size.where(size.isfinite(), torch.nan)
-        _leave_out_the_last_layer(size, roles)
         return TraceRecord(
             values=torch.stack([attention, norm, attention + norm, size]).float(),
             layers=tuple(layers),
@@ -223,7 +227,15 @@ def recording(run: Run, sigmas: Sequence[float]):
         with suppress(Exception):  # what stopped the run is what its user must see
             write(is_complete=False)
         raise
-    write(is_complete=True)
+    try:
+        write(is_complete=True)
+    except Exception:  # the picture is there, and must not be lost with its trace
+        log.exception("EBCA Trace could not put its record together; the picture is as it should be. Please report it.")
+
+
+def _differs(sigma: Tensor, last: Tensor | None) -> Tensor:
+    """1 if a sigma [1] is another than the last one, or the first, else 0."""
+    return torch.ones_like(sigma[0]) if last is None else (sigma != last.to(sigma.device))[0].to(sigma.dtype)
 
 
 def _step_at(sigma: float, starts: Sequence[float]) -> int:
@@ -231,13 +243,6 @@ def _step_at(sigma: float, starts: Sequence[float]) -> int:
     falls = starts[0] >= starts[-1]
     begun = [step for step, start in enumerate(starts) if (start >= sigma if falls else start <= sigma)]
     return max(begun, default=0)
-
-
-def _leave_out_the_last_layer(size: Tensor, roles: Sequence[str]) -> None:
-    """size [s, l, r]: the prompts are not updated in the last layer, as none would read it; edits carry theirs on."""
-    for number, role in enumerate(roles):
-        if role in ("positive", "negative"):
-            size[:, -1, number] = torch.nan
 
 
 def _energies(keys: Tensor, queries: Tensor, heads: int, repeats: Tensor | None) -> tuple[Tensor, Tensor]:

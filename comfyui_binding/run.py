@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..ebca_core import Schedule, Window, mask_on_grid
+from .copied_as_itself import CopiedAsItself
 from .prompts import Chunk, Prompts
 from .readings import RunReadings
 from .settings import ContextUpdate, Edit, Settings
@@ -24,7 +25,7 @@ Made = TypeVar("Made")
 CarryKey = tuple[Edit | None, Hashable, int]
 
 
-class Run:
+class Run(CopiedAsItself):
     """One sampling run. Made when the sampler starts and gone with it; calls in several threads may share it."""
 
     def __init__(

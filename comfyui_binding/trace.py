@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from .copied_as_itself import CopiedAsItself
 
 #: The quantities of a record, in the order of its values.
 QUANTITIES = ("E(K|Q)", "E(K)", "E(K|Q) + E(K)", "update size")
@@ -17,13 +20,16 @@ SAMPLES = 256
 def sampled(tensor: Tensor) -> Tensor:
     """Some values of a tensor, evenly spread over it, in float32: enough to know it again."""
     flat = tensor.detach().flatten()
-    return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].float()
+    return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].to(torch.float32, copy=True)
 
 
 def is_known_again(samples: Tensor, tensor: Tensor) -> bool:
     """Whether a tensor is the one that samples were taken of, up to what half precision rounds away."""
     others = sampled(tensor).cpu()
-    return samples.shape == others.shape and bool((samples - others).norm() <= 0.01 * samples.norm())
+    if samples.shape != others.shape or not torch.equal(samples.isfinite(), others.isfinite()):
+        return False
+    samples, others = samples.nan_to_num(0, 0, 0), others.nan_to_num(0, 0, 0)  # a picture that broke up can be traced
+    return bool((samples - others).norm() <= 0.01 * samples.norm())
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,16 +73,12 @@ class TraceRecord:
 
 
 @dataclass(eq=False)
-class Trace:
+class Trace(CopiedAsItself):
     """An EBCA_TRACE: the record of the last run with the model of one EBCA Trace, or the one that was in a file."""
 
     wants_maps: bool = False
     record: TraceRecord | None = field(default=None, repr=False)
     is_from_file: bool = False
-
-    def __deepcopy__(self, memo: dict) -> Trace:
-        """A pack that copies a model's options copies whom the run reports to, not the report."""
-        return self
 
     def know_result(self, latent: Tensor) -> None:
         """Remember the latent [b, c, height, width] of the run just recorded."""

@@ -1,7 +1,8 @@
 """Traces in files, for plots elsewhere: safetensors, with everything that is no tensor as JSON in the metadata.
 
-Tensors: `values` [quantity, step, layer, role], and for each positive prompt p with attention maps `maps.p.g`
-[image, token, rows, columns] for each of its grids g. The metadata's entry `ebca_trace` says what stands at each place.
+Tensors: `values` [quantity, step, layer, role], for each positive prompt p with attention maps `maps.p.g` [image,
+token, rows, columns] for each of its grids g, and `prompt.p` by which the text of a positive prompt is known again. The
+metadata's entry `ebca_trace` says what stands at each place.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def save(path: Path, record: TraceRecord, other_metadata: Mapping[str, str]) -> 
     tensors = {"values": record.values}
     for prompt, maps in enumerate(record.maps):
         tensors |= {f"maps.{prompt}.{number}": grid.contiguous() for number, grid in enumerate(maps.by_grid)}
+    tensors |= {f"prompt.{number}": samples for number, samples in enumerate(record.prompts)}
     about = {
         "version": VERSION,
         "quantities": QUANTITIES,
@@ -34,6 +36,7 @@ def save(path: Path, record: TraceRecord, other_metadata: Mapping[str, str]) -> 
         "settings": record.settings,
         "is_complete": record.is_complete,
         "map_weights": [maps.weights for maps in record.maps],
+        "prompts": len(record.prompts),
     }
     comfy.utils.save_torch_file(tensors, str(path), metadata={**other_metadata, TRACE_KEY: json.dumps(about)})
 
@@ -47,11 +50,14 @@ def load(path: Path) -> TraceRecord:
                 WordMaps([file.get_tensor(f"maps.{prompt}.{number}") for number in range(len(weights))], weights)
                 for prompt, weights in enumerate(about["map_weights"])
             ]
+            prompts = tuple(file.get_tensor(f"prompt.{number}") for number in range(about["prompts"]))
             values = file.get_tensor("values")
             layers, roles, sigmas = (tuple(about[name]) for name in ("layers", "roles", "sigmas"))
             if values.shape != (len(QUANTITIES), len(sigmas), len(layers), len(roles)):
                 raise ValueError(f"values of shape {list(values.shape)}")
-            return TraceRecord(values, layers, roles, sigmas, about["settings"], about["is_complete"], tuple(maps))
+            return TraceRecord(
+                values, layers, roles, sigmas, about["settings"], about["is_complete"], tuple(maps), prompts=prompts
+            )
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"Expected a file that EBCA Save Trace wrote, but {path.name} is none: {type(error).__name__}, {error}. "

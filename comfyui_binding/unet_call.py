@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .copied_as_itself import CopiedAsItself
 from .families import LayerKey
 from .layer import Layer
 from .prompts import Chunk
@@ -22,7 +23,7 @@ MERGED = "another node merges image tokens"
 
 
 @dataclass(frozen=True, eq=False)
-class ModelCall:
+class ModelCall(CopiedAsItself):
     """One call of the model with EBCA on. latent_size: height and width of what the model was given."""
 
     run: Run

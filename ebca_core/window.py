@@ -16,7 +16,7 @@ class Window:
         if not 0 <= self.start_percent < self.end_percent <= 1:
             raise ValueError(
                 f"Expected 0 <= start < end <= 1, but got start {self.start_percent} and end {self.end_percent}. "
-                "Move the start before the end, or set the strength to 0 to switch it off."
+                "Move the start before the end."
             )
 
     def covers(self, percent: float) -> bool:

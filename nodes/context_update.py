@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..comfyui_binding.attach import with_update
 from ..comfyui_binding.families import parse_blocks, unet_of
 from ..comfyui_binding.settings import ContextUpdate
+from ..ebca_core import Window
 from .inputs import (
     CATEGORY,
     TokenWeightsType,
@@ -109,7 +110,7 @@ class EBCAContextUpdate(io.ComfyNode):
         update = ContextUpdate(
             gamma_attn,
             gamma_norm,
-            checked_window(start_percent, end_percent),
+            checked_window(start_percent, end_percent) if gamma_attn or gamma_norm else Window(),
             token_weights,
             checked_mask(mask),
             use_noise_mask,

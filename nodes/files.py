@@ -48,8 +48,10 @@ def next_file(folder: str, prefix: str, extension: str) -> tuple[Path, dict[str,
 def saved_files(folder: str, extension: str) -> list[str]:
     """Files below a folder of the output folder, newest first, as ComfyUI marks them; then the input folder's."""
     output, inputs = Path(folder_paths.get_output_directory()), Path(folder_paths.get_input_directory())
-    saved = [f"{path.relative_to(output).as_posix()} [output]" for path in (output / folder).rglob(f"*{extension}")]
-    return sorted(saved, reverse=True) + sorted(path.name for path in inputs.glob(f"*{extension}"))
+    saved = sorted((output / folder).rglob(f"*{extension}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [f"{path.relative_to(output).as_posix()} [output]" for path in saved] + sorted(
+        path.name for path in inputs.glob(f"*{extension}")
+    )
 
 
 def path_of(file: str) -> Path:

@@ -40,6 +40,7 @@ TABLE = {
     "tiles at once, edit": Row(neighbours.tiles(at_once=True), "edit", "tiles"),
     "tiles one by one, words": Row(neighbours.tiles(at_once=False), "words", "tiles"),
     "tiles one by one, edit": Row(neighbours.tiles(at_once=False), "edit", "tiles"),
+    "appended tokens, words": Row(neighbours.appended_tokens, "words", "changes the prompt's length"),
     "merged tokens, mask": Row(neighbours.merged_tokens, "mask", "merges image tokens"),
 }
 

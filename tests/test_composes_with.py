@@ -89,6 +89,7 @@ PACKS = {
     "DeepCache": Row(neighbours.deep_cache, AROUND, 1e-5, orders=ONE),
     "reference image": Row(neighbours.reference_only, AROUND, 1e-5),
     "model function": Row(neighbours.model_function, AROUND, 1e-5),
+    "options copied in the run": Row(neighbours.options_copied_in_the_run, AROUND, 1e-5),
 }
 PAG = on_the_model("PerturbedAttentionGuidance", scale=2.0)
 LORA = neighbours.lora("LoraLoaderModelOnly")

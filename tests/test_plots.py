@@ -267,7 +267,7 @@ def test_trace_without_maps_is_refused(comfy, traced_caption):
 
 
 @pytest.mark.parametrize("area", [{}, dict(area=(4, 4, 0, 0), strength=1.0)], ids=["combined", "with an area"])
-def test_several_positive_prompts_are_refused(comfy, traced_caption, area):
+def test_several_positive_prompts_are_refused(comfy, pack, traced_caption, tmp_path, area):
     from support.sampling import sample
 
     model, trace = node(comfy, "EBCATrace").execute(model=toy.model(), attention_maps=True)
@@ -275,3 +275,7 @@ def test_several_positive_prompts_are_refused(comfy, traced_caption, area):
     sample(model, positive, steps=1, latent=toy.latent(2, 8, 8))
     maps = node(comfy, "EBCAAttentionMaps")
     refused(lambda: maps.execute(**{**traced_caption, "trace": trace}, words=""), "one positive prompt", "2")
+    files = pack.comfyui_binding.trace_file
+    files.save(tmp_path / "x.safetensors", trace.record, {})
+    loaded = type(trace)(True, files.load(tmp_path / "x.safetensors"), is_from_file=True)
+    refused(lambda: maps.execute(**{**traced_caption, "trace": loaded}, words=""), "one positive prompt", "2")

@@ -70,6 +70,7 @@ def test_empty_or_reversed_window_is_refused(comfy, which, start, end):
 def test_window_of_a_strength_that_is_off_is_not_looked_at(comfy):
     an_edit(comfy, gamma_attn=0.0, gamma_norm=0.0, gamma_start_percent=1.0)
     an_edit(comfy, alpha=0.0, start_percent=0.9, end_percent=0.1)
+    update(comfy, gamma_attn=0.0, gamma_norm=0.0, start_percent=0.5, end_percent=0.5)
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
@@ -131,6 +132,14 @@ def test_inputs_of_an_attention_term_that_is_off_warn(comfy, pack, caplog, wired
         update(comfy, **inputs)
     (message,) = messages(caplog)
     assert "act on the attention term alone, and gamma_attn is 0" in message
+
+
+def test_inputs_of_an_attention_term_that_is_off_do_nothing(comfy, pack):
+    """Weights of a text of another length would be refused, were they asked."""
+    norm = dict(gamma_attn=0.0, gamma_norm=0.02)
+    inputs = dict(token_weights=weights(pack, 154), mask=toy.noise(1, 8, 8).sigmoid())
+    got, expected = (sample(update(comfy, **norm, **more), toy.conditioning(1), steps=1) for more in (inputs, {}))
+    assert torch.equal(got, expected)
 
 
 # --- conditionings of edits ------------------------------------------------------------------------------------------

@@ -179,6 +179,15 @@ def test_prompts_of_other_lengths_are_read_as_if_alone(comfy):
         assert relative_error(both, one) < 1e-5
 
 
+def test_long_negative_prompt_does_not_hide_whose_prompt_it_was(comfy):
+    model, trace = traced(comfy, toy.model())
+    run(model, toy.conditioning(1), negative=toy.conditioning(99, tokens=154), steps=1)
+    together = trace.record.prompts
+    run(model, toy.conditioning(1), cfg=1.0, steps=1)
+    assert [prompt.shape for prompt in together] == [prompt.shape for prompt in trace.record.prompts]
+    assert torch.equal(together[0], trace.record.prompts[0])
+
+
 def first_layer_of_calls(model, **options):
     with watched(model) as seen:
         run(model, **options)
@@ -216,6 +225,42 @@ def test_perturbed_passes_are_not_recorded(comfy):
     run(pag, steps=1)
     assert relative_error(trace.record.values[..., :-1, :], alone.values[..., :-1, :]) < 1e-6
     assert torch.equal(trace.record.maps[0].by_grid[0], alone.maps[0].by_grid[0])
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_context_windows_are_recorded_as_the_whole_batch(comfy, anchored):
+    """Windows come one after the other at one sigma, and some images twice. No image of the batch feels another."""
+
+    def recorded(wire):
+        scene = neighbours.scene(latent=toy.latent(4, 8, 8))
+        model, trace = traced(comfy, updated(comfy, scene.model), attention_maps=True)
+        wire(comfy, replace(scene, model=model)).sampled(comfy)
+        return trace.record
+
+    windows = neighbours.context_windows(anchored)
+    whole = recorded(lambda comfy, scene: scene)
+    apart = recorded(lambda comfy, scene: replace(windows(comfy, scene), latent=scene.latent))
+    assert relative_error(filled(apart.values), filled(whole.values)) < 1e-5
+    assert apart.maps[0].weights == whole.maps[0].weights
+    for one, other in zip(apart.maps[0].by_grid, whole.maps[0].by_grid, strict=True):
+        assert relative_error(one, other) < 1e-5
+
+
+def test_second_unet_of_a_guider_is_recorded_too(comfy):
+    """DualModelGuider has the negative prompt on a model with other layers."""
+    main, weak = toy.model("sdxl"), toy.model("koala")
+    model, trace = traced(comfy, main)
+    prompts = [toy.conditioning(seed) for seed in (1, 2)]
+    guider = node(comfy, "DualModelGuider").execute(
+        model=model, model_negative=weak, positive=prompts[0], negative=prompts[1], cfg=4.0
+    )[0]
+    neighbours.sampled_with_guider(comfy, neighbours.Scene(model, *prompts, latent=toy.latent(1, 8, 8)), guider)
+    record = trace.record
+    read = ~record.values[0, 0].isnan()
+    positive, negative = ({name for name, seen in zip(record.layers, read[:, role]) if seen} for role in (0, 1))
+    assert positive - negative == {"m0.0", "m0.1"}
+    assert negative < positive
+    assert record.is_complete
 
 
 # --- the attention maps ----------------------------------------------------------------------------------------------
@@ -392,6 +437,24 @@ def test_error_of_a_run_is_the_one_that_its_user_sees(comfy, pack, monkeypatch):
         run(model, callback=broken)
 
 
+def test_picture_is_not_lost_with_its_record(comfy, pack, monkeypatch, caplog):
+    monkeypatch.setattr(pack.comfyui_binding.readings.RunReadings, "record", lambda *_, **__: 1 / 0)
+    model, trace = traced(comfy, toy.model())
+    assert torch.equal(run(model), run(toy.model()))
+    assert trace.record is None
+    assert any("could not put its record together" in message for message in messages(caplog))
+
+
+def test_run_that_ended_in_nan_can_be_looked_at(comfy):
+    model, trace = traced(comfy, toy.model())
+    with torch.no_grad():
+        model.model.diffusion_model.out[-1].bias.fill_(math.nan)
+    latent = {"samples": run(model)}
+    assert latent["samples"].isnan().all()
+    node(comfy, "EBCAEnergyPlot").execute(trace=trace, latent=latent)
+    refused(lambda: node(comfy, "EBCAEnergyPlot").execute(trace=trace, latent=toy.latent()), "another")
+
+
 def test_run_of_a_single_sigma_is_recorded(comfy):
     def one_call(model, x, sigmas, extra_args, callback, disable):
         return model(x, sigmas[:1].expand(len(x)), **extra_args)
@@ -503,6 +566,7 @@ def test_saved_trace_comes_back(comfy, pack, tmp_path):
     assert loaded.settings == record.settings
     assert list(loaded.sigmas) == pytest.approx(record.sigmas)
     assert all(torch.equal(a, b) for a, b in zip(loaded.maps[0].by_grid, record.maps[0].by_grid, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.prompts, record.prompts, strict=True))
     plot = node(comfy, "EBCAEnergyPlot")
     from_file = type(trace)(True, loaded, is_from_file=True)
     (live,) = plot.execute(trace=trace, latent=latent)

@@ -6,6 +6,7 @@ cross-attention is told a second time as a formula for the hand-made attention, 
 """
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import forward_timestep_embed
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import calc_cond_batch
 
 from support import by_hand, toy
 from support.host import node
@@ -260,7 +262,7 @@ def timestep_range(comfy, scene: Scene) -> Scene:
 # --- core's guiders ---
 
 
-def _with_guider(comfy, scene: Scene, guider) -> torch.Tensor:
+def sampled_with_guider(comfy, scene: Scene, guider) -> torch.Tensor:
     (sigmas,) = node(comfy, "BasicScheduler").execute(model=scene.model, scheduler="normal", steps=scene.steps)
     return node(comfy, "SamplerCustomAdvanced").execute(
         noise=node(comfy, "RandomNoise").execute(noise_seed=0)[0], guider=guider, sigmas=sigmas,
@@ -276,7 +278,7 @@ def perp_neg(comfy, scene: Scene) -> Scene:
             model=scene.model, positive=scene.positive, negative=scene.negative, empty_conditioning=empty, cfg=4.0,
             neg_scale=1.5,
         )  # fmt: skip
-        return _with_guider(comfy, scene, guider)
+        return sampled_with_guider(comfy, scene, guider)
 
     return replace(scene, sampler=sampler, others=(empty,))
 
@@ -296,7 +298,7 @@ def dual_cfg(comfy, scene: Scene) -> Scene:
             model=scene.model, cond1=scene.positive, cond2=middle, negative=scene.negative, cfg_conds=4.0,
             cfg_cond2_negative=2.0,
         )  # fmt: skip
-        return _with_guider(comfy, scene, guider)
+        return sampled_with_guider(comfy, scene, guider)
 
     return replace(scene, sampler=sampler, others=(middle,))
 
@@ -309,7 +311,7 @@ def dual_model(comfy, scene: Scene) -> Scene:
         (guider,) = node(comfy, "DualModelGuider").execute(
             model=scene.model, model_negative=second, positive=scene.positive, negative=scene.negative, cfg=4.0
         )
-        return _with_guider(comfy, scene, guider)
+        return sampled_with_guider(comfy, scene, guider)
 
     return replace(scene, sampler=sampler, more_models=(second,))
 
@@ -597,6 +599,22 @@ def model_function(comfy, scene: Scene) -> Scene:
     return replace(scene, model=model)
 
 
+def options_copied_in_the_run(comfy, scene: Scene) -> Scene:
+    """A pre-CFG function that calls the model again for the positive prompt, with options copied and changed."""
+    def pre_cfg(args):
+        options = copy.deepcopy(args["model_options"])
+        options["transformer_options"]["of_this_pack"] = True
+        (again,) = calc_cond_batch(
+            args["model"], args["conds"][:1], 0.95 * args["input"], args["timestep"], options
+        )
+        positive, *others = args["conds_out"]
+        return [positive + 0.3 * (positive - again), *others]
+
+    model = scene.model.clone()
+    model.set_model_sampler_pre_cfg_function(pre_cfg)
+    return replace(scene, model=model)
+
+
 # --- packs with which EBCA cannot act ---
 
 
@@ -693,6 +711,17 @@ def tiles(at_once: bool) -> Callable[[Any, Scene], Scene]:
         return replace(scene, model=model)
 
     return wire
+
+
+def appended_tokens(comfy, scene: Scene) -> Scene:
+    """Every layer gets four tokens more than the prompt has."""
+    def append(n, context, value, options):
+        longer = torch.cat([context, toy.noise(1, 4, toy.WIDTH, seed=4).expand(len(context), -1, -1)], dim=1)
+        return n, longer, longer
+
+    model = scene.model.clone()
+    model.set_model_attn2_patch(append)
+    return replace(scene, model=model)
 
 
 def merged_tokens(comfy, scene: Scene) -> Scene:
