@@ -3,6 +3,7 @@
     python run.py demo                        before/after pictures on the model that ships with the repository
     python run.py demo --count 40             the same for 40 pictures of each kind, counted
     python run.py test                        all tests on the newest and the oldest ComfyUI, fast ones on those between
+                                              (half an hour on two cores)
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
     python run.py twins                       every workflow file on that model, and the pictures it saves
@@ -19,8 +20,8 @@
     python run.py bench import_time           how long ComfyUI takes to load the pack
     python run.py archive                     what users install, as the registry packs it, in dist/
 
-The first call makes an environment in `.host` and fetches ComfyUI, unless COMFYUI_PATH names one or the pack lies in
-one's custom_nodes.
+A command with --help says what options it has. The first call makes an environment in `.host` and fetches ComfyUI,
+unless COMFYUI_PATH names one or the pack lies in one's custom_nodes.
 """
 
 import argparse
@@ -51,7 +52,10 @@ def twins(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def bench(options: argparse.Namespace, rest: list[str]) -> int:
-    name, rest = (rest[0], rest[1:]) if rest and rest[0] in BENCHES else (BENCHES[0], rest)
+    name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else (BENCHES[0], rest)
+    if name not in BENCHES:
+        print(f"Expected one of the benches {', '.join(BENCHES)}, got {name}.", file=sys.stderr)
+        return 2
     host = environment.prepare(options.host)
     comfyui = [] if name == "real_checkpoints" else ["--comfyui", host.comfyui]  # it runs on servers that are there
     return children.call([host.python, REPO / "bench" / f"{name}.py", *comfyui, *rest])
@@ -112,7 +116,10 @@ COMMANDS = {
 
 def main(arguments: list[str]) -> int:
     """Run one command; its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=arguments[:1] in (["-h"], ["--help"]),  # after a command it asks for that command's own
+    )  # fmt: skip
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--host", metavar="VERSION", help=f"ComfyUI version: {', '.join(environment.VERSIONS)}")
     options, rest = parser.parse_known_args(arguments)

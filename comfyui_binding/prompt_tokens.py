@@ -103,7 +103,7 @@ def occurrences(reading: Reading, text: str, phrase: list[Token]) -> list[Token]
         known = dict.fromkeys(reading.text(word) for word in words(reading))
         raise ValueError(
             f"Expected words of the prompt, but got `{text}`, which is not in it. The prompt's words are: "
-            f"{' '.join(known) or '(none)'}\nWrite words and phrases as they are in the prompt."
+            f"{' '.join(f'`{word}`' for word in known) or '(none)'}\nWrite words and phrases as they are in the prompt."
         )
     return [token for i in starts for token in reading.tokens[i : i + len(wanted)]]
 

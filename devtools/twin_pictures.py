@@ -5,12 +5,14 @@
     python run.py twins --docs                instead, everything that is drawn from such pictures: those of README and
                                               of the help pages, and the thumbnails of the workflow files
 
-Each picture becomes <out>/<workflow>/<title of the node that saves it>.png.
+Each picture becomes <out>/<workflow>/<title of the node that saves it>.png. Beside them lies prompt.json, which a
+ComfyUI with the shapes model opens (demo/README.md).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +26,7 @@ if __name__ == "__main__":
 from devtools import thumbnails  # noqa: E402
 from devtools.thumbnails import CARDS, MARGIN, PHOTO, Pictures, decoded, side_by_side  # noqa: E402
 from devtools.twins import SHAPES, prompt_of, saved, shapes_server  # noqa: E402
+from devtools.workflows import Prompt  # noqa: E402
 
 DOCS, HELP, EFFECTS = (REPO / folder for folder in ("docs/looking", "web/docs/looking", "web/docs/effects"))
 OF_DOCS = ("trace_sd15", "sweep_sd15", "schedule_sd15")
@@ -46,9 +49,9 @@ OF_ONE_INVERSION = {
 }
 
 
-def run(server, name: str) -> Pictures:
-    """A file's pictures by the titles of the nodes that save them; those of a batch are numbered from the second on."""
-    files = saved(server, prompt_of(name, server.object_info(), SHAPES[name]))
+def run(server, prompt: Prompt) -> Pictures:
+    """A twin's pictures by the titles of the nodes that save them; those of a batch are numbered from the second on."""
+    files = saved(server, prompt)
     return {
         title + (f" {number + 1}" if number else ""): decoded(file)
         for title, batch in files.items()
@@ -117,7 +120,9 @@ def main(argv: list[str] | None = None) -> int:
         else:
             for name in options.names or SHAPES:
                 print(name, flush=True)
-                write(run(server, name), options.out / name)
+                prompt = prompt_of(name, server.object_info(), SHAPES[name])
+                write(run(server, prompt), options.out / name)
+                (options.out / name / "prompt.json").write_text(json.dumps(prompt, indent=2), encoding="utf-8")
     return 0
 
 

@@ -269,7 +269,7 @@ def test_lines_may_repeat_a_weight_and_leave_lines_blank(weigh, make_clip):
 
 REFUSED = {
     "word that is not there": (
-        "a red cat, a 日本語", "hat = 2", r"got `hat`, which is not in it.* words are: a red cat , 日本語\n"),
+        "a red cat, a 日本語", "hat = 2", r"got `hat`, which is not in it.* words are: `a` `red` `cat` `,` `日本語`\n"),
     "part of a word": ("a floccinaucinihil", "flocc = 2", "got `flocc`, which is not in it"),
     "phrase with a gap": ("a red old shirt", "red shirt = 2", "got `red shirt`, which is not in it"),
     "phrase without a word": ("a (red) shirt", "() = 2", r"got `\(\)`, which is not in it"),
