@@ -229,7 +229,7 @@ def main(arguments: Sequence[str]) -> int:
     results = Results(options.results)
     if not options.report:
         shapes = ShapesModel()
-        chosen = [method for method in methods if any(text in method.name for text in options.method)]
+        chosen = [m for m in methods if m is PLAIN or any(text in m.name for text in options.method)]
         fill(shapes, results, [
             (Cell(captions, method.kind, method.settings, options.tune, images), method)
             for captions in options.captions or columns.sets for method in chosen

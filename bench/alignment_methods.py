@@ -15,7 +15,7 @@ from alignment_settings import CFG, SAMPLER, Method
 from rivals.attend_and_excite import AttendAndExcite
 from rivals.composable import combined
 from rivals.normalised_attention_guidance import normalised_attention_guidance
-from shapes.grammar import Scene
+from shapes.grammar import Scene, Wanted
 from shapes_model import ShapesModel
 
 
@@ -62,7 +62,7 @@ def composable(
 
     Noise predictions are averaged.
     """
-    concepts = _objects(shapes, scenes)
+    concepts = _encoded(shapes, scenes, "objects")
     if strength is not None:
         weak = [shapes.node("ConditioningSetAreaStrength", conditioning=c, strength=strength)[0] for c in concepts]
         early = [shapes.node("ConditioningSetTimestepRange", conditioning=c, start=0.0, end=end)[0] for c in weak]
@@ -137,28 +137,69 @@ def _all(experiments: Sequence[dict[str, Any]]) -> Iterator[None]:
 
 
 def object_contexts(
-    shapes: ShapesModel, scenes: Sequence[Scene], alpha: float, start: float, end: float, gamma_norm: float = 0.0,
+    shapes: ShapesModel, scenes: Sequence[Scene], alpha: float, start: float, end: float, **settings: Any
+) -> Guided:
+    """EBCA Compose with each object as an edit that is added."""
+    return composed(shapes, scenes, [{"of": "objects", "alpha": alpha, "start": start, "end": end}], **settings)
+
+
+def composed(
+    shapes: ShapesModel, scenes: Sequence[Scene], parts: Sequence[dict[str, Any]], gamma_norm: float = 0.0,
     gamma_end: float = 1.0, experiments: Sequence[dict[str, Any]] = (), cfg: float = CFG,
 ) -> Guided:  # fmt: skip
-    """EBCA Compose with each object as an edit that is added; with gamma_norm, EBCA Context Update until gamma_end."""
-    edits = {
-        f"edit{i}": shapes.node(
-            "EBCAEditContext", conditioning=context, direction="add", alpha=alpha, start_percent=start,
-            end_percent=end, gamma_attn=0.0, gamma_norm=0.0, gamma_start_percent=start, gamma_end_percent=end,
-        )[0]
-        for i, context in enumerate(_objects(shapes, scenes))
-    }  # fmt: skip
-    (model,) = shapes.node("EBCACompose", model=shapes.model, edits=edits)
+    """EBCA Compose: parts are {"of": a key of _TEXTS, and arguments of _edit}.
+
+    With gamma_norm also EBCA Context Update until gamma_end.
+    """
+    edits = []
+    for part in parts:
+        settings = dict(part)
+        contexts = _encoded(shapes, scenes, settings.pop("of"))
+        edits += [_edit(shapes, context, **settings) for context in contexts]
+    wired = {f"edit{i}": edit for i, edit in enumerate(edits)}
+    (model,) = shapes.node("EBCACompose", model=shapes.model, edits=wired)
     if gamma_norm:
         model = _updated(shapes, model, 0.0, gamma_norm, end=gamma_end)
     return replace(plain(shapes, scenes, cfg), model=model, around=_all(experiments))
+
+
+def _edit(shapes: ShapesModel, context: list, alpha: float, start: float, end: float, direction: str = "add"):
+    return shapes.node(
+        "EBCAEditContext", conditioning=context, direction=direction, alpha=alpha, start_percent=start,
+        end_percent=end, gamma_attn=0.0, gamma_norm=0.0, gamma_start_percent=start, gamma_end_percent=end,
+    )[0]  # fmt: skip
+
+
+def _turned(scene: Scene) -> list[str]:
+    """The caption with its objects in each other cyclic order."""
+    objects = scene.objects
+    return [_only(scene, objects[i:] + objects[:i]) for i in range(1, len(objects))]
+
+
+def _less_one(scene: Scene) -> list[str]:
+    """The caption without one object, for each."""
+    objects = scene.objects
+    return [_only(scene, objects[:i] + objects[i + 1 :]) for i in range(len(objects))]
+
+
+def _only(scene: Scene, objects: tuple[Wanted, ...]) -> str:
+    return replace(scene, objects=objects, relation=None).caption()
+
+
+_TEXTS: dict[str, Callable[[Scene], list[str]]] = {
+    "objects": lambda scene: [wanted.words() for wanted in scene.objects],
+    "shapes": lambda scene: [Wanted(shape=wanted.shape).words() for wanted in scene.objects],
+    "orders": _turned,
+    "all but one": _less_one,
+    "nothing": lambda scene: [""],
+}
 
 
 KINDS: dict[str, Callable[..., Guided]] = {
     function.__name__: function
     for function in (
         plain, weighted_words, composable, perturbed_attention, normalised_attention, attend_and_excite, ebca,
-        object_contexts,
+        object_contexts, composed,
     )
 }  # fmt: skip
 
@@ -172,10 +213,10 @@ def _captions(scenes: Sequence[Scene]) -> list[str]:
     return [scene.caption() for scene in scenes]
 
 
-def _objects(shapes: ShapesModel, scenes: Sequence[Scene]) -> list[list]:
-    """A CONDITIONING for the first object of every scene, one for the second, and so on."""
-    objects = zip(*[scene.objects for scene in scenes], strict=True)
-    return [shapes.encode([wanted.words() for wanted in column]) for column in objects]
+def _encoded(shapes: ShapesModel, scenes: Sequence[Scene], of: str) -> list[list]:
+    """A CONDITIONING for the first text of every scene, one for the second, and so on; of: a key of _TEXTS."""
+    columns = zip(*[_TEXTS[of](scene) for scene in scenes], strict=True)
+    return [shapes.encode(list(column)) for column in columns]
 
 
 _WORDS: dict[str, Callable[[Scene], Sequence[str]]] = {

@@ -92,6 +92,31 @@ def _objects(
     return Method(name + _said(cfg), "object_contexts", settings)
 
 
+def _part(of: str, alpha: float, start: float = 0.0, end: float = 1.0, direction: str = "add") -> dict[str, Any]:
+    return {"of": of, "alpha": alpha, "start": start, "end": end, "direction": direction}
+
+
+def _texts(*parts: dict[str, Any], cfg: float | None = None, **update: float) -> Method:
+    said = ", ".join(_PART[part["of"]] + _said_of(**part) for part in parts)
+    if update:
+        said += f", and EBCA 0, {update['gamma_norm']:g} until {update['gamma_end']:g}"
+    return Method(f"EBCA Compose, {said}{_said(cfg)}", "composed", {"parts": list(parts), **update, **_given(cfg)})
+
+
+_PART = {
+    "objects": "each object",
+    "shapes": "each shape without its colour",
+    "orders": "the caption in its other orders",
+    "all but one": "the caption without one object, for each",
+    "nothing": "the empty prompt",
+}
+
+
+def _said_of(of: str, alpha: float, start: float, end: float, direction: str) -> str:
+    signed = f" at {'-' * (direction == 'remove')}{alpha:g}"
+    return signed if (start, end) == (0, 1) else f"{signed} from {start:g} to {end:g}"
+
+
 EULER = Method(
     "plain, euler, 25 steps", "plain", {"sampler": {"name": "euler", "scheduler": "normal", "steps": 25}}
 )  # fmt: skip
@@ -223,6 +248,33 @@ CANDIDATES = [
     _varied("even norms of words", 0.03, 0.0, {"name": "even_norms"}, tokens="content", cfg=2.5),
     _varied("even norms of words", 0.1, 0.0, {"name": "even_norms"}, tokens="content", cfg=2.5),
     _varied("even norms of words", 0.1, 0.06, {"name": "even_norms"}, tokens="content", cfg=2.5),
+    # Beside each object, other texts.
+    _texts(_part("orders", 1.0), cfg=2.5),
+    _texts(_part("orders", 1.0, 0.0, 0.5), cfg=2.5),
+    _texts(_part("orders", 1.0), _part("objects", 0.2, 0.0, 0.5), cfg=2.5),
+    _texts(_part("orders", 1.0), _part("objects", 0.3, 0.0, 0.5), cfg=2.5),
+    _texts(_part("all but one", 0.1, 0.0, 0.5), cfg=2.5),
+    _texts(_part("all but one", 0.3, 0.0, 0.5), cfg=2.5),
+    _texts(_part("shapes", 0.1, 0.0, 0.5), cfg=2.5),
+    _texts(_part("objects", 0.1, 0.0, 0.5), _part("objects", 0.05, 0.5, 1.0, "remove"), cfg=2.5),
+    _texts(_part("nothing", 0.2, direction="remove"), cfg=2.5),
+    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.1, direction="remove"), cfg=2.5),
+    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, direction="remove"), cfg=2.5),
+    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.3, direction="remove"), cfg=2.5),
+    _texts(_part("objects", 0.15, 0.0, 0.5), _part("nothing", 0.2, direction="remove"), cfg=2.5),
+    _texts(_part("objects", 0.15, 0.0, 0.5), _part("nothing", 0.3, direction="remove"), cfg=2.5),
+    _texts(_part("objects", 0.2, 0.0, 0.5), _part("nothing", 0.4, direction="remove"), cfg=2.5),
+    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, 0.5, 1.0, "remove"), cfg=2.5),
+    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, 0.0, 0.5, "remove"), cfg=2.5),
+    _texts(_part("all but one", 0.1, 0.0, 0.5), _part("nothing", 0.2, direction="remove"), cfg=2.5),
+    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, direction="remove"), cfg=2.0),
+    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, direction="remove"), cfg=3.0),
+    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, 0.0, 0.5, "remove"), cfg=3.0),
+    _texts(
+        _part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, 0.0, 0.5, "remove"), cfg=3.0, gamma_norm=0.06,
+        gamma_end=0.5,
+    ),
+    _composable(0.1, 0.5, cfg=3.0),
     EULER,
     FLOAT32,
 ]
@@ -230,10 +282,16 @@ CANDIDATES = [
 HIGHER, HIGHEST = _cfg(2.5), _cfg(3.0)
 EXCITE_HIGHER = _excite(5.0, cfg=2.5)
 AVERAGED = _composable(0.1, 0.5, cfg=2.5)
+AVERAGED_HIGHEST = _composable(0.1, 0.5, cfg=3.0)
 AUTHORS = _ebca(0.01, 0.02)
 NORM_HIGHER = _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5)
 NORM_EARLY = _ebca(0.0, 0.06, "first half of the steps, cfg 2.5", end=0.5, cfg=2.5)
 COMPOSED = _objects(0.1, 0.0, 0.5, cfg=2.5)
+_EACH = _part("objects", 0.1, 0.0, 0.5)
+_AWAY = _part("nothing", 0.2, 0.0, 0.5, "remove")
+AWAY = _texts(_EACH, _AWAY, cfg=2.5)
+AWAY_HIGHEST = _texts(_EACH, _AWAY, cfg=3.0)
+AWAY_THROUGHOUT = _texts(_EACH, _part("nothing", 0.2, direction="remove"), cfg=2.5)
 BOTH = _objects(0.1, 0.0, 0.3, 0.06, 0.5, cfg=3.0)
 METHODS = [
     PLAIN,
@@ -245,6 +303,7 @@ METHODS = [
     EXCITE_HIGHER,
     _composable(0.1),
     AVERAGED,
+    AVERAGED_HIGHEST,
     _pag(0.3),
     _nag(0.5),
     _nag(3.0),
@@ -255,11 +314,15 @@ METHODS = [
     NORM_EARLY,
     COMPOSED,
     BOTH,
+    AWAY_THROUGHOUT,
+    AWAY,
+    AWAY_HIGHEST,
 ]
 #: Pairs whose difference is printed below the table.
 COMPARED = [
-    (COMPOSED, HIGHER), (COMPOSED, HIGHEST), (BOTH, HIGHEST), (NORM_EARLY, HIGHER), (NORM_HIGHER, HIGHER),
-    (EXCITE_HIGHER, HIGHER), (AVERAGED, HIGHER), (COMPOSED, EXCITE_HIGHER), (BOTH, EXCITE_HIGHER),
-    (COMPOSED, AVERAGED),
+    (AWAY_HIGHEST, HIGHEST), (AWAY_HIGHEST, EXCITE_HIGHER), (AWAY_HIGHEST, AVERAGED_HIGHEST), (AWAY, HIGHER),
+    (AWAY, EXCITE_HIGHER), (AWAY, AVERAGED), (AWAY, COMPOSED), (COMPOSED, HIGHER), (COMPOSED, EXCITE_HIGHER),
+    (COMPOSED, AVERAGED), (EXCITE_HIGHER, HIGHER), (AVERAGED, HIGHER), (NORM_EARLY, HIGHER), (NORM_HIGHER, HIGHER),
+    (BOTH, HIGHEST),
 ]  # fmt: skip
-FIGURE = [PLAIN, HIGHER, EXCITE_HIGHER, AUTHORS, COMPOSED, BOTH]
+FIGURE = [PLAIN, HIGHER, EXCITE_HIGHER, AUTHORS, COMPOSED, AWAY_HIGHEST]
