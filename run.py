@@ -20,7 +20,7 @@
     python run.py bench import_time           how long ComfyUI takes to load the pack
     python run.py archive                     what users install, as the registry packs it, in dist/
 
-A command with --help says what options it has. The first call makes an environment in `.host` and fetches ComfyUI,
+demo, twins, test and bench NAME take --help too. The first call makes an environment in `.host` and fetches ComfyUI,
 unless COMFYUI_PATH names one or the pack lies in one's custom_nodes.
 """
 

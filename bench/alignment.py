@@ -218,7 +218,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--tune", action="store_true", help="the candidates, on other captions and noise")
     parser.add_argument("--report", action="store_true", help="sample nothing")
     parser.add_argument("--captions", nargs="+", choices=SETS, metavar="SET", help="sample only these sets of captions")
-    parser.add_argument("--method", nargs="+", default=[""], help="sample only methods with such text in their name")
+    parser.add_argument("--method", nargs="+", default=[""], help="only plain and methods with such text in their name")
     parser.add_argument("--images", type=int, help=f"pictures a cell: {IMAGES}, with --tune {TUNING_IMAGES}")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="file that gets the table")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-Self = TypeVar("Self")
-
 
 class CopiedAsItself:
     """A deep copy is the object itself: whoever copies the options of a run means the settings in them.
@@ -13,5 +9,5 @@ class CopiedAsItself:
     Copied with them, a run would be told nothing more, and would take the model along that it remembers.
     """
 
-    def __deepcopy__(self: Self, memo: dict) -> Self:
+    def __deepcopy__(self, memo: dict) -> CopiedAsItself:
         return self

@@ -113,7 +113,7 @@ class PromptUpdate:
             if needs_rows:
                 return f"{REGIONS} (without token weights, mask and apply_to = positive it works there)"
         is_own = layer.context.shape == self._call.context.shape
-        if not is_own and _has_token_weights(part) and layer.k.shape[1] % len(part.update.token_weights.values):
+        if not is_own and _has_token_weights(part) and layer.k.shape[1] != len(part.update.token_weights.values):
             return "another node changes the prompt's length between layers (without token weights it works there)"
         return None if part.update.mask is None else self._call.mask_obstacle(layer)
 

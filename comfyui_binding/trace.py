@@ -90,7 +90,8 @@ class Trace(CopiedAsItself):
         if self.record is None:
             raise ValueError(
                 "Expected the trace of a sampling run, but the trace is empty: no sampler has run with the model of "
-                "EBCA Trace, or ComfyUI took the sampler's earlier result and did not run it again. Wire the model of "
+                "EBCA Trace, or ComfyUI took the sampler's earlier result and did not run it again, or the log says "
+                "why there is no record. Wire the model of "
                 "EBCA Trace to the sampler and the sampler's latent to this node; if they are, change the seed."
             )
         if not self.record.roles:

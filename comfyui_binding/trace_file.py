@@ -50,7 +50,7 @@ def load(path: Path) -> TraceRecord:
                 WordMaps([file.get_tensor(f"maps.{prompt}.{number}") for number in range(len(weights))], weights)
                 for prompt, weights in enumerate(about["map_weights"])
             ]
-            prompts = tuple(file.get_tensor(f"prompt.{number}") for number in range(about["prompts"]))
+            prompts = tuple(file.get_tensor(f"prompt.{number}") for number in range(about.get("prompts", 0)))
             values = file.get_tensor("values")
             layers, roles, sigmas = (tuple(about[name]) for name in ("layers", "roles", "sigmas"))
             if values.shape != (len(QUANTITIES), len(sigmas), len(layers), len(roles)):

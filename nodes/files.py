@@ -48,7 +48,8 @@ def next_file(folder: str, prefix: str, extension: str) -> tuple[Path, dict[str,
 def saved_files(folder: str, extension: str) -> list[str]:
     """Files below a folder of the output folder, newest first, as ComfyUI marks them; then the input folder's."""
     output, inputs = Path(folder_paths.get_output_directory()), Path(folder_paths.get_input_directory())
-    saved = sorted((output / folder).rglob(f"*{extension}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    files = [path for path in (output / folder).rglob(f"*{extension}") if path.is_file()]
+    saved = sorted(files, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)
     return [f"{path.relative_to(output).as_posix()} [output]" for path in saved] + sorted(
         path.name for path in inputs.glob(f"*{extension}")
     )

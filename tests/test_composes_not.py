@@ -40,7 +40,8 @@ TABLE = {
     "tiles at once, edit": Row(neighbours.tiles(at_once=True), "edit", "tiles"),
     "tiles one by one, words": Row(neighbours.tiles(at_once=False), "words", "tiles"),
     "tiles one by one, edit": Row(neighbours.tiles(at_once=False), "edit", "tiles"),
-    "appended tokens, words": Row(neighbours.appended_tokens, "words", "changes the prompt's length"),
+    "appended tokens, words": Row(neighbours.appended_tokens(4), "words", "changes the prompt's length"),
+    "appended prompt, words": Row(neighbours.appended_tokens(77), "words", "changes the prompt's length"),
     "merged tokens, mask": Row(neighbours.merged_tokens, "mask", "merges image tokens"),
 }
 

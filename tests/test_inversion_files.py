@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 from pathlib import Path
 
 import folder_paths
@@ -400,6 +401,21 @@ def test_new_files_are_offered_first(comfy, run_prompt, file):
     (saved,) = run_prompt(prompt_of(CHAIN))["save"]["latents"]
     newest = f"{saved['subfolder']}/{saved['filename']} [output]"
     assert offered(comfy).index(newest) < offered(comfy).index(file)
+
+
+def test_files_and_nothing_else_are_offered_by_their_time(comfy):
+    folder = Path(folder_paths.get_output_directory()) / "inversions"
+    folder.mkdir(exist_ok=True)
+    names = ["zebra_00001_.latent", "cat_00002_.latent"]
+    for age, name in enumerate(names):
+        (folder / name).write_bytes(b"")
+        os.utime(folder / name, (2e9 + age, 2e9 + age))
+    (folder / "folder_00003_.latent").mkdir()
+    found = [file for file in offered(comfy) if any(name in file for name in (*names, "folder"))]
+    assert found == [f"inversions/{name} [output]" for name in reversed(names)]
+    (folder / "folder_00003_.latent").rmdir()
+    for name in names:
+        (folder / name).unlink()
 
 
 def test_seed_of_a_new_node_stays_as_it_is(comfy):

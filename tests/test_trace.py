@@ -246,20 +246,23 @@ def test_context_windows_are_recorded_as_the_whole_batch(comfy, anchored):
         assert relative_error(one, other) < 1e-5
 
 
-def test_second_unet_of_a_guider_is_recorded_too(comfy):
-    """DualModelGuider has the negative prompt on a model with other layers."""
-    main, weak = toy.model("sdxl"), toy.model("koala")
-    model, trace = traced(comfy, main)
+@pytest.mark.parametrize("families", [("sdxl", "koala"), ("koala", "sdxl")])
+def test_second_unet_of_a_guider_is_recorded_too(comfy, families):
+    """DualModelGuider has the negative prompt on a model with other layers: KOALA has none in the middle."""
+    first, second = map(toy.model, families)
+    model, trace = traced(comfy, first)
     prompts = [toy.conditioning(seed) for seed in (1, 2)]
     guider = node(comfy, "DualModelGuider").execute(
-        model=model, model_negative=weak, positive=prompts[0], negative=prompts[1], cfg=4.0
+        model=model, model_negative=second, positive=prompts[0], negative=prompts[1], cfg=4.0
     )[0]
     neighbours.sampled_with_guider(comfy, neighbours.Scene(model, *prompts, latent=toy.latent(1, 8, 8)), guider)
     record = trace.record
     read = ~record.values[0, 0].isnan()
-    positive, negative = ({name for name, seen in zip(record.layers, read[:, role]) if seen} for role in (0, 1))
-    assert positive - negative == {"m0.0", "m0.1"}
-    assert negative < positive
+    by_role = [{name for name, seen in zip(record.layers, read[:, role]) if seen} for role in (0, 1)]
+    sdxl, koala = by_role if families[0] == "sdxl" else by_role[::-1]
+    assert sdxl - koala == {"m0.0", "m0.1"}
+    assert koala < sdxl
+    assert [name[0] for name in record.layers] == sorted(name[0] for name in record.layers)  # down, middle, up
     assert record.is_complete
 
 

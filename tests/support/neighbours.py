@@ -713,15 +713,18 @@ def tiles(at_once: bool) -> Callable[[Any, Scene], Scene]:
     return wire
 
 
-def appended_tokens(comfy, scene: Scene) -> Scene:
-    """Every layer gets four tokens more than the prompt has."""
+def appended_tokens(count: int) -> Callable[[Any, Scene], Scene]:
+    """Every layer gets so many tokens more than the prompt has."""
     def append(n, context, value, options):
-        longer = torch.cat([context, toy.noise(1, 4, toy.WIDTH, seed=4).expand(len(context), -1, -1)], dim=1)
+        longer = torch.cat([context, toy.noise(1, count, toy.WIDTH, seed=4).expand(len(context), -1, -1)], dim=1)
         return n, longer, longer
 
-    model = scene.model.clone()
-    model.set_model_attn2_patch(append)
-    return replace(scene, model=model)
+    def wire(comfy, scene: Scene) -> Scene:
+        model = scene.model.clone()
+        model.set_model_attn2_patch(append)
+        return replace(scene, model=model)
+
+    return wire
 
 
 def merged_tokens(comfy, scene: Scene) -> Scene:
