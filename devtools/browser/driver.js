@@ -83,7 +83,9 @@ const commands = {
   /** Open a template, as a user does. */
   async openTemplate(category, name) {
     await browseTemplates(category);
-    await opened(name, () => page.locator(`[data-testid="template-workflow-${name}"]`).click());
+    // Not by the mouse: cards move while the pictures above them load, and a click that begins on one and ends elsewhere
+    // is none.
+    await opened(name, () => page.locator(`[data-testid="template-workflow-${name}"]`).dispatchEvent("click"));
   },
 
   /** Drop a file onto the canvas. */
