@@ -117,6 +117,10 @@ def _said_of(of: str, alpha: float, start: float, end: float, direction: str) ->
     return signed if (start, end) == (0, 1) else f"{signed} from {start:g} to {end:g}"
 
 
+_EACH = _part("objects", 0.1, 0.0, 0.5)
+_AWAY = _part("nothing", 0.2, 0.0, 0.5, "remove")
+_AWAY_THROUGHOUT = _part("nothing", 0.2, direction="remove")
+
 EULER = Method(
     "plain, euler, 25 steps", "plain", {"sampler": {"name": "euler", "scheduler": "normal", "steps": 25}}
 )  # fmt: skip
@@ -256,24 +260,21 @@ CANDIDATES = [
     _texts(_part("all but one", 0.1, 0.0, 0.5), cfg=2.5),
     _texts(_part("all but one", 0.3, 0.0, 0.5), cfg=2.5),
     _texts(_part("shapes", 0.1, 0.0, 0.5), cfg=2.5),
-    _texts(_part("objects", 0.1, 0.0, 0.5), _part("objects", 0.05, 0.5, 1.0, "remove"), cfg=2.5),
-    _texts(_part("nothing", 0.2, direction="remove"), cfg=2.5),
-    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.1, direction="remove"), cfg=2.5),
-    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, direction="remove"), cfg=2.5),
-    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.3, direction="remove"), cfg=2.5),
-    _texts(_part("objects", 0.15, 0.0, 0.5), _part("nothing", 0.2, direction="remove"), cfg=2.5),
+    _texts(_EACH, _part("objects", 0.05, 0.5, 1.0, "remove"), cfg=2.5),
+    _texts(_AWAY_THROUGHOUT, cfg=2.5),
+    _texts(_EACH, _part("nothing", 0.1, direction="remove"), cfg=2.5),
+    _texts(_EACH, _AWAY_THROUGHOUT, cfg=2.5),
+    _texts(_EACH, _part("nothing", 0.3, direction="remove"), cfg=2.5),
+    _texts(_part("objects", 0.15, 0.0, 0.5), _AWAY_THROUGHOUT, cfg=2.5),
     _texts(_part("objects", 0.15, 0.0, 0.5), _part("nothing", 0.3, direction="remove"), cfg=2.5),
     _texts(_part("objects", 0.2, 0.0, 0.5), _part("nothing", 0.4, direction="remove"), cfg=2.5),
-    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, 0.5, 1.0, "remove"), cfg=2.5),
-    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, 0.0, 0.5, "remove"), cfg=2.5),
-    _texts(_part("all but one", 0.1, 0.0, 0.5), _part("nothing", 0.2, direction="remove"), cfg=2.5),
-    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, direction="remove"), cfg=2.0),
-    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, direction="remove"), cfg=3.0),
-    _texts(_part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, 0.0, 0.5, "remove"), cfg=3.0),
-    _texts(
-        _part("objects", 0.1, 0.0, 0.5), _part("nothing", 0.2, 0.0, 0.5, "remove"), cfg=3.0, gamma_norm=0.06,
-        gamma_end=0.5,
-    ),
+    _texts(_EACH, _part("nothing", 0.2, 0.5, 1.0, "remove"), cfg=2.5),
+    _texts(_EACH, _AWAY, cfg=2.5),
+    _texts(_part("all but one", 0.1, 0.0, 0.5), _AWAY_THROUGHOUT, cfg=2.5),
+    _texts(_EACH, _AWAY_THROUGHOUT, cfg=2.0),
+    _texts(_EACH, _AWAY_THROUGHOUT, cfg=3.0),
+    _texts(_EACH, _AWAY, cfg=3.0),
+    _texts(_EACH, _AWAY, cfg=3.0, gamma_norm=0.06, gamma_end=0.5),
     _composable(0.1, 0.5, cfg=3.0),
     EULER,
     FLOAT32,
@@ -287,11 +288,9 @@ AUTHORS = _ebca(0.01, 0.02)
 NORM_HIGHER = _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5)
 NORM_EARLY = _ebca(0.0, 0.06, "first half of the steps, cfg 2.5", end=0.5, cfg=2.5)
 COMPOSED = _objects(0.1, 0.0, 0.5, cfg=2.5)
-_EACH = _part("objects", 0.1, 0.0, 0.5)
-_AWAY = _part("nothing", 0.2, 0.0, 0.5, "remove")
 AWAY = _texts(_EACH, _AWAY, cfg=2.5)
 AWAY_HIGHEST = _texts(_EACH, _AWAY, cfg=3.0)
-AWAY_THROUGHOUT = _texts(_EACH, _part("nothing", 0.2, direction="remove"), cfg=2.5)
+AWAY_THROUGHOUT = _texts(_EACH, _AWAY_THROUGHOUT, cfg=2.5)
 BOTH = _objects(0.1, 0.0, 0.3, 0.06, 0.5, cfg=3.0)
 METHODS = [
     PLAIN,

@@ -113,6 +113,12 @@ def layer_names(unet: UNetModel) -> dict[LayerKey, str]:
     return {key: f"{letter}{block}.{depth}" for (letter, block, depth), key in named_layers(unet).items()}
 
 
+def place_of(name: str) -> tuple[int, int, int]:
+    """A name of `layer_names` as what sorts in the order in which a call of the U-Net passes its layers."""
+    block, depth = name[1:].split(".")
+    return list(SIDES).index(name[0]), int(block), int(depth)
+
+
 def parse_blocks(unet: UNetModel, text: str) -> frozenset[LayerKey] | None:
     """`d1-d2,m0,u0-u3,u0.4` -> layers; empty text -> None, for all. Raises ValueError for what the model has not."""
     if not text.strip():

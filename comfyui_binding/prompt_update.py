@@ -14,7 +14,7 @@ from .layer import Layer, accumulated, moved
 from .prompts import Chunk
 from .run import token_weights_error
 from .settings import ContextUpdate
-from .unet_call import REGIONS, UNetCall
+from .unet_call import LENGTHS, REGIONS, UNetCall
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +112,9 @@ class PromptUpdate:
                 return REGIONS
             if needs_rows:
                 return f"{REGIONS} (without token weights, mask and apply_to = positive it works there)"
-        is_own = layer.context.shape == self._call.context.shape
+        is_own = self._call.has_own_lengths(layer)
         if not is_own and _has_token_weights(part) and layer.k.shape[1] != len(part.update.token_weights.values):
-            return "another node changes the prompt's length between layers (without token weights it works there)"
+            return f"{LENGTHS} (without token weights it works there)"
         return None if part.update.mask is None else self._call.mask_obstacle(layer)
 
     def _token_weights(self, part: Part, layer: Layer) -> Tensor | None:
@@ -129,7 +129,7 @@ class PromptUpdate:
     def _make_token_weights(self, part: Part, layer: Layer) -> Tensor:
         values, tokens = part.update.token_weights.values, layer.k.shape[1]
         own = [chunk.prompt.tokens or tokens for chunk in part.chunks if chunk.prompt.positive]
-        is_own = layer.context.shape == self._call.context.shape
+        is_own = self._call.has_own_lengths(layer)
         if tokens % len(values) or (is_own and any(count != len(values) for count in own)):
             raise token_weights_error(len(values), next((count for count in own if count != len(values)), tokens))
         positive = self._call.run.cast(values, layer.k).repeat(tokens // len(values)).view(1, tokens, 1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..ebca_core import attention_energy, attention_map, norm_energy
-from .families import LayerKey
+from .families import LayerKey, place_of
 from .prompts import Chunk
 from .settings import Settings
 from .trace import TraceRecord, WordMaps, sampled
@@ -171,7 +171,7 @@ class RunReadings:
     def record(self, sigmas: Sequence[float], settings: Settings, is_complete: bool) -> TraceRecord:
         """The record of a run that walks along `sigmas`."""
         read = [column for _, columns, *_ in self._calls for column in columns]
-        layers = sorted({*self._names.values(), *(column.layer for column in read)}, key=_place)
+        layers = sorted({*self._names.values(), *(column.layer for column in read)}, key=place_of)
         starts = sigmas[:-1] or sigmas  # of the steps
         present = {column.role for column in read}
         roles = sorted(present, key=lambda role: ({"positive": 0, "negative": 1}.get(role, 2), role))
@@ -231,12 +231,6 @@ def recording(run: Run, sigmas: Sequence[float]):
         write(is_complete=True)
     except Exception:  # the picture is there, and must not be lost with its trace
         log.exception("EBCA Trace could not put its record together; the picture is as it should be. Please report it.")
-
-
-def _place(layer: str) -> tuple[int, int, int]:
-    """Where in a U-Net a layer is, by its name: "u0.4" is the fifth in the first block on the way up."""
-    block, number = layer[1:].split(".")
-    return "dmu".index(layer[0]), int(block), int(number)
 
 
 def _differs(sigma: Tensor, last: Tensor | None) -> Tensor:

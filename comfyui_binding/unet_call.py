@@ -20,6 +20,7 @@ from .settings import Edit
 #: What is said where other packs leave EBCA without the rows or the grid it needs.
 REGIONS = "another node splits prompts into regions or images into tiles"
 MERGED = "another node merges image tokens"
+LENGTHS = "another node changes the prompt's length in the layers"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,10 @@ class UNetCall:
         """Whether the layer's rows are still the call's, so that it is known whose prompt each of them holds."""
         return bool(self.chunks) and layer.q.shape[0] == layer.k.shape[0] == self.context.shape[0]
 
+    def has_own_lengths(self, layer: Layer) -> bool:
+        """Whether the layer's texts still have the call's lengths, so that it is known whose word each token is."""
+        return layer.context.shape == self.context.shape
+
     # --- rows ---
 
     def is_one_text(self, layer: LayerKey, context: Tensor, value: Tensor) -> bool:
@@ -93,8 +98,8 @@ class UNetCall:
 
     def map_obstacle(self, layer: Layer) -> str | None:
         """Why the layer's attention is no map of the prompt's tokens; None if it is."""
-        if layer.context.shape != self.context.shape:
-            return "another node changes the prompt's length in the layers"
+        if not self.has_own_lengths(layer):
+            return LENGTHS
         return self.mask_obstacle(layer)
 
     def mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], layer: Layer) -> Tensor:
@@ -105,7 +110,7 @@ class UNetCall:
 
     def repeats(self, layer: Layer) -> Tensor | None:
         """How often each row's own tokens stand in its keys, [b, 1, 1]; None where every row has them once."""
-        if self._are_lengths_known and layer.context.shape == self.context.shape:
+        if self._are_lengths_known and self.has_own_lengths(layer):
             return self._known_repeats
         return _found_repeats(layer.context)
 
