@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..comfyui_binding.architectures.unet import parse_blocks, unet_of
+from ..comfyui_binding.architectures.layer_selection import parse_blocks
+from ..comfyui_binding.architectures.registry import layer_names
 from ..comfyui_binding.model_patch import with_update
 from ..comfyui_binding.runtime.settings import ContextUpdate
 from ..ebca_core import Window
@@ -115,7 +116,7 @@ class EBCAContextUpdate(io.ComfyNode):
             checked_mask(mask),
             use_noise_mask,
             positive_only=apply_to == "positive",
-            layers=parse_blocks(unet_of(model), blocks),
+            layers=parse_blocks(layer_names(model), blocks),
             schedule=schedule,
         )
         return io.NodeOutput(with_update(model, update))

@@ -9,10 +9,10 @@ import comfy.samplers
 from comfy.cli_args import args
 from comfy_api.latest import io
 
-from ..comfyui_binding.architectures.unet import family_of
 from ..comfyui_binding.samplers import inversion_record
 from ..comfyui_binding.samplers.inversion_record import Inversion, InversionRecord
 from ..comfyui_binding.samplers.inversion_run import InvertedNoise, invert, sampling_sigmas
+from ..comfyui_binding.samplers.model_kinds import family_of
 from ..ebca_core import NoiseRegularisation
 from .file_inputs import (
     HIDDEN,

@@ -45,13 +45,13 @@ STRENGTHS = ["gamma_attn", "gamma_norm"]
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.01])
 @pytest.mark.parametrize("name", STRENGTHS)
 def test_impossible_gamma_is_refused_at_the_update(comfy, name, value):
-    refused(lambda: update(comfy, **{name: value}), f"Expected {name}", "from 0 up", f"got {value}", "0 switches")
+    refused(lambda: update(comfy, **{name: value}), f"{name} is {value}", "from 0 up", "Set it to 0")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.5])
 @pytest.mark.parametrize("name", [*STRENGTHS, "alpha"])
 def test_impossible_strength_is_refused_at_the_edit(comfy, name, value):
-    refused(lambda: an_edit(comfy, **{name: value}), f"Expected {name}", "0 switches it off")
+    refused(lambda: an_edit(comfy, **{name: value}), f"{name} is {value}", "Set it to 0 to switch it off")
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (0.8, 0.2), (1.0, 1.0), (0.0, 0.0)])
@@ -97,18 +97,18 @@ def test_masks_of_the_usual_shapes_are_taken(comfy, shape):
 
 
 @pytest.mark.parametrize(("blocks", "parts"), [
-    ("all", ("blocks like d0-d2, m0, u1 or u0.4", "got 'all'", "d0, d1, m0, u0, u1, u2, u3")),
-    (",", ("blocks like d0-d2, m0, u1 or u0.4",)),
-    ("input_1", ("got 'input_1'",)),
-    ("d0;d1", ("got 'd0;d1'",)),
-    (",", ("got ','",)),
-    ("d0 - d1", ("got '-'",)),
+    ("all", ("`all` is not a block", "Write d0-d2, m0, u1 or u0.4", "d0, d1, m0, u0, u1, u2, u3")),
+    (",", ("Write d0-d2, m0, u1 or u0.4",)),
+    ("input_1", ("`input_1` is not a block",)),
+    ("d0;d1", ("`d0;d1` is not a block",)),
+    (",", ("`,` is not a block",)),
+    ("d0 - d1", ("`-` is not a block",)),
     ("d2", ("no attention block d2", "It has d0, d1, m0")),
     ("d0-d9", ("no attention block d9",)),
     ("m1", ("no attention block m1",)),
     ("d0.1", ("no attention block d0.1",)),
-    ("d1-d0", ("from front to back", "got 'd1-d0'")),
-    ("u0-d0", ("from front to back", "got 'u0-d0'")),
+    ("d1-d0", ("the range `d1-d0` ends before it begins",)),
+    ("u0-d0", ("the range `u0-d0` ends before it begins",)),
 ])  # fmt: skip
 def test_impossible_blocks_are_refused_with_what_the_model_has(comfy, blocks, parts):
     assert "u3" in refused(lambda: update(comfy, blocks=blocks), *parts)
@@ -116,7 +116,7 @@ def test_impossible_blocks_are_refused_with_what_the_model_has(comfy, blocks, pa
 
 @pytest.mark.parametrize("blocks", ["u3", "u3.0", "u3,u3-u3"])
 def test_blocks_whose_update_nothing_reads_are_refused(comfy, blocks):
-    refused(lambda: update(comfy, blocks=blocks), "at least one layer before the model's last", "Leave blocks empty")
+    refused(lambda: update(comfy, blocks=blocks), "only the model's last layer is chosen", "leave blocks empty")
 
 
 def test_layers_in_a_block_are_listed(comfy):
@@ -131,7 +131,7 @@ def test_inputs_of_an_attention_term_that_is_off_warn(comfy, pack, caplog, wired
         update(comfy, gamma_attn=0.0, gamma_norm=0.02, **inputs)
         update(comfy, **inputs)
     (message,) = messages(caplog)
-    assert "act on the attention term alone, and gamma_attn is 0" in message
+    assert "they act on the attention term, and gamma_attn is 0" in message
 
 
 def test_inputs_of_an_attention_term_that_is_off_do_nothing(comfy, pack):
@@ -238,7 +238,7 @@ def test_composition_that_reaches_zero_is_refused_with_its_values(comfy, name):
     specs, smallest = IMPOSSIBLE[name]
     listed = ", ".join(f"{alpha:+g}" for alpha, *_ in specs)
     edits = removals(comfy, *specs)
-    refused(lambda: compose(comfy, *edits), "stay above 0", f"reach {smallest} ", listed, "Lower the alpha")
+    refused(lambda: compose(comfy, *edits), "Too much is removed", f"reach {smallest} ", listed, "Lower the alpha")
 
 
 @pytest.mark.parametrize("name", POSSIBLE)
@@ -252,13 +252,13 @@ def test_composition_above_zero_is_taken_without_a_word(comfy, name, caplog):
 def test_masks_of_different_sizes_are_said_to_overlap(comfy):
     fine = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
     edits = removals(comfy, (-0.6, 0, 1, LEFT), (-0.6, 0, 1, fine))
-    refused(lambda: compose(comfy, *edits), "reach -0.2", "masks of different sizes are taken to overlap")
+    refused(lambda: compose(comfy, *edits), "reach -0.2", "Masks of different sizes are assumed to overlap")
 
 
 def test_edits_of_an_earlier_compose_count(comfy):
     first, second = removals(comfy, (-0.6, 0, 1, None), (-0.6, 0, 1, None))
     once = compose(comfy, first)
-    refused(lambda: compose(comfy, second, model=once), "stay above 0", "-0.6, -0.6")
+    refused(lambda: compose(comfy, second, model=once), "Too much is removed: 0.6 + 0.6 must", "-0.6, -0.6")
 
 
 def test_small_denominator_warns_once(comfy, caplog):
@@ -282,8 +282,8 @@ def weights(pack, tokens):
 def test_token_weights_of_another_prompt_are_refused(comfy, pack, tokens, prompt):
     model = update(comfy, token_weights=weights(pack, tokens))
     refused(
-        lambda: sample(model, toy.conditioning(1, tokens=prompt), steps=1), f"for the {prompt} tokens of the positive",
-        f"got {tokens}", "Give EBCA Token Weights the text that the positive prompt encodes",
+        lambda: sample(model, toy.conditioning(1, tokens=prompt), steps=1), f"the positive prompt has {prompt} tokens",
+        f"for a prompt of {tokens} tokens", "Give EBCA Token Weights the text that the positive prompt encodes",
     )  # fmt: skip
 
 
@@ -379,15 +379,15 @@ PROMPTS = {
     "another family": (dict(family="svd", update={}), f"EBCA does not apply to SVD_img2vid: .*{FAMILIES}"),
     "another family at Compose": (dict(family="flux", edit={}), f"Flux has no cross-attention to text.*{FAMILIES}"),
     "window": (dict(update=dict(start_percent=0.9, end_percent=0.1)), "got start 0.9 and end 0.1"),
-    "gamma": (dict(update=dict(gamma_attn=math.nan)), "Expected gamma_attn to be a number from 0 up, but got nan"),
+    "gamma": (dict(update=dict(gamma_attn=math.nan)), "gamma_attn is nan, but must be a finite number from 0 up"),
     "blocks": (dict(update=dict(blocks="d7")), "no attention block d7. It has d0, d1, m0, u0, u1, u2, u3"),
     "mask": (dict(update=dict(mask=["mask", 0])), "mask values from 0 to 1, but got 255 to 255"),
     "area": (dict(setting=AREA, edit={}), "with an area: use the mask input"),
-    "width": (dict(prompt="narrow", edit={}), "width 64.*width 48"),
+    "width": (dict(prompt="narrow", edit={}), "width 48.*width 64"),
     "composition": (dict(edit=STRONG), r"can reach -0.2 \(signed alphas: -1.2\)"),
     "token weights": (
         dict(update=dict(token_weights=["weights", 0]), sampled=True),
-        "for the 77 tokens of the positive prompt, but got 154",
+        "for a prompt of 154 tokens, but the positive prompt has 77",
     ),
     # These ComfyUI refuses itself, from the nodes' schema.
     "no edit": (dict(edit={}, compose=False), "Required input is missing.*edit0"),
@@ -410,4 +410,4 @@ def test_same_graph_without_the_mistake_runs(graph, run_prompt):
 
 
 def test_blocks_without_effect_are_refused(comfy):
-    refused(lambda: update(comfy, blocks="u3"), "only the last", "Leave blocks empty")
+    refused(lambda: update(comfy, blocks="u3"), "only the model's last layer is chosen", "leave blocks empty")

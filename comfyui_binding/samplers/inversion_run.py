@@ -16,9 +16,9 @@ from comfy.model_sampling import CONST, COSMOS_RFLOW
 from torch import Tensor
 
 from ...ebca_core import NoiseRegularisation, ddim_inversion, regularised_noise, rising_sigmas
-from ..architectures.unet import adds_noise, family_of
 from ..model_patch import settings_of
 from .inversion_record import Inversion, marked
+from .model_kinds import family_of, predicts_eps_or_v
 
 
 def sampling_sigmas(model: ModelPatcher, scheduler: str, steps: int) -> Tensor:
@@ -147,7 +147,7 @@ def _check_model(model: ModelPatcher) -> None:
             f"Expected a model that predicts noise (eps) or velocity (v), but {name} is a flow-matching model: its "
             "way from picture to noise is another one, which EBCA Invert does not know. SD 1.x, SD 2.x and SDXL work."
         )
-    if not adds_noise(sampling):
+    if not predicts_eps_or_v(sampling):
         raise ValueError(
             f"Expected a model that predicts noise (eps) or velocity (v), but {name} predicts something else. SD 1.x, "
             "SD 2.x and SDXL work."

@@ -13,7 +13,7 @@ from comfy.k_diffusion.sampling import default_noise_sampler
 from torch import Tensor
 
 from ...ebca_core import ddim_step, model_calls, noised_again, repaint_levels
-from ..architectures.unet import adds_noise, family_of
+from .model_kinds import family_of, predicts_eps_or_v
 
 log = logging.getLogger("ebca")
 
@@ -130,7 +130,7 @@ def _check(model, sigmas: Tensor) -> None:
 
 
 def _check_model(model: Any) -> None:
-    if not adds_noise(model.model_sampling):
+    if not predicts_eps_or_v(model.model_sampling):
         raise ValueError(
             f"Expected a model that predicts noise (eps) or velocity (v), but {family_of(model)} does not: RePaint "
             "adds noise to a picture, where flow-matching models mix the two. Use ComfyUI's own samplers with this "

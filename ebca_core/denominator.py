@@ -1,48 +1,19 @@
-"""Composition of contexts: a linear combination of the cross-attention outputs of several prompts (paper, section 3.3).
+"""The denominator of the composition, 1 + sum_i w_i, over a whole run: checked before the run starts.
 
-Edit i has a signed weight w_i = direction_i * alpha_i; in every layer
-    out = (out_main + sum_i w_i out_i) / (1 + sum_i w_i).
+The composition itself is `energy.mix_contexts`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
-from operator import add
 
 from torch import Tensor
 
-from .schedule import Schedule
-from .window import Window
-
-Weight = float | Tensor
+from .schedule import Schedule, Window
 
 #: Between 0 and 1, where a sum of curves may have its least value.
 PERCENTS = 100
-
-
-def composition_weight_sum(weights: Sequence[Weight]) -> Weight:
-    """sum_i w_i, with w_i a number or, under a mask, [b or 1, n, 1]."""
-    return reduce(add, weights)
-
-
-def mix_contexts(main: Tensor, edits: Sequence[Tensor], weights: Sequence[Weight]) -> Tensor:
-    """What composition adds to the main output: sum_i w_i (out_i - out_main) / (1 + sum_i w_i).
-
-    main and each of edits [b, n, (h d)]; each weight a number or [b or 1, n, 1] -> [b, n, (h d)].
-    In this form an output with other branches on top (an image prompt, say) keeps them unscaled, and where every
-    weight is zero the result is exactly zero.
-    """
-    total = composition_weight_sum(weights)
-    pull = main * (-total / (1 + total))
-    for edit, weight in zip(edits, weights, strict=True):
-        share = weight / (1 + total)
-        if isinstance(share, Tensor):
-            pull.addcmul_(edit, share)
-        else:
-            pull.add_(edit, alpha=share)
-    return pull
 
 
 def smallest_denominator(
