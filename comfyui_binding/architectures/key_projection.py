@@ -25,22 +25,24 @@ def project_to_context(step: Tensor, to_k: torch.nn.Module, width: int) -> Tenso
 
 def together(linear: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """`linear` of each tensor [b, t, c]: in one call where they have one length, which costs little more than one."""
-    if len(tensors) < 2 or len({tensor.shape[1] for tensor in tensors}) > 1:
-        return [linear(tensor) for tensor in tensors]
-    return linear(torch.cat(list(tensors))).split([tensor.shape[0] for tensor in tensors])
+    tensors = list(tensors)
+    for tensor in tensors:
+        if tensor.shape[1] != tensors[0].shape[1]:
+            return list(map(linear, tensors))
+    return linear(torch.cat(tensors)).split(list(map(len, tensors))) if len(tensors) > 1 else list(map(linear, tensors))
 
 
 def _is_comfy_linear(to_k: torch.nn.Module) -> bool:
     """Whether nothing but ComfyUI's own code stands between the module's weight and its output."""
-    own_passes = all(_is_comfy_method(to_k, name) for name in ("forward", "forward_comfy_cast_weights"))
-    hooked = to_k._forward_hooks or to_k._forward_pre_hooks
-    own_cast = not hasattr(to_k, "cast_bias_weight")
-    return isinstance(to_k, comfy.ops.CastWeightBiasOp) and own_passes and own_cast and not hooked
-
-
-def _is_comfy_method(module: torch.nn.Module, method: str) -> bool:
-    function = getattr(type(module), method, None)
-    return is_unpatched(module, method) and getattr(function, "__module__", None) == "comfy.ops"
+    if not isinstance(to_k, comfy.ops.CastWeightBiasOp) or hasattr(to_k, "cast_bias_weight"):
+        return False
+    if to_k._forward_hooks or to_k._forward_pre_hooks:
+        return False
+    for method in ("forward", "forward_comfy_cast_weights"):
+        function = getattr(type(to_k), method, None)
+        if getattr(function, "__module__", None) != "comfy.ops" or not is_unpatched(to_k, method):
+            return False
+    return True
 
 
 def is_unpatched(module: torch.nn.Module, method: str) -> bool:

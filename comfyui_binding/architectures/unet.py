@@ -147,8 +147,10 @@ class UNetAttention:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None) -> Tensor:
         options = self.options
         if position is not None:  # as they would be if the prompt at this position were alone in the call
-            own = {name: [options[name][position]] for name in ("cond_or_uncond", "uuids") if options.get(name)}
-            options = {**options, **own}
+            options = dict(options)
+            for name in ("cond_or_uncond", "uuids"):
+                if options.get(name):
+                    options[name] = [options[name][position]]
         return host.optimized_attention(
             q, k, v, self.heads, attn_precision=self.options["attn_precision"], transformer_options=options
         )

@@ -76,7 +76,8 @@ class ContextTrack:
 
     def at(self, context: Tensor) -> Tensor:
         """The context [b, t, c] with its change so far."""
-        return apply_change(context, self.changes.get(context.shape))
+        change = self.changes.get(context.shape)
+        return context if change is None else apply_change(context, change)
 
     def move(self, step: Tensor) -> None:
         """Add a step [b, t, c], in units of the scale, to the change of the context of this shape."""
@@ -337,14 +338,15 @@ class DenoiserCall(SharedOnDeepcopy):
         if has_other_branches or layer.has_attention_override:
             out = out.clone()  # the pack that computed it may keep it
         for chunk in self.chunks:
-            mixed = [track for track in tracks if track.chunk is chunk and track.v is not None]
-            if mixed:
-                rows, position = chunk.rows, chunk.position
-                q, main = layer.q[rows], out[rows]
+            rows, position, outs, weights = chunk.rows, chunk.position, [], []
+            for track in tracks:
+                if track.chunk is chunk and track.v is not None:
+                    outs.append(layer.attend(layer.q[rows], track.k, track.v, position))
+                    weights.append(self._masked_weight(track, layer) if track.weight is None else track.weight)
+            if outs:
+                main = out[rows]
                 if has_other_branches:
-                    main = layer.attend(q, layer.k[rows], layer.v[rows], position)
-                outs = [layer.attend(q, track.k, track.v, position) for track in mixed]
-                weights = [self._masked_weight(t, layer) if t.weight is None else t.weight for t in mixed]
+                    main = layer.attend(layer.q[rows], layer.k[rows], layer.v[rows], position)
                 out[rows] += mix_contexts(main, outs, weights)
         changes = self._move_edits(layer, [track for track in tracks if track.updates])
         if self._recorder is not None:
@@ -439,7 +441,7 @@ class DenoiserCall(SharedOnDeepcopy):
 
     def _layer_repeats(self, layer: TextAttention) -> Tensor | None:
         """The copies of each row's own tokens in the layer's keys, [b, 1, 1]; None where every row has one."""
-        if self._lengths_known and self._has_own_lengths(layer):
+        if self._lengths_known and layer.context.shape == self._network_context.shape:
             return self._repeats
         return _found_repeats(layer.context)
 
@@ -460,9 +462,9 @@ class DenoiserCall(SharedOnDeepcopy):
             self._recorder.record_maps(layer)
 
 
-def apply_change(context: Tensor, change: Tensor | None) -> Tensor:
+def apply_change(context: Tensor, change: Tensor) -> Tensor:
     """context [b, t, c] + its change, in the context's type."""
-    return context if change is None else (context + change).to(context.dtype)
+    return (context + change).to(context.dtype)
 
 
 def accumulate(change: Tensor | None, step: Tensor, scale: float) -> Tensor:
