@@ -94,7 +94,7 @@ def _warn_of_black_mask(mask: Tensor, what: str) -> None:
 def _check_widths(model: ModelPatcher, edits: list[Edit]) -> None:
     width = context_width(model)
     for edit in edits:
-        if edit.context.shape[-1] != width:
+        if width is not None and edit.context.shape[-1] != width:
             raise ValueError(
                 f"The edit is encoded with width {edit.context.shape[-1]}, but {type(model.model).__name__} reads text "
                 f"of width {width}. Encode the edit with the CLIP of the checkpoint that the model comes from."

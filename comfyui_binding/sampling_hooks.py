@@ -91,8 +91,8 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
     if not call.is_active and run.recorder is None:
         return executor(*_with_options(args, _without_network_wrapper(options)), **kwargs)
     run.active_calls += call.is_active
-    network = getattr(executor.class_obj, "diffusion_model", None)
-    with _eager(run, executor.class_obj, options), run.settings.architecture.intercept(call, network):
+    architecture, model = run.settings.architecture, executor.class_obj
+    with _eager(run, model, options), architecture.intercept(call, model, args, kwargs):
         out = executor(*_with_options(args, {**options, CALL_KEY: call}), **kwargs)
     call.commit()
     return out

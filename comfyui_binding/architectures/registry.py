@@ -8,6 +8,8 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..runtime.protocols import Architecture
+from .transformer import Transformer
+from .transformer_families import FAMILIES
 from .unet import UNet
 
 if TYPE_CHECKING:
@@ -19,14 +21,17 @@ SUPPORTED = (
     "SSD-1B, Segmind Vega, KOALA, and their inpainting and InstructPix2Pix variants."
 )
 
-#: {class of the network: its architecture}
-ARCHITECTURES = {UNetModel: UNet()}
+UNET = UNet()
+TRANSFORMERS = [Transformer(family) for family in FAMILIES]
 
 
 def architecture_of(model: ModelPatcher) -> Architecture:
     """The architecture of a MODEL. Raises ValueError, naming the model's class, if EBCA cannot act on it."""
     name, network = type(model.model).__name__, network_of(model)
-    architecture = next((found for cls, found in ARCHITECTURES.items() if isinstance(network, cls)), None)
+    if isinstance(network, UNetModel):
+        architecture = UNET
+    else:
+        architecture = next((one for one in TRANSFORMERS if one.family.matches(network)), None)
     if architecture is None:
         raise ValueError(f"{name} has no cross-attention to text that EBCA can reach. {SUPPORTED}")
     reason = architecture.why_unsupported(network, name)

@@ -48,6 +48,9 @@ class LayerKey(NamedTuple):
 class UNet:
     """The architecture of UNetModel."""
 
+    #: ComfyUI repeats prompts to a common length.
+    repeats_prompts = True
+
     def __init__(self):
         self.wrappers = {WrappersMP.DIFFUSION_MODEL: unet_forward}
 
@@ -72,7 +75,7 @@ class UNet:
             return "it has no cross-attention layers"
         return None
 
-    def intercept(self, call: DenoiserCall, network: UNetModel):
+    def intercept(self, call: DenoiserCall, model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]):
         """Nothing around the model's call: the wrapper of the network's forward pass does it all."""
         return nullcontext()
 
@@ -143,8 +146,13 @@ class UNetAttention:
     grid: tuple[int, int]
     has_attention_override: bool
     options: Mapping[str, Any]
+    text_mask: Tensor | None = None
+    normalises_keys: bool = False
+    tokens_before_grid: int | None = None
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
         options = self.options
         if position is not None:  # as they would be if the prompt at this position were alone in the call
             options = dict(options)
@@ -166,7 +174,9 @@ class UNetAttention:
     def values(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
         return together(self.module.to_v, contexts)
 
-    def pullback(self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice]) -> Sequence[Tensor]:
+    def pullback(
+        self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice], text_masks: Sequence[Tensor | None]
+    ) -> Sequence[Tensor]:
         return together(partial(project_to_context, to_k=self.module.to_k, width=self.context.shape[-1]), steps)
 
 

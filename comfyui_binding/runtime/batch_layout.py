@@ -12,7 +12,10 @@ from ...ebca_core import Area
 
 @dataclass(frozen=True)
 class CondEntry:
-    """One entry of a conditioning: its role, its number of tokens and its area, where these are known."""
+    """One entry of a conditioning: its role and, where they are known, its number of tokens and its area.
+
+    The number matters where ComfyUI repeats prompts to a common length, and is None elsewhere.
+    """
 
     positive: bool
     tokens: int | None = None
@@ -33,9 +36,15 @@ class Chunk:
 class BatchLayout:
     """The entries of the guider's conditionings in one run."""
 
-    def __init__(self, conds: Mapping[str, Sequence[dict]], latent_size: tuple[int, int] | None, images: int | None):
+    def __init__(
+        self,
+        conds: Mapping[str, Sequence[dict]],
+        latent_size: tuple[int, int] | None,
+        images: int | None,
+        repeats_prompts: bool = True,
+    ):
         """latent_size, images: height, width and batch of the run's latent, where they are known."""
-        self._by_uuid = _by_uuid(conds, latent_size)
+        self._by_uuid = _by_uuid(conds, latent_size, repeats_prompts)
         self._images = images
 
     @property
@@ -81,7 +90,9 @@ def make_uuids_unique(conds: Mapping[str, list[dict]]) -> None:
             seen.add(entry["uuid"])
 
 
-def _by_uuid(conds: Mapping[str, Sequence[dict]], latent_size: tuple[int, int] | None) -> dict[Hashable, CondEntry]:
+def _by_uuid(
+    conds: Mapping[str, Sequence[dict]], latent_size: tuple[int, int] | None, repeats_prompts: bool
+) -> dict[Hashable, CondEntry]:
     by_uuid: dict[Hashable, CondEntry] = {}
     if "positive" not in conds:
         return by_uuid
@@ -90,14 +101,15 @@ def _by_uuid(conds: Mapping[str, Sequence[dict]], latent_size: tuple[int, int] |
             context = entry.get("model_conds", {}).get("c_crossattn")
             by_uuid[entry["uuid"]] = CondEntry(
                 positive=role == "positive",
-                tokens=None if context is None else context.cond.shape[1],
+                tokens=None if context is None or not repeats_prompts else context.cond.shape[1],
                 area=_clipped(entry["area"], latent_size) if "area" in entry else None,
             )
     return by_uuid
 
 
 def _clipped(area: Sequence[int], latent_size: tuple[int, int]) -> Area:
-    height, width, top, left = area
+    dims = len(area) // 2  # of videos, frames come first
+    (height, width), (top, left) = area[dims - 2 : dims], area[-2:]
     return min(height, latent_size[0] - top), min(width, latent_size[1] - left), top, left
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...ebca_core import EBCA, ContextEnergy, composition_weight_sum, key_step, mix_contexts
 from ..shared_on_deepcopy import SharedOnDeepcopy
@@ -22,7 +23,8 @@ from .batch_layout import Chunk
 from .carried_contexts import CarryKey
 from .sampling_run import Run
 from .settings import ContextUpdate, Edit
-from .text_attention import TextAttention
+from .tensor_cache import rows_of_images
+from .text_attention import EncodedText, TextAttention
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +61,9 @@ class ContextTrack:
     #: Whether the composition mixes it into the layers' outputs, and its weight there; None where masks decide it.
     is_mixed: bool = False
     weight: float | None = None
-    #: An edit's context as it was encoded, [b, t, c].
+    #: An edit's context as it was encoded, [b, t, c], and its attention mask.
     encoded: Tensor | None = None
+    text_mask: Tensor | None = None
     #: The change that earlier calls have carried to this one.
     carried: Tensor | None = None
     #: The change so far, by the shape of the context: some packs change it between layers.
@@ -113,10 +116,17 @@ class DenoiserCall(SharedOnDeepcopy):
         self._weights = run.timeline.weights(sigma)
         self._gammas = run.timeline.gammas(sigma)
         self._carried_on: dict[CarryKey, Tensor] = {}
+        #: The edits' texts as the layers read them, where that is not their encoded context.
+        self.texts: Mapping[Edit, EncodedText] = {}
 
     @property
     def is_active(self) -> bool:
         return bool(self._updates or self._weights or self._gammas)
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The edits that are on."""
+        return [edit for edit in self.run.settings.edits if edit in self._weights or edit in self._gammas]
 
     def commit(self) -> None:
         """Carry the edits' contexts to the next call."""
@@ -129,6 +139,7 @@ class DenoiserCall(SharedOnDeepcopy):
         self.chunks = chunks
         self._first, self._last = layers[0], layers[-1]
         self._network_context = context
+        self._may_repeat = self.run.settings.architecture.repeats_prompts
         self._lengths_known = bool(chunks) and all(chunk.entry.tokens for chunk in chunks)
         self._repeats = self._known_repeats() if self._lengths_known else None
         self._token_weights: dict[tuple[RowUpdate, int], Tensor] = {}
@@ -233,14 +244,17 @@ class DenoiserCall(SharedOnDeepcopy):
                 self.run.notices.warn_once(bypass)
                 continue
             rows = update.rows if own_rows else slice(None)
-            mask, repeats = update.mask, self._layer_repeats(layer) if update.gamma_norm != 0 else None
+            gamma_norm = self._gamma_norm(update, layer)
+            if update.gamma_attn == 0 and gamma_norm == 0:
+                continue
+            mask, repeats = update.mask, self._layer_repeats(layer) if gamma_norm != 0 else None
             step = key_step(
                 layer.k[rows],
                 layer.q[rows],
                 layer.heads,
                 layer.attend_exchanged,
                 update.gamma_attn,
-                update.gamma_norm,
+                gamma_norm,
                 None if update.token_weights is None else self._token_weight_rows(update, layer),
                 None if mask is None else self._mask_rows(mask, update.chunks, layer),
                 None if repeats is None else repeats[rows],
@@ -255,9 +269,16 @@ class DenoiserCall(SharedOnDeepcopy):
             return None
         if layer.value_context is not layer.context:
             self.run.notices.warn_once(notices.UPDATE_KEYS_ONLY)
-        (change,) = layer.pullback([total], [slice(None)])
+        (change,) = layer.pullback([total], [slice(None)], [layer.text_mask])
         self._prompts.move(change)
         return change
+
+    def _gamma_norm(self, update: RowUpdate, layer: TextAttention) -> float:
+        """The update's gamma_norm, 0 in layers that normalise their keys."""
+        if update.gamma_norm == 0 or not layer.normalises_keys:
+            return update.gamma_norm
+        self.run.notices.inform_once(notices.NO_NORM_TERM)
+        return 0.0
 
     def _update_bypass(self, update: RowUpdate, layer: TextAttention, own_rows: bool) -> str | None:
         """Why an update cannot act in a layer; None if it can."""
@@ -310,6 +331,7 @@ class DenoiserCall(SharedOnDeepcopy):
         scale = max(gammas)
         weighted = self._weighted(edit)
         is_masked = any(one.mask is not None for one in weighted)
+        text = self._encoded(edit, chunk)
         return ContextTrack(
             updates=[RowUpdate(chunk.rows, [chunk], gammas[0] / scale, gammas[1] / scale)] if scale else [],
             scale=scale,
@@ -317,8 +339,20 @@ class DenoiserCall(SharedOnDeepcopy):
             edit=edit,
             is_mixed=bool(weighted),
             weight=None if is_masked else sum(self._weights[one] for one in weighted),
-            encoded=None if edit is None else self.run.cache.edit_rows(edit, chunk, self._network_context),
+            encoded=text.context,
+            text_mask=text.mask,
             carried=self.run.carried.load(edit, chunk, self._network_context.device),
+        )
+
+    def _encoded(self, edit: Edit | None, chunk: Chunk) -> EncodedText:
+        """An edit's text for each row of a chunk; none for an edit that is off, and for the copy of the prompt."""
+        if edit is None or not (edit in self._weights or edit in self._gammas):
+            return EncodedText(None)
+        if edit not in self.texts:
+            return EncodedText(self.run.cache.edit_rows(edit, chunk, self._network_context))
+        text = self.texts[edit]
+        return EncodedText(
+            rows_of_images(text.context, chunk), None if text.mask is None else rows_of_images(text.mask, chunk)
         )
 
     def _weighted(self, edit: Edit | None) -> list[Edit]:
@@ -341,7 +375,7 @@ class DenoiserCall(SharedOnDeepcopy):
             rows, position, outs, weights = chunk.rows, chunk.position, [], []
             for track in tracks:
                 if track.chunk is chunk and track.v is not None:
-                    outs.append(layer.attend(layer.q[rows], track.k, track.v, position))
+                    outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text_mask))
                     weights.append(self._masked_weight(track, layer) if track.weight is None else track.weight)
             if outs:
                 main = out[rows]
@@ -362,11 +396,12 @@ class DenoiserCall(SharedOnDeepcopy):
         if track.edit is not None:
             if not track.is_mixed and not track.updates:
                 return False
-            if track.encoded.dtype != layer.context.dtype:
+            if track.encoded.dtype != layer.context.dtype and track.edit not in self.texts:
                 track.encoded = self.run.cache.edit_rows(track.edit, track.chunk, layer.context)
             track.read = track.at(track.encoded)
             return True
         rows = track.chunk.rows
+        track.text_mask = None if layer.text_mask is None else layer.text_mask[rows]
         if not track.changes and not self._has_moved(layer.context, track.chunk):
             track.read, track.k = rows, layer.k[rows]  # a copy that equals the prompt has the prompt's outputs
             return bool(track.updates)
@@ -395,12 +430,13 @@ class DenoiserCall(SharedOnDeepcopy):
                     layer.heads,
                     layer.attend_exchanged,
                     update.gamma_attn,
-                    update.gamma_norm,
+                    self._gamma_norm(update, layer),
                     repeats=None if repeats is None else repeats[update.rows],
                     energy=update.energy,
                 )
             )
-        changes = dict(zip(tracks, layer.pullback(steps, [track.read for track in tracks]), strict=True))
+        read, masks = [track.read for track in tracks], [track.text_mask for track in tracks]
+        changes = dict(zip(tracks, layer.pullback(steps, read, masks), strict=True))
         for track, change in changes.items():
             track.move(change)
         return changes
@@ -421,7 +457,11 @@ class DenoiserCall(SharedOnDeepcopy):
 
     def _mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], layer: TextAttention) -> Tensor:
         """Mask [b, height, width] -> [rows of the chunks, n, 1]."""
-        return self.run.cache.mask_rows(mask, chunks, self.latent_size, layer.grid, layer.q)
+        rows = self.run.cache.mask_rows(mask, chunks, self.latent_size, layer.grid, layer.q)
+        before = layer.tokens_before_grid
+        if before is None:
+            return rows
+        return pad(rows, (0, 0, before, layer.q.shape[1] - before - rows.shape[1]))  # tokens of no image have weight 0
 
     def _repeats_of(self, chunk: Chunk) -> int:
         """How many copies of a prompt's own tokens its rows hold: ComfyUI repeats prompts to a common length."""
@@ -441,6 +481,8 @@ class DenoiserCall(SharedOnDeepcopy):
 
     def _layer_repeats(self, layer: TextAttention) -> Tensor | None:
         """The copies of each row's own tokens in the layer's keys, [b, 1, 1]; None where every row has one."""
+        if not self._may_repeat:
+            return None
         if self._lengths_known and layer.context.shape == self._network_context.shape:
             return self._repeats
         return _found_repeats(layer.context)
@@ -490,7 +532,10 @@ def _make_keys_and_values(layer: TextAttention, tracks: Sequence[ContextTrack]) 
 
 def _is_on_grid(layer: TextAttention) -> bool:
     """Whether the layer's image tokens are the positions of its grid, so that masks and maps fit."""
-    return layer.grid is not None and layer.q.shape[1] == math.prod(layer.grid)
+    if layer.grid is None:
+        return False
+    tokens, before = math.prod(layer.grid), layer.tokens_before_grid
+    return layer.q.shape[1] == tokens if before is None else layer.q.shape[1] >= before + tokens
 
 
 def _found_repeats(context: Tensor) -> Tensor:

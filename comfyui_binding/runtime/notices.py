@@ -35,6 +35,10 @@ UPDATE_MERGED = (
 UPDATE_KEYS_ONLY = (
     "EBCA: the context update changes the keys only, because another node gives keys and values different contexts."
 )
+NO_NORM_TERM = (
+    "EBCA: gamma_norm has no effect on this model, because it normalises its keys: E(K) is constant there. Use "
+    "gamma_attn alone."
+)
 EDITS_REGIONS = (
     "EBCA: edits skipped: another node splits the prompt into regions or the image into tiles. Remove that node to use "
     "edits there."
@@ -124,11 +128,18 @@ class Notices:
         self.accounted_for = False
 
     def warn_once(self, message: str) -> None:
+        self._log_once(message, logging.WARNING)
+
+    def _log_once(self, message: str, level: int) -> None:
         with self._lock:
             if message in self._warned:
                 return
             self._warned.add(message)
-        log.warning(message)
+        log.log(level, message)
+
+    def inform_once(self, message: str) -> None:
+        """As `warn_once`, at the level of information."""
+        self._log_once(message, logging.INFO)
 
     def bypassed(self, message: str) -> None:
         """Log why EBCA does not run."""

@@ -20,12 +20,16 @@ class Architecture(Protocol):
 
     #: ComfyUI wrappers that the architecture needs besides the binding's own, {WrappersMP kind: wrapper}.
     wrappers: Mapping[str, Callable[..., Any]]
+    #: Whether ComfyUI repeats prompts of different lengths to a common one, to batch them.
+    repeats_prompts: bool
 
     def layer_names(self, network: Module) -> tuple[str, ...]:
         """The text cross-attention layers, in the order of a call."""
 
-    def intercept(self, call: DenoiserCall, network: Module) -> AbstractContextManager:
-        """Have the network's layers consult a call while this lasts."""
+    def intercept(
+        self, call: DenoiserCall, model: Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> AbstractContextManager:
+        """Have the layers of a model's network consult a call while this lasts; args and kwargs of apply_model."""
 
 
 class RunTrace(Protocol):

@@ -35,7 +35,8 @@ class Run(SharedOnDeepcopy):
         self._latent_size = tuple(latent_shape[-2:]) if latent_shape is not None else None
         images = latent_shape[0] if latent_shape is not None else None
         self.timeline = Timeline(settings, model_sampling.percent_to_sigma)
-        self.layout = BatchLayout(conds or {}, self._latent_size, images)
+        repeats_prompts = settings.architecture is None or settings.architecture.repeats_prompts
+        self.layout = BatchLayout(conds or {}, self._latent_size, images, repeats_prompts)
         self.carried = CarriedContexts()
         self.cache = TensorCache(settings, self._latent_size)
         self.notices = Notices(warned)

@@ -81,9 +81,12 @@ class ContextUpdate:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One EBCAEditContext: a further context [b, t, c] to add (direction 1) or to remove (-1)."""
+    """One EBCAEditContext: a further prompt to add (direction 1) or to remove (-1).
 
-    context: Tensor
+    conditioning: a CONDITIONING of one entry; context [b, t, c]: its encoded text.
+    """
+
+    conditioning: list
     direction: int
     alpha: float
     window: Window
@@ -109,6 +112,10 @@ class Edit:
             "gamma_schedule": self.gamma_schedule and asdict(self.gamma_schedule),
             "has_mask": self.mask is not None,
         }
+
+    @property
+    def context(self) -> Tensor:
+        return self.conditioning[0][0]
 
     @property
     def weight(self) -> float:

@@ -52,10 +52,10 @@ class TensorCache:
         """An edit's context for each row of a chunk, [b, t, c]: copies, as fast fp8 layers clamp inputs in place."""
         context = self.cast(edit.context, like)
         key = ("edit", edit, chunk.images, like.device, like.dtype)
-        return self.cached(key, lambda: torch.stack([context[image % context.shape[0]] for image in chunk.images]))
+        return self.cached(key, lambda: rows_of_images(context, chunk))
 
     def mask_rows(
-        self, mask: Tensor, chunks: Sequence[Chunk], latent_size: tuple[int, int], grid: tuple[int, int], like: Tensor
+        self, mask: Tensor, chunks: Sequence[Chunk], latent_size: tuple[int, int], grid: tuple[int, ...], like: Tensor
     ) -> Tensor:
         """Mask [b, height, width] -> [rows of the chunks, n, 1] on a layer's grid, cropped to the prompts' areas.
 
@@ -71,3 +71,8 @@ class TensorCache:
             return torch.cat(rows).to(like.dtype)
 
         return self.cached(key, make)
+
+
+def rows_of_images(tensor: Tensor, chunk: Chunk) -> Tensor:
+    """One row for each image of a chunk; fewer rows than images repeat."""
+    return torch.stack([tensor[image % tensor.shape[0]] for image in chunk.images])

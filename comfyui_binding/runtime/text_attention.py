@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedText:
+    """A text as the layers of a network read it: context [b, t, c], and its attention mask where it has one."""
+
+    context: Tensor | None
+    mask: Tensor | None = None
 
 
 class TextAttention(Protocol):
@@ -25,8 +34,14 @@ class TextAttention(Protocol):
     #: and values different contexts.
     context: Tensor
     value_context: Tensor
+    #: The attention mask of the layer's text; None where it has none.
+    text_mask: Tensor | None
+    #: Whether keys are normalised. E(K) is constant then, or picks one token by chance, and is left out.
+    normalises_keys: bool
     #: Rows and columns of the image tokens, with frames in front for videos; None where they are not known.
     grid: tuple[int, ...] | None
+    #: Tokens in front of the grid's that belong to no image; None where the grid's must be the only ones.
+    tokens_before_grid: int | None
     #: Whether another node has set an attention function of its own for the layer.
     has_attention_override: bool
 
@@ -36,17 +51,22 @@ class TextAttention(Protocol):
     def values(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
         """The layer's values of other contexts: [b, t, c] each -> [b, t, (h d)]."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
         """Attention as the layer computes it, other packs' overrides included -> [b, n, (h d)].
 
-        position: of the prompt whose rows these are; None for all rows of the call.
+        position: of the prompt whose rows these are; None for all rows of the call. text_mask: of the keys' text.
         """
 
     def attend_exchanged(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """Attention for the update, text tokens over image tokens. Overrides expect the opposite and are not used."""
 
-    def pullback(self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice]) -> Sequence[Tensor]:
+    def pullback(
+        self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice], text_masks: Sequence[Tensor | None]
+    ) -> Sequence[Tensor]:
         """Steps in the keys [b, t, (h d)] -> steps in the contexts [b, t, c].
 
         contexts: what each step's keys were made of; a slice stands for these rows of what the layer itself has read.
+        text_masks: their attention masks.
         """

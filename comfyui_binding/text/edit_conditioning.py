@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 #: Entries of a conditioning that an edit cannot honour, and what to do instead.
 NOT_FOR_EDITS = {
@@ -25,7 +24,7 @@ NOT_FOR_EDITS = {
 NEUTRAL = {"start_percent": 0.0, "end_percent": 1.0, "strength": 1.0, "default": False}
 
 
-def edit_context(conditioning: list) -> Tensor:
+def checked_conditioning(conditioning: list) -> list:
     """The context [b, t, c] of a conditioning with one prompt. Raises ValueError for anything an edit cannot honour."""
     if len(conditioning) != 1:
         raise ValueError(
@@ -42,4 +41,4 @@ def edit_context(conditioning: list) -> Tensor:
             f"Expected an encoded prompt of shape [batch, tokens, width] for an edit, but got {came}. Connect a CLIP "
             "Text Encode."
         )
-    return context
+    return conditioning
