@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST, COSMOS_RFLOW
 from torch import Tensor
 
-from ..ebca_core import NoiseRegularisation, ddim_inversion, regularised_noise, rising_sigmas
+from ..ebca_core import NoiseRegularisation, ddim_inversion, inversion_sigmas, regularised_noise
 from .attach import settings_of
 from .families import adds_noise, family_of
 from .inversion_record import Inversion, marked
@@ -61,7 +61,7 @@ def invert(
         torch.zeros_like(samples),
         samples,
         sampler,
-        rising_sigmas(sigmas),
+        inversion_sigmas(sigmas),
         callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
         seed=seed,
     )

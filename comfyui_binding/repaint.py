@@ -12,7 +12,7 @@ import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
 from torch import Tensor
 
-from ..ebca_core import ddim_step, model_calls, noised_again, repaint_levels
+from ..ebca_core import count_model_calls, ddim_step, renoise, repaint_levels
 from .families import adds_noise, family_of
 
 log = logging.getLogger("ebca")
@@ -32,7 +32,7 @@ class RePaintSampler(comfy.samplers.KSAMPLER):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, *args, **kwargs
     ):
         """As ComfyUI calls it; progress counts all calls of the model. ValueError for other models and sigmas."""
-        calls = model_calls(repaint_levels(len(sigmas) - 1, *self._jumps))
+        calls = count_model_calls(repaint_levels(len(sigmas) - 1, *self._jumps))
         _warn_of_what_does_nothing(calls, len(sigmas) - 1, *self._jumps, denoise_mask)
 
         def with_jumps(call: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
@@ -67,7 +67,7 @@ def sample_repaint(
     for level, level_after in pairwise(repaint_levels(len(sigmas) - 1, jump_length, jump_n_sample)):
         sigma, sigma_after = sigmas[level], sigmas[level_after]
         if level_after < level:
-            x = noised_again(x, sigma, sigma_after, make_noise(sigma, sigma_after))
+            x = renoise(x, sigma, sigma_after, make_noise(sigma, sigma_after))
             mask = _mask_at(sigma_after, model, x, extra_args)
             if mask is not None:  # what was painted may be known again at this level
                 noise = _for_blending(make_noise(sigma, sigma_after), mask)

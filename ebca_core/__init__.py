@@ -6,34 +6,38 @@ c width of the text context.
 
 from .composition import composition_weight_sum, mix_contexts, smallest_denominator
 from .energy import attention_energy, attention_map, norm_energy
-from .inversion import ddim_inversion, rising_sigmas
+from .inversion import ddim_inversion, inversion_sigmas
 from .mask import mask_on_grid
 from .noise_regularisation import NoiseRegularisation, regularised_noise
-from .repaint import ddim_step, model_calls, noised_again, repaint_levels
+from .noising import ADDITIVE, FLOW, Noising
+from .repaint import count_model_calls, ddim_step, renoise, repaint_levels
 from .schedule import SHAPES, Schedule
 from .update import attention_term, key_step, norm_term
 from .window import Window
 
 __all__ = [
+    "ADDITIVE",
+    "FLOW",
     "SHAPES",
     "NoiseRegularisation",
+    "Noising",
     "Schedule",
     "Window",
     "attention_energy",
     "attention_map",
     "attention_term",
     "composition_weight_sum",
+    "count_model_calls",
     "ddim_inversion",
     "ddim_step",
+    "inversion_sigmas",
     "key_step",
     "mask_on_grid",
     "mix_contexts",
-    "model_calls",
-    "noised_again",
     "norm_energy",
     "norm_term",
     "regularised_noise",
+    "renoise",
     "repaint_levels",
-    "rising_sigmas",
     "smallest_denominator",
 ]
