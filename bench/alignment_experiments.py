@@ -39,7 +39,7 @@ def _with_term(term: Term):
         return gamma_attn * step - gamma_norm * module.norm_term(keys, repeats)
 
     module = pack_module("ebca_core.update")
-    return _replaced(pack_module("comfyui_binding.prompt_update"), "key_step", key_step)
+    return _replaced(pack_module("comfyui_binding.runtime.prompt_update"), "key_step", key_step)
 
 
 def energies(q: Tensor, k: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def centred():
 
 def relative(per_token: bool):
     """The step has the context's own norm times gamma: of the whole prompt, or token by token."""
-    layer = pack_module("comfyui_binding.layer").Layer
+    layer = pack_module("comfyui_binding.runtime.layer").Layer
     original = layer.project
     dims = (-1,) if per_token else (-2, -1)
 
@@ -116,7 +116,7 @@ def relative(per_token: bool):
 
 def small_steps(count: int):
     """`count` steps in each layer, each from the keys that the one before has moved; gammas are those of one step."""
-    update = pack_module("comfyui_binding.prompt_update").PromptUpdate
+    update = pack_module("comfyui_binding.runtime.prompt_update").PromptUpdate
     original = update.step
 
     def step(self, layer):
@@ -151,7 +151,7 @@ def even_norms():
 
 def keys_only():
     """The update moves what pixels look for, and what they find stays the prompt as it came."""
-    patches = pack_module("comfyui_binding.layer_patches").LayerPatches
+    patches = pack_module("comfyui_binding.runtime.layer_patches").LayerPatches
     original = patches._hand_context
 
     def hand_context(self, n, context, value, extra_options, **kwargs):
@@ -179,7 +179,7 @@ def _with_shares(shares: Callable[[Tensor], Tensor]):
 
     reads: the part of its attention that an image token gives to the two words of an edit's prompt.
     """
-    composition = pack_module("comfyui_binding.edit_composition")
+    composition = pack_module("comfyui_binding.runtime.edit_composition")
     original = composition.EditComposition._pull
 
     def pull(self, layer, chunk, strands, out, has_other_branches):

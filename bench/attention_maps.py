@@ -49,8 +49,8 @@ class Peaks:
     """The pack's own way from a trace to the map of a word."""
 
     def __init__(self, model: ShapesModel):
-        self._positions = pack_module("comfyui_binding.word_maps").positions_of_words
-        self._mean = pack_module("plots.word_maps").mean_map
+        self._positions = pack_module("comfyui_binding.trace.word_positions").positions_of_words
+        self._mean = pack_module("plots.word_map_sheet").mean_map
         self._model = model
 
     def right_pictures(self, count: int) -> Iterator[list[Peak]]:

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
-from . import context_update, edit, inversion, repaint, schedule, sweep, token_weights, trace
-from .wires import checked
+from . import (
+    context_update_nodes,
+    edit_nodes,
+    inversion_nodes,
+    repaint_nodes,
+    schedule_nodes,
+    sweep_nodes,
+    token_weights_nodes,
+    trace_nodes,
+)
+from .input_validation import checked
 
-_MODULES = (context_update, edit, inversion, repaint, schedule, sweep, token_weights, trace)
+_MODULES = (
+    context_update_nodes,
+    edit_nodes,
+    inversion_nodes,
+    repaint_nodes,
+    schedule_nodes,
+    sweep_nodes,
+    token_weights_nodes,
+    trace_nodes,
+)
 NODES = [checked(node) for module in _MODULES for node in module.NODES]

@@ -83,7 +83,7 @@ def server(tmp_path_factory):
     Its checkpoints are shapes.safetensors and random_sd15.ckpt, and its input folder holds the twins' example.png.
     Tests with this fixture carry the mark `server`.
     """
-    from support.genuine import write_checkpoint
+    from support.checkpoints import write_checkpoint
 
     random_sd15 = write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "random_sd15.ckpt")
     packs = {PACK: REPO, "shapes_family": SHAPES_FAMILY}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from support import by_hand, toy
+from support import oracle, toy
 from support.sampling import relative_error, sample, sample_sigmas
 from support.wiring import Ebca, text
 
@@ -13,15 +13,15 @@ TOLERANCE = 1e-5  # batched and single products of matrices round differently
 SIGMAS = torch.tensor([10.0, 4.0, 1.0, 0.0])
 WORDS = torch.ones(77).index_fill(0, torch.tensor([2, 5, 6]), 2.5)
 MASKS = (toy.noise(5, 16, 16, seed=7) > 0).float()  # one for each image
-EDITS = (by_hand.Edit(text(21), 0.8, 0.004, 0.003), by_hand.Edit(text(22), -0.5, 0.002, 0.001))
-TEXT_OF_EACH_IMAGE = by_hand.Edit(toy.noise(5, 77, toy.WIDTH, seed=1021), 0.8, 0.004, 0.003)
-UPDATE = Ebca([by_hand.Update(0.01, 0.02)])
+EDITS = (oracle.Edit(text(21), 0.8, 0.004, 0.003), oracle.Edit(text(22), -0.5, 0.002, 0.001))
+TEXT_OF_EACH_IMAGE = oracle.Edit(toy.noise(5, 77, toy.WIDTH, seed=1021), 0.8, 0.004, 0.003)
+UPDATE = Ebca([oracle.Update(0.01, 0.02)])
 COMPOSE = Ebca(edits=EDITS)
 CASES = {
     "update": UPDATE,
-    "update with words and masks": Ebca([by_hand.Update(0.02, 0.01, WORDS, MASKS)]),
-    "two updates": Ebca([by_hand.Update(0.01, 0.02), by_hand.Update(0.02, 0.0, WORDS)]),
-    "edits without update": Ebca(edits=[by_hand.Edit(text(21), 0.8), by_hand.Edit(text(22), -0.5)]),
+    "update with words and masks": Ebca([oracle.Update(0.02, 0.01, WORDS, MASKS)]),
+    "two updates": Ebca([oracle.Update(0.01, 0.02), oracle.Update(0.02, 0.0, WORDS)]),
+    "edits without update": Ebca(edits=[oracle.Edit(text(21), 0.8), oracle.Edit(text(22), -0.5)]),
     "carried edits": COMPOSE,
     "carried edits with masks": Ebca(edits=EDITS, edit_masks=[MASKS, 1 - MASKS]),
     "an edit for each image": Ebca(edits=[TEXT_OF_EACH_IMAGE]),
@@ -35,9 +35,9 @@ def alone(case: Ebca, image: int) -> Ebca:
     def its(mask):
         return None if mask is None else mask[image : image + 1]
 
-    updates = [by_hand.Update(u.gamma_attn, u.gamma_norm, u.token_weights, its(u.mask)) for u in case.updates]
+    updates = [oracle.Update(u.gamma_attn, u.gamma_norm, u.token_weights, its(u.mask)) for u in case.updates]
     edits = [
-        by_hand.Edit(e.text[image] if e.text.ndim == 3 else e.text, e.weight, e.gamma_attn, e.gamma_norm)
+        oracle.Edit(e.text[image] if e.text.ndim == 3 else e.text, e.weight, e.gamma_attn, e.gamma_norm)
         for e in case.edits
     ]
     return Ebca(updates, edits, [its(mask) for mask in case.edit_masks])
@@ -126,7 +126,7 @@ def test_longer_prompt_next_to_it_equals_the_computation_by_hand(comfy, pack, na
 def test_words_are_weighted_in_a_repeated_prompt(comfy, pack, little_memory, tokens):
     """The positive prompt of 77 tokens is repeated next to a negative one of 154; one of 154 is not."""
     weights = torch.ones(tokens).index_fill(0, torch.tensor([3, tokens - 5]), 3.0)
-    model = Ebca([by_hand.Update(0.02, 0.01, weights)]).on(comfy, pack, toy.model())
+    model = Ebca([oracle.Update(0.02, 0.01, weights)]).on(comfy, pack, toy.model())
     prompts = dict(positive=toy.conditioning(1, tokens), negative=toy.conditioning(99, 231 - tokens))
     together = run(model, slice(0, 1), **prompts)
     assert relative_error(run(little_memory(model), slice(0, 1), **prompts), together) < TOLERANCE
@@ -149,7 +149,7 @@ def test_several_positive_prompts_equal_the_computation_by_hand(comfy, pack, lit
 def test_any_latent_size_equals_the_computation_by_hand(comfy, pack, name, height, width):
     model, case = toy.model(), alone(CASES[name], 0)
     mask = (toy.noise(1, height, width, seed=8) > 0).float()
-    case = Ebca([by_hand.Update(0.02, 0.01, u.token_weights, mask) for u in case.updates], case.edits)
+    case = Ebca([oracle.Update(0.02, 0.01, u.token_weights, mask) for u in case.updates], case.edits)
     options = dict(latent=toy.latent(1, height, width), steps=2)
     with case.by_hand(model, toy.conditioning(1), toy.conditioning(99)):
         expected = sample(model, toy.conditioning(1), **options)

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from support import by_hand, neighbours, toy
+from support import oracle, other_packs, toy
 from support.host import node
-from support.neighbours import Scene
-from support.said import messages
+from support.log_messages import messages
+from support.other_packs import Scene
 from support.sampling import relative_error
 
-UPDATE = by_hand.Update(0.01, 0.02)
+UPDATE = oracle.Update(0.01, 0.02)
 
 
 class Backend:
@@ -81,7 +81,7 @@ def ebca(comfy, model, **window: float):
 
 def small_scene() -> Scene:
     """One resolution, four cross-attention layers: tracing takes the time."""
-    return replace(neighbours.scene(), model=_small_model())
+    return replace(other_packs.scene(), model=_small_model())
 
 
 @functools.cache
@@ -94,10 +94,10 @@ def on(scene: Scene, model) -> Scene:
     return replace(scene, model=model, steps=2)
 
 
-def hand_made(comfy, update: by_hand.Update = UPDATE) -> torch.Tensor:
+def hand_made(comfy, update: oracle.Update = UPDATE) -> torch.Tensor:
     scene = replace(small_scene(), steps=2)
     sampling = scene.model.get_model_object("model_sampling")
-    with by_hand.at_work(by_hand.Ebca(sampling, scene.prompts(), [update]), scene.model):
+    with oracle.at_work(oracle.Ebca(sampling, scene.prompts(), [update]), scene.model):
         return scene.sampled(comfy)
 
 

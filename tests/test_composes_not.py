@@ -8,10 +8,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from support import by_hand, neighbours, toy
+from support import oracle, other_packs, toy
 from support.host import node
-from support.neighbours import Scene
-from support.said import messages
+from support.log_messages import messages
+from support.other_packs import Scene
 from support.sampling import relative_error
 
 
@@ -23,26 +23,26 @@ class Row(NamedTuple):
 
 REPLACED = "whose forward pass another node has replaced"
 NOT_THERE = "EBCA had no effect"
-COUPLE = neighbours.attention_couple()
+COUPLE = other_packs.attention_couple()
 TABLE = {
     # what                                          neighbour                  EBCA asks for   a part of the warning
-    "attn2 replaced, update": Row(neighbours.replaced_attn2(), "update", REPLACED),
-    "attn2 replaced, edit": Row(neighbours.replaced_attn2(), "edit", REPLACED),
-    "grown context, update": Row(neighbours.grown_context, "update", "3 prompts for 2 images"),
-    "grown context, edit": Row(neighbours.grown_context, "edit", "3 prompts for 2 images"),
-    "bypassing function, update": Row(neighbours.bypassing_function, "update", NOT_THERE),
-    "bypassing function, edit": Row(neighbours.bypassing_function, "edit", NOT_THERE),
+    "attn2 replaced, update": Row(other_packs.replaced_attn2(), "update", REPLACED),
+    "attn2 replaced, edit": Row(other_packs.replaced_attn2(), "edit", REPLACED),
+    "grown context, update": Row(other_packs.grown_context, "update", "3 prompts for 2 images"),
+    "grown context, edit": Row(other_packs.grown_context, "edit", "3 prompts for 2 images"),
+    "bypassing function, update": Row(other_packs.bypassing_function, "update", NOT_THERE),
+    "bypassing function, edit": Row(other_packs.bypassing_function, "edit", NOT_THERE),
     "regions, positive only": Row(COUPLE, "positive", "regions"),
     "regions, token weights": Row(COUPLE, "words", "regions"),
     "regions, mask": Row(COUPLE, "mask", "regions"),
     "regions, edit": Row(COUPLE, "edit", "regions"),
-    "tiles at once, words": Row(neighbours.tiles(at_once=True), "words", "tiles"),
-    "tiles at once, edit": Row(neighbours.tiles(at_once=True), "edit", "tiles"),
-    "tiles one by one, words": Row(neighbours.tiles(at_once=False), "words", "tiles"),
-    "tiles one by one, edit": Row(neighbours.tiles(at_once=False), "edit", "tiles"),
-    "appended tokens, words": Row(neighbours.appended_tokens(4), "words", "changes the prompt's length"),
-    "appended prompt, words": Row(neighbours.appended_tokens(77), "words", "changes the prompt's length"),
-    "merged tokens, mask": Row(neighbours.merged_tokens, "mask", "merges image tokens"),
+    "tiles at once, words": Row(other_packs.tiles(at_once=True), "words", "tiles"),
+    "tiles at once, edit": Row(other_packs.tiles(at_once=True), "edit", "tiles"),
+    "tiles one by one, words": Row(other_packs.tiles(at_once=False), "words", "tiles"),
+    "tiles one by one, edit": Row(other_packs.tiles(at_once=False), "edit", "tiles"),
+    "appended tokens, words": Row(other_packs.appended_tokens(4), "words", "changes the prompt's length"),
+    "appended prompt, words": Row(other_packs.appended_tokens(77), "words", "changes the prompt's length"),
+    "merged tokens, mask": Row(other_packs.merged_tokens, "mask", "merges image tokens"),
 }
 
 
@@ -55,7 +55,7 @@ def with_ebca(comfy, pack, scene: Scene, asks: str) -> Scene:
     options = {
         "update": {},
         "positive": {"apply_to": "positive"},
-        "words": {"token_weights": pack.comfyui_binding.token_weights.TokenWeights(torch.full((77,), 2.0))},
+        "words": {"token_weights": pack.comfyui_binding.text.token_weights.TokenWeights(torch.full((77,), 2.0))},
         "mask": {"mask": torch.full((1, 16, 16), 0.5)},
     }[asks]
     return replace(scene, model=node(comfy, "EBCAContextUpdate").execute(model=scene.model, **options)[0])
@@ -70,7 +70,7 @@ def sampled_with_warnings(comfy, caplog, scene: Scene) -> tuple[torch.Tensor, li
 @pytest.mark.parametrize("neighbour_first", [True, False], ids=["neighbour first", "EBCA first"])
 @pytest.mark.parametrize("name", TABLE)
 def test_left_out_with_one_warning(comfy, pack, caplog, name, neighbour_first):
-    row, scene = TABLE[name], neighbours.scene()
+    row, scene = TABLE[name], other_packs.scene()
     alone = row.wire(comfy, scene).sampled(comfy)
     if neighbour_first:
         scene = with_ebca(comfy, pack, row.wire(comfy, scene), row.asks)
@@ -87,16 +87,16 @@ def test_left_out_with_one_warning(comfy, pack, caplog, name, neighbour_first):
 @pytest.mark.parametrize("neighbour_first", [True, False], ids=["neighbour first", "EBCA first"])
 @pytest.mark.parametrize("asks", ["update", "edit"])
 def test_one_replaced_layer_leaves_the_others_at_work(comfy, pack, caplog, asks, neighbour_first):
-    key, scene = ("middle", 0, 0), neighbours.scene()
-    wire = neighbours.replaced_attn2(only=key)
+    key, scene = ("middle", 0, 0), other_packs.scene()
+    wire = other_packs.replaced_attn2(only=key)
     if neighbour_first:
         got = with_ebca(comfy, pack, wire(comfy, scene), asks)
     else:
         got = wire(comfy, with_ebca(comfy, pack, scene, asks))
-    asked = {"update": dict(updates=[by_hand.Update(0.01, 0.02)]),
-             "edit": dict(edits=[by_hand.Edit(toy.conditioning(8)[0][0][0], 0.7, 0.004, 0.0005)])}[asks]
+    asked = {"update": dict(updates=[oracle.Update(0.01, 0.02)]),
+             "edit": dict(edits=[oracle.Edit(toy.conditioning(8)[0][0][0], 0.7, 0.004, 0.0005)])}[asks]
     sampling = scene.model.get_model_object("model_sampling")
-    with by_hand.at_work(by_hand.Ebca(sampling, scene.prompts(), **asked, untouched=[key]), scene.model):
+    with oracle.at_work(oracle.Ebca(sampling, scene.prompts(), **asked, untouched=[key]), scene.model):
         expected = scene.sampled(comfy)
 
     together, warnings = sampled_with_warnings(comfy, caplog, got)
@@ -108,8 +108,8 @@ def test_one_replaced_layer_leaves_the_others_at_work(comfy, pack, caplog, asks,
 
 @pytest.mark.parametrize("name", ["attn2 replaced, update", "grown context, update", "bypassing function, update"])
 def test_a_neighbour_that_is_gone_leaves_nothing(comfy, pack, caplog, name):
-    wire, scene = TABLE[name].wire, neighbours.scene()
-    expected = with_ebca(comfy, pack, neighbours.scene(fresh=True), "update").sampled(comfy)
+    wire, scene = TABLE[name].wire, other_packs.scene()
+    expected = with_ebca(comfy, pack, other_packs.scene(fresh=True), "update").sampled(comfy)
     wire(comfy, scene).sampled(comfy)
 
     together, warnings = sampled_with_warnings(comfy, caplog, with_ebca(comfy, pack, scene, "update"))
@@ -118,8 +118,8 @@ def test_a_neighbour_that_is_gone_leaves_nothing(comfy, pack, caplog, name):
     assert not warnings
 
 
-@pytest.mark.parametrize("wire", [neighbours.grown_context, COUPLE])
+@pytest.mark.parametrize("wire", [other_packs.grown_context, COUPLE])
 def test_the_neighbour_is_felt(comfy, wire):
     """The other two compute what the model does, by a way of their own."""
-    scene = neighbours.scene()
+    scene = other_packs.scene()
     assert relative_error(wire(comfy, scene).sampled(comfy), scene.sampled(comfy)) > 1e-3

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from support import by_hand, neighbours, toy
-from support.by_hand import Neighbour
+from support import oracle, other_packs, toy
 from support.host import node
-from support.neighbours import Scene, chain, on_the_model
-from support.said import messages
+from support.log_messages import messages
+from support.oracle import Neighbour
+from support.other_packs import Scene, chain, on_the_model
 from support.sampling import relative_error
 
 AROUND = "its own code around hand-made attention"
@@ -44,23 +44,23 @@ class Row(NamedTuple):
 SAG = on_the_model("SelfAttentionGuidance", scale=0.8)
 CORE = {
     # neighbour: wired as a user does, the independent computation, the tolerance
-    "LoRA": Row(neighbours.lora("LoraLoaderModelOnly"), MERGED, 1e-5, hand=neighbours.hand_merged_lora),
-    "bypass LoRA": Row(neighbours.lora("LoraLoaderBypassModelOnly"), MERGED, 1e-5, hand=neighbours.hand_merged_lora),
-    "hook LoRA": Row(neighbours.hook_lora, AROUND, 1e-5, orders=ONE),
-    "ModelMergeSimple": Row(neighbours.model_merge, MERGED, 1e-5, hand=neighbours.hand_merged_model),
-    "ControlNet": Row(neighbours.controlnet, AROUND, 1e-5, orders=ONE),
-    "GLIGEN": Row(neighbours.gligen, AROUND, 1e-5, orders=ONE),
-    "ConditioningCombine": Row(neighbours.combine, AROUND, 1e-5, orders=ONE),
-    "area": Row(neighbours.area, AROUND, 1e-5, orders=ONE),
-    "mask": Row(neighbours.mask, AROUND, 1e-5, orders=ONE),
-    "timestep ranges": Row(neighbours.timestep_range, AROUND, 1e-5, orders=ONE),
-    "PerpNeg": Row(neighbours.perp_neg, AROUND, 1e-5, orders=ONE),
-    "PerpNeg, on the model": Row(neighbours.perp_neg_on_the_model, AROUND, 1e-5),
-    "DualModelGuider": Row(neighbours.dual_model, AROUND, 1e-5, orders=ONE),
-    "DualCFG": Row(neighbours.dual_cfg, AROUND, 1e-5, orders=ONE),
-    "area, PerpNeg": Row(chain(neighbours.area, neighbours.perp_neg), AROUND, 1e-5, orders=ONE),
-    "area, DualCFG": Row(chain(neighbours.area, neighbours.dual_cfg), AROUND, 1e-5, orders=ONE),
-    "area, SAG": Row(chain(neighbours.area, SAG), AROUND, 1e-5, orders=ONE),
+    "LoRA": Row(other_packs.lora("LoraLoaderModelOnly"), MERGED, 1e-5, hand=other_packs.hand_merged_lora),
+    "bypass LoRA": Row(other_packs.lora("LoraLoaderBypassModelOnly"), MERGED, 1e-5, hand=other_packs.hand_merged_lora),
+    "hook LoRA": Row(other_packs.hook_lora, AROUND, 1e-5, orders=ONE),
+    "ModelMergeSimple": Row(other_packs.model_merge, MERGED, 1e-5, hand=other_packs.hand_merged_model),
+    "ControlNet": Row(other_packs.controlnet, AROUND, 1e-5, orders=ONE),
+    "GLIGEN": Row(other_packs.gligen, AROUND, 1e-5, orders=ONE),
+    "ConditioningCombine": Row(other_packs.combine, AROUND, 1e-5, orders=ONE),
+    "area": Row(other_packs.area, AROUND, 1e-5, orders=ONE),
+    "mask": Row(other_packs.mask, AROUND, 1e-5, orders=ONE),
+    "timestep ranges": Row(other_packs.timestep_range, AROUND, 1e-5, orders=ONE),
+    "PerpNeg": Row(other_packs.perp_neg, AROUND, 1e-5, orders=ONE),
+    "PerpNeg, on the model": Row(other_packs.perp_neg_on_the_model, AROUND, 1e-5),
+    "DualModelGuider": Row(other_packs.dual_model, AROUND, 1e-5, orders=ONE),
+    "DualCFG": Row(other_packs.dual_cfg, AROUND, 1e-5, orders=ONE),
+    "area, PerpNeg": Row(chain(other_packs.area, other_packs.perp_neg), AROUND, 1e-5, orders=ONE),
+    "area, DualCFG": Row(chain(other_packs.area, other_packs.dual_cfg), AROUND, 1e-5, orders=ONE),
+    "area, SAG": Row(chain(other_packs.area, SAG), AROUND, 1e-5, orders=ONE),
     "PAG": Row(on_the_model("PerturbedAttentionGuidance", scale=2.0), AROUND, 1e-5),
     "SAG": Row(SAG, AROUND, 1e-5),
     "NAG (core)": Row(on_the_model("NAGuidance"), AROUND, 1e-5),
@@ -68,40 +68,40 @@ CORE = {
     "FreeU": Row(on_the_model("FreeU"), AROUND, 1e-5),
     "FreeU V2": Row(on_the_model("FreeU_V2"), AROUND, 1e-5),
     "Deep Shrink": Row(on_the_model("PatchModelAddDownscale", block_number=1, end_percent=0.5), AROUND, 1e-5),
-    "EasyCache": Row(neighbours.easy_cache("EasyCache"), AROUND, 1e-5),
-    "LazyCache": Row(neighbours.easy_cache("LazyCache"), AROUND, 1e-5),
-    "context windows": Row(neighbours.context_windows(anchored=False), AROUND, 1e-5),
-    "context windows, anchored": Row(neighbours.context_windows(anchored=True), AROUND, 1e-5),
+    "EasyCache": Row(other_packs.easy_cache("EasyCache"), AROUND, 1e-5),
+    "LazyCache": Row(other_packs.easy_cache("LazyCache"), AROUND, 1e-5),
+    "context windows": Row(other_packs.context_windows(anchored=False), AROUND, 1e-5),
+    "context windows, anchored": Row(other_packs.context_windows(anchored=True), AROUND, 1e-5),
 }
-IMAGE, TWO_IMAGES = neighbours.image_branch((1, 0.8)), neighbours.image_branch((1, 0.8), (2, 0.5))
+IMAGE, TWO_IMAGES = other_packs.image_branch((1, 0.8)), other_packs.image_branch((1, 0.8), (2, 0.5))
 PACKS = {
-    "image prompt": Row(neighbours.image_prompt(2), FORMULA, 1e-5, IMAGE),
-    "image prompt in SDXL": Row(neighbours.image_prompt(3), FORMULA, 1e-5, IMAGE, family="sdxl"),
-    "two image prompts": Row(neighbours.two_image_prompts, FORMULA, 1e-5, TWO_IMAGES),
-    "NegPip": Row(neighbours.negpip, FORMULA, 1e-5, neighbours.NEGPIP, neighbours.hand_interleaved,
+    "image prompt": Row(other_packs.image_prompt(2), FORMULA, 1e-5, IMAGE),
+    "image prompt in SDXL": Row(other_packs.image_prompt(3), FORMULA, 1e-5, IMAGE, family="sdxl"),
+    "two image prompts": Row(other_packs.two_image_prompts, FORMULA, 1e-5, TWO_IMAGES),
+    "NegPip": Row(other_packs.negpip, FORMULA, 1e-5, other_packs.NEGPIP, other_packs.hand_interleaved,
                   warns="gives keys and values different texts", only=("update", "compose")),
-    "attention couple": Row(neighbours.attention_couple(), FORMULA, 1e-5, neighbours.COUPLE, only=("update",)),
-    "attention couple, values apart": Row(neighbours.attention_couple(own_values=True), FORMULA, 1e-5,
-                                          neighbours.COUPLE, only=("update",)),
-    "attention override": Row(neighbours.attention_override, FORMULA, 1e-5, neighbours.SHARPENED,
-                              neighbours.attention_override),
-    "step cache": Row(neighbours.skip_cache, AROUND, 1e-5),
-    "DeepCache": Row(neighbours.deep_cache, AROUND, 1e-5, orders=ONE),
-    "reference image": Row(neighbours.reference_only, AROUND, 1e-5),
-    "model function": Row(neighbours.model_function, AROUND, 1e-5),
-    "options copied in the run": Row(neighbours.options_copied_in_the_run, AROUND, 1e-5),
+    "attention couple": Row(other_packs.attention_couple(), FORMULA, 1e-5, other_packs.COUPLE, only=("update",)),
+    "attention couple, values apart": Row(other_packs.attention_couple(own_values=True), FORMULA, 1e-5,
+                                          other_packs.COUPLE, only=("update",)),
+    "attention override": Row(other_packs.attention_override, FORMULA, 1e-5, other_packs.SHARPENED,
+                              other_packs.attention_override),
+    "step cache": Row(other_packs.skip_cache, AROUND, 1e-5),
+    "DeepCache": Row(other_packs.deep_cache, AROUND, 1e-5, orders=ONE),
+    "reference image": Row(other_packs.reference_only, AROUND, 1e-5),
+    "model function": Row(other_packs.model_function, AROUND, 1e-5),
+    "options copied in the run": Row(other_packs.options_copied_in_the_run, AROUND, 1e-5),
 }
 PAG = on_the_model("PerturbedAttentionGuidance", scale=2.0)
-LORA = neighbours.lora("LoraLoaderModelOnly")
+LORA = other_packs.lora("LoraLoaderModelOnly")
 CROWD = {
     "LoRA, image prompt, ControlNet, PAG": Row(
-        chain(LORA, neighbours.image_prompt(2), neighbours.controlnet, PAG), f"{MERGED}, {FORMULA}", 1e-5, IMAGE,
-        hand=chain(neighbours.hand_merged_lora, neighbours.controlnet, PAG),
+        chain(LORA, other_packs.image_prompt(2), other_packs.controlnet, PAG), f"{MERGED}, {FORMULA}", 1e-5, IMAGE,
+        hand=chain(other_packs.hand_merged_lora, other_packs.controlnet, PAG),
     ),
     "two prompts, NegPip, FreeU, step cache": Row(
-        chain(neighbours.combine, neighbours.negpip, on_the_model("FreeU"), neighbours.skip_cache), FORMULA, 1e-5,
-        neighbours.NEGPIP, hand=chain(neighbours.combine, neighbours.hand_interleaved, on_the_model("FreeU"),
-                                      neighbours.skip_cache),
+        chain(other_packs.combine, other_packs.negpip, on_the_model("FreeU"), other_packs.skip_cache), FORMULA, 1e-5,
+        other_packs.NEGPIP, hand=chain(other_packs.combine, other_packs.hand_interleaved, on_the_model("FreeU"),
+                                      other_packs.skip_cache),
         warns="gives keys and values different texts", only=("update", "compose"),
     ),
 }  # fmt: skip
@@ -109,11 +109,11 @@ TABLE = CORE | PACKS | CROWD
 
 WORDS = torch.ones(77).index_fill(0, torch.tensor([2, 5, 6]), 2.5)
 ADDED, REMOVED = (toy.conditioning(seed)[0][0][0] for seed in (8, 9))
-EDITS = [by_hand.Edit(ADDED, 0.8, 0.004, 0.003), by_hand.Edit(REMOVED, -0.5, 0.002, 0.0)]
+EDITS = [oracle.Edit(ADDED, 0.8, 0.004, 0.003), oracle.Edit(REMOVED, -0.5, 0.002, 0.0)]
 HAND = {
-    "update": dict(updates=[by_hand.Update(0.01, 0.02)]),
-    "words": dict(updates=[by_hand.Update(0.015, 0.01, WORDS)]),
-    "compose": dict(edits=EDITS, updates=[by_hand.Update(0.01, 0.0)]),
+    "update": dict(updates=[oracle.Update(0.01, 0.02)]),
+    "words": dict(updates=[oracle.Update(0.015, 0.01, WORDS)]),
+    "compose": dict(edits=EDITS, updates=[oracle.Update(0.01, 0.0)]),
 }
 BETWEEN_STEPS = dict(start_percent=0.1, end_percent=0.11)
 
@@ -123,7 +123,7 @@ def with_ebca(comfy, pack, scene: Scene, method: str, **window: float) -> Scene:
     model, hand = scene.model, HAND[method]
     for update in hand["updates"]:
         weights = update.token_weights
-        words = None if weights is None else pack.comfyui_binding.token_weights.TokenWeights(weights)
+        words = None if weights is None else pack.comfyui_binding.text.token_weights.TokenWeights(weights)
         (model,) = node(comfy, "EBCAContextUpdate").execute(
             model=model, gamma_attn=update.gamma_attn, gamma_norm=update.gamma_norm, token_weights=words, **window
         )
@@ -142,7 +142,7 @@ def with_ebca(comfy, pack, scene: Scene, method: str, **window: float) -> Scene:
 
 
 def plain(name: str) -> Scene:
-    return neighbours.scene(TABLE[name].family)
+    return other_packs.scene(TABLE[name].family)
 
 
 @functools.cache
@@ -154,7 +154,7 @@ def alone(comfy, name: str) -> torch.Tensor:
 @functools.cache
 def ebca_alone(comfy, pack, family: str, method: str, images: int, steps: int) -> torch.Tensor:
     """EBCA without the neighbour."""
-    scene = neighbours.scene(family, latent=toy.latent(images), steps=steps)
+    scene = other_packs.scene(family, latent=toy.latent(images), steps=steps)
     return with_ebca(comfy, pack, scene, method).sampled(comfy)
 
 
@@ -163,8 +163,8 @@ def by_hand_run(comfy, name: str, method: str) -> torch.Tensor:
     row = TABLE[name]
     scene = plain(name) if row.formula and not row.hand else (row.hand or row.wire)(comfy, plain(name))
     sampling = scene.model.get_model_object("model_sampling")
-    ebca = by_hand.Ebca(sampling, scene.prompts(), **HAND[method], neighbour=row.formula)
-    with by_hand.at_work(ebca, scene.model, *scene.more_models):
+    ebca = oracle.Ebca(sampling, scene.prompts(), **HAND[method], neighbour=row.formula)
+    with oracle.at_work(ebca, scene.model, *scene.more_models):
         return scene.sampled(comfy)
 
 

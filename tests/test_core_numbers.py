@@ -139,7 +139,7 @@ def test_small_gamma_in_fp16_keeps_small_queries(comfy):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=HALF_IDS)
 def test_thousands_of_half_precision_steps_add_up(pack, dtype):
     """50 steps of sampling through 70 layers."""
-    layer = importlib.import_module(f"{pack.__name__}.comfyui_binding.layer")
+    layer = importlib.import_module(f"{pack.__name__}.comfyui_binding.runtime.layer")
     change, expected = None, 0
     for seed in range(3500):
         step = (1 + 0.1 * toy.noise(1, 2, 8, seed=seed)).to(dtype)

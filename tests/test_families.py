@@ -136,7 +136,7 @@ def named(side, layers_per_block):
 
 @pytest.fixture(scope="module")
 def families(pack):
-    return importlib.import_module(f"{pack.__name__}.comfyui_binding.families")
+    return importlib.import_module(f"{pack.__name__}.comfyui_binding.architectures.unet")
 
 
 # --- supported -------------------------------------------------------------------------------------------------------

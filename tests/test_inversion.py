@@ -15,7 +15,7 @@ from shapes.drawing import draw, random_picture
 from shapes.grammar import Scene, Wanted
 from support import progress, shapes, toy
 from support.host import PromptError, node
-from support.said import messages, refused
+from support.log_messages import messages, refused
 from support.sampling import relative_error
 
 OFF = dict(lambda_auto_corr=0.0, lambda_kl=0.0)

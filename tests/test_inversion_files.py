@@ -19,7 +19,7 @@ from safetensors import safe_open
 from shapes.drawing import draw, random_picture
 from support import shapes, toy
 from support.host import PromptError, node
-from support.said import messages
+from support.log_messages import messages
 
 PREFIX = "test"
 

@@ -8,8 +8,8 @@ import torch
 
 from support import toy
 from support.host import node
+from support.probes import watched
 from support.sampling import relative_error, sample, sample_sigmas
-from support.watching import watched
 
 SMALL = dict(steps=2, latent=toy.latent(1, 8, 8))
 ACTIVE = dict(gamma_attn=0.02, gamma_norm=0.02)
@@ -299,7 +299,7 @@ def test_update_of_the_positive_half_leaves_the_negative_one(comfy, inputs, late
 
 
 def test_token_weights_leave_the_negative_half(comfy, pack):
-    weights = pack.comfyui_binding.token_weights.TokenWeights(torch.linspace(0, 3, 77))
+    weights = pack.comfyui_binding.text.token_weights.TokenWeights(torch.linspace(0, 3, 77))
     weighted = unet_outputs(updated(comfy, toy.model(), token_weights=weights))
     unweighted = unet_outputs(updated(comfy, toy.model()))
     assert relative_error(weighted[1], unweighted[1]) < 1e-6

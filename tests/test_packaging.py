@@ -15,7 +15,7 @@ import pytest
 import tomllib
 
 from devtools.archive import build
-from support.said import messages
+from support.log_messages import messages
 
 REPO = Path(__file__).resolve().parents[1]
 OWN = ("nodes", "comfyui_binding", "ebca_core", "plots")

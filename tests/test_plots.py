@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from support import toy
 from support.host import node
-from support.said import messages, refused
+from support.log_messages import messages, refused
 
 CAPTION = "a lion with a crown and a lion"
 
@@ -22,13 +22,13 @@ def plots(pack):
 
     return {
         name: importlib.import_module(f"{pack.__name__}.plots.{name}")
-        for name in ("canvas", "energies", "lines", "word_maps", "schedule", "sweep")
+        for name in ("canvas", "energy_plot", "line_chart", "word_map_sheet", "schedule_curve", "sweep_grid")
     }
 
 
 @pytest.fixture(scope="module")
 def trace_types(pack):
-    return pack.comfyui_binding.trace
+    return pack.comfyui_binding.trace.trace_record
 
 
 RED = (213, 0, 0)
@@ -36,7 +36,7 @@ RED = (213, 0, 0)
 
 def drawn(plots, curves, places=11, size=(500, 300)):
     sheet = Image.new("RGB", size, "white")
-    plots["lines"].Panel("title", "step", [str(i) for i in range(places)], curves).draw(
+    plots["line_chart"].Panel("title", "step", [str(i) for i in range(places)], curves).draw(
         ImageDraw.Draw(sheet), 0, 0, *size
     )
     return np.asarray(sheet)
@@ -49,7 +49,7 @@ def is_red(picture):
 def test_curve_passes_through_its_values(plots):
     """Between the highest and the lowest point of a curve the others lie in proportion."""
     values = [0.0, 10.0, 4.0, 4.0, 4.0, 7.5, 7.5, 7.5, 1.0, 1.0, 1.0]
-    red = is_red(drawn(plots, [plots["lines"].Curve("a", values, RED)]))
+    red = is_red(drawn(plots, [plots["line_chart"].Curve("a", values, RED)]))
     columns = np.flatnonzero(red.any(axis=0))
     left, right = columns.min(), columns.max()
     rows = [np.flatnonzero(red[:, round(left + (right - left) * place / 10)]) for place in (0, 1, 3, 6, 9)]
@@ -60,7 +60,7 @@ def test_curve_passes_through_its_values(plots):
 
 def test_missing_values_are_gaps(plots):
     values = [1.0, 2.0, math.nan, math.nan, 2.0, 1.0, 2.0, math.nan, 3.0, math.nan, 1.0]
-    red = is_red(drawn(plots, [plots["lines"].Curve("a", values, RED)])).any(axis=0)
+    red = is_red(drawn(plots, [plots["line_chart"].Curve("a", values, RED)])).any(axis=0)
     columns = np.flatnonzero(red)
     at = [round(columns.min() + (columns.max() - columns.min()) * place / 10) for place in (2.5, 8, 9)]
     assert [bool(red[column]) for column in at] == [False, True, False]  # a value without neighbours is a dot
@@ -68,7 +68,7 @@ def test_missing_values_are_gaps(plots):
 
 @pytest.mark.parametrize("values", [[math.nan] * 11, [5.0] * 11, [1e-9 * i for i in range(11)], [1e9] * 10 + [2e9]])
 def test_any_values_can_be_drawn(plots, values):
-    assert is_red(drawn(plots, [plots["lines"].Curve("a", values, RED)])).any() != math.isnan(values[0])
+    assert is_red(drawn(plots, [plots["line_chart"].Curve("a", values, RED)])).any() != math.isnan(values[0])
 
 
 @pytest.mark.parametrize("places", [5, 20, 70, 300])
@@ -76,18 +76,18 @@ def test_dashes_show_however_near_the_points_are(plots, places):
     """A straight line, solid and dashed: about half of it is there."""
     values = [float(i) for i in range(places)]
     solid, dashed = (
-        is_red(drawn(plots, [plots["lines"].Curve("a", values, RED, dashed)], places)).any(axis=0).sum()
+        is_red(drawn(plots, [plots["line_chart"].Curve("a", values, RED, dashed)], places)).any(axis=0).sum()
         for dashed in (False, True)
     )
     assert dashed / solid == pytest.approx(0.5, abs=0.12)
 
 
 def test_axis_from_zero_shows_small_changes_small(plots):
-    panel, values = plots["lines"].Panel, [4.6, 4.5, 4.7] + [4.6] * 8
+    panel, values = plots["line_chart"].Panel, [4.6, 4.5, 4.7] + [4.6] * 8
     heights = []
     for from_zero in (False, True):
         sheet = Image.new("RGB", (500, 300), "white")
-        curve = plots["lines"].Curve("a", values, RED)
+        curve = plots["line_chart"].Curve("a", values, RED)
         panel("t", "step", [str(i) for i in range(11)], [curve], from_zero).draw(ImageDraw.Draw(sheet), 0, 0, 500, 300)
         rows = np.flatnonzero(is_red(np.asarray(sheet)).any(axis=1))
         heights.append(rows.max() - rows.min())
@@ -100,7 +100,7 @@ def test_axis_from_zero_shows_small_changes_small(plots):
     [(0.0, 0.5, "0.0"), (-0.3002, 0.0002, "-0.3002"), (1234.0, 2.0, "1,234"), (2.5e-7, 5e-8, "2.5e-07")],
 )
 def test_ticks_are_written_to_the_places_they_need(plots, tick, step, text):
-    assert plots["lines"]._written(tick, step) == text
+    assert plots["line_chart"]._written(tick, step) == text
 
 
 def record(trace_types, steps=5, layers=("d0.0", "m0.0", "u0.0"), roles=("positive", "negative"), offset=0.0, seed=0):
@@ -110,7 +110,7 @@ def record(trace_types, steps=5, layers=("d0.0", "m0.0", "u0.0"), roles=("positi
 
 
 def test_two_traces_of_a_kind_get_columns_for_their_difference(plots, trace_types):
-    plot = plots["energies"].energy_plot
+    plot = plots["energy_plot"].energy_plot
     one, other = record(trace_types), record(trace_types, seed=1)
     alone, both = plot([one]), plot([one, other])
     assert both.shape[2] == 2 * alone.shape[2]
@@ -120,7 +120,7 @@ def test_two_traces_of_a_kind_get_columns_for_their_difference(plots, trace_type
 
 def test_layers_of_other_models_stand_at_their_own_names(plots, trace_types):
     small, large = record(trace_types), record(trace_types, layers=("d0.0", "d1.0", "m0.0", "m0.1", "u0.0"))
-    _, by_layer = plots["energies"]._panels(0, [small, large], dict.fromkeys(small.roles, RED))
+    _, by_layer = plots["energy_plot"]._panels(0, [small, large], dict.fromkeys(small.roles, RED))
     assert by_layer.places == ["d0.0", "m0.0", "u0.0", "d1.0", "m0.1"]
     ours, theirs = by_layer.curves[0].values, by_layer.curves[2].values
     assert ours[:3] == pytest.approx(small.values[0, ..., 0].mean(dim=0).tolist())
@@ -131,20 +131,20 @@ def test_layers_of_other_models_stand_at_their_own_names(plots, trace_types):
 def test_layers_that_ran_now_and_then_do_not_bend_the_mean(plots, trace_types):
     one = record(trace_types)
     one.values[:, ::2, 1] = math.nan
-    by_step, _ = plots["energies"]._panels(0, [one], dict.fromkeys(one.roles, RED))
+    by_step, _ = plots["energy_plot"]._panels(0, [one], dict.fromkeys(one.roles, RED))
     assert by_step.curves[0].values == pytest.approx(one.values[0, :, [0, 2], 0].mean(dim=1).tolist())
 
 
 def test_difference_of_a_trace_and_itself_is_flat(plots, trace_types):
     one = record(trace_types)
-    panels = plots["energies"]._panels(0, [one, one], dict.fromkeys(one.roles, RED))
+    panels = plots["energy_plot"]._panels(0, [one, one], dict.fromkeys(one.roles, RED))
     assert all(value == 0 for panel in panels[2:] for curve in panel.curves for value in curve.values)
 
 
 def test_panels_show_means_over_the_other_axis(plots, trace_types):
     one = record(trace_types)
     one.values[:, 3] = math.nan  # a step that did not run
-    by_step, by_layer = plots["energies"]._panels(1, [one], dict.fromkeys(one.roles, RED))
+    by_step, by_layer = plots["energy_plot"]._panels(1, [one], dict.fromkeys(one.roles, RED))
     negative = one.values[1, ..., 1].numpy()
     assert by_step.curves[1].values == pytest.approx(negative.mean(axis=1).tolist(), nan_ok=True)
     assert by_layer.curves[1].values == pytest.approx(np.nanmean(negative, axis=0).tolist())
@@ -160,7 +160,7 @@ def test_legend_says_what_was_asked_for(plots, comfy):
     from support.sampling import sample
 
     sample(model, toy.conditioning(1), steps=1)
-    line = plots["energies"].described(trace.record)
+    line = plots["energy_plot"].described(trace.record)
     for part in ("gamma_attn 0.03", "cosine 1 to 0.2", "from 0 to 0.5", "layers d0.0 u0.0", "positive alone"):
         assert part in line
     assert "edit0: remove alpha 0.4 from 0.3 to 1" in line
@@ -178,8 +178,8 @@ def test_heat_is_where_the_values_are_high(plots):
     image = torch.full((64, 96, 3), 0.5)
     values = torch.zeros(8, 12)
     values[6, 2] = 1.0
-    sheet = plots["word_maps"].word_map_sheet(image, {"lion": values})[0]
-    canvas = plots["word_maps"]
+    sheet = plots["word_map_sheet"].word_map_sheet(image, {"lion": values})[0]
+    canvas = plots["word_map_sheet"]
     tile = sheet[canvas.GAP : canvas.GAP + 213, canvas.GAP : canvas.GAP + canvas.TILE]
     y, x = divmod(int(tile.sum(dim=-1).argmax()), tile.shape[1])
     assert (y / 213 * 8, x / 320 * 12) == pytest.approx((6.5, 2.5), abs=0.6)
@@ -187,17 +187,17 @@ def test_heat_is_where_the_values_are_high(plots):
 
 def test_sheet_has_a_tile_for_each_word(plots):
     maps = {f"word {i}": torch.rand(4, 4) for i in range(6)}
-    sheet = plots["word_maps"].word_map_sheet(torch.rand(64, 64, 3), maps)
+    sheet = plots["word_map_sheet"].word_map_sheet(torch.rand(64, 64, 3), maps)
     assert sheet.shape == (1, 2 * (320 + 48) + 8, 4 * (320 + 8) + 8, 3)
 
 
 def test_flat_map_can_be_drawn(plots):
-    assert plots["word_maps"].word_map_sheet(torch.rand(64, 64, 3), {"a": torch.ones(4, 4)}).isfinite().all()
+    assert plots["word_map_sheet"].word_map_sheet(torch.rand(64, 64, 3), {"a": torch.ones(4, 4)}).isfinite().all()
 
 
 def test_mean_map_weighs_grids_by_their_layers(plots):
     coarse, fine = torch.full((3, 2, 2), 1.0), torch.full((3, 4, 4), 4.0)
-    mean = plots["word_maps"].mean_map([coarse, fine], [2, 1], [0, 2])
+    mean = plots["word_map_sheet"].mean_map([coarse, fine], [2, 1], [0, 2])
     assert mean.shape == (4, 4)
     assert torch.allclose(mean, torch.tensor(2.0))
 
@@ -218,10 +218,10 @@ def traced_caption(comfy):
 
 def test_words_are_at_their_tokens(comfy, pack):
     """Every word of the caption is one token of CLIP's vocabulary; the start token comes first."""
-    found, tokens = pack.comfyui_binding.word_maps.positions_of_words(toy.clip(), CAPTION, "")
+    found, tokens = pack.comfyui_binding.trace.word_positions.positions_of_words(toy.clip(), CAPTION, "")
     assert tokens == 77
     assert found == {"a": [1, 4, 7], "lion": [2, 8], "with": [3], "crown": [5], "and": [6]}
-    found, _ = pack.comfyui_binding.word_maps.positions_of_words(toy.clip(), CAPTION, "crown, a lion\nand")
+    found, _ = pack.comfyui_binding.trace.word_positions.positions_of_words(toy.clip(), CAPTION, "crown, a lion\nand")
     assert found == {"crown": [5], "a lion": [1, 2, 7, 8], "and": [6]}
 
 
@@ -275,7 +275,7 @@ def test_several_positive_prompts_are_refused(comfy, pack, traced_caption, tmp_p
     sample(model, positive, steps=1, latent=toy.latent(2, 8, 8))
     maps = node(comfy, "EBCAAttentionMaps")
     refused(lambda: maps.execute(**{**traced_caption, "trace": trace}, words=""), "one positive prompt", "2")
-    files = pack.comfyui_binding.trace_file
+    files = pack.comfyui_binding.trace.trace_file
     files.save(tmp_path / "x.safetensors", trace.record, {})
     loaded = type(trace)(True, files.load(tmp_path / "x.safetensors"), is_from_file=True)
     refused(lambda: maps.execute(**{**traced_caption, "trace": loaded}, words=""), "one positive prompt", "2")

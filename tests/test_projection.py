@@ -218,7 +218,7 @@ def quantised_with_lora(form):
 @pytest.fixture
 def project(pack):
     """project_to_context, and how often it called the layer."""
-    projection = importlib.import_module(f"{pack.__name__}.comfyui_binding.projection")
+    projection = importlib.import_module(f"{pack.__name__}.comfyui_binding.architectures.key_projection")
 
     def run(step, layer):
         calls = []

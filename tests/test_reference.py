@@ -22,7 +22,7 @@ def update(comfy, pack, model, scenario):
         values = torch.ones(SETTINGS["tokens"])
         for token, weight in scenario["token_weights"].items():
             values[int(token)] = weight
-        weights = pack.comfyui_binding.token_weights.TokenWeights(values)
+        weights = pack.comfyui_binding.text.token_weights.TokenWeights(values)
     return node(comfy, "EBCAContextUpdate").execute(
         model=model,
         gamma_attn=scenario["gamma_attn"],

@@ -9,7 +9,7 @@ import torch
 
 from support import toy
 from support.host import PromptError, node
-from support.said import messages, refused
+from support.log_messages import messages, refused
 from support.sampling import sample
 
 FAMILIES = "EBCA works with U-Net models"
@@ -275,7 +275,7 @@ def test_small_denominator_warns_once(comfy, caplog):
 
 
 def weights(pack, tokens):
-    return pack.comfyui_binding.token_weights.TokenWeights(torch.linspace(0.5, 2, tokens))
+    return pack.comfyui_binding.text.token_weights.TokenWeights(torch.linspace(0.5, 2, tokens))
 
 
 @pytest.mark.parametrize(("tokens", "prompt"), [(154, 77), (77, 154), (76, 77)])

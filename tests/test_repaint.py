@@ -10,7 +10,7 @@ from comfy.k_diffusion import sampling as k_sampling
 
 from support import progress, toy
 from support.host import node
-from support.said import messages
+from support.log_messages import messages
 from support.sampling import relative_error
 
 POSITIVE, NEGATIVE = toy.conditioning(1), toy.conditioning(2)

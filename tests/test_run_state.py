@@ -13,7 +13,7 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from support import by_hand, toy
+from support import oracle, toy
 from support.host import node
 from support.sampling import sample
 from support.wiring import Ebca, text
@@ -41,7 +41,7 @@ def failing(executor, *args, **kwargs):
 
 def live_runs(pack):
     gc.collect()
-    return [thing for thing in gc.get_objects() if isinstance(thing, pack.comfyui_binding.run.Run)]
+    return [thing for thing in gc.get_objects() if isinstance(thing, pack.comfyui_binding.runtime.sampling_run.Run)]
 
 
 def test_interrupted_run_leaves_nothing_behind(comfy, pack):
@@ -162,8 +162,8 @@ def waits(model) -> list[str]:
 def test_no_layer_makes_the_host_wait_for_the_device(comfy, pack):
     mask = (toy.noise(1, 16, 16, seed=7) > 0).float()
     everything = Ebca(
-        [by_hand.Update(0.02, 0.01, torch.linspace(0.5, 2.0, 77), mask, window=(0.0, 0.7))],
-        [by_hand.Edit(text(21), 0.8, 0.004, 0.003, gamma_window=(0.2, 0.9)), by_hand.Edit(text(22), -0.5)],
+        [oracle.Update(0.02, 0.01, torch.linspace(0.5, 2.0, 77), mask, window=(0.0, 0.7))],
+        [oracle.Edit(text(21), 0.8, 0.004, 0.003, gamma_window=(0.2, 0.9)), oracle.Edit(text(22), -0.5)],
         [mask, None],
     )
     model = everything.on(comfy, pack, toy.model())

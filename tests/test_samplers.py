@@ -6,15 +6,15 @@ import comfy.samplers as comfy_samplers
 import pytest
 import torch
 
-from support import by_hand, toy
+from support import oracle, toy
 from support.host import node
 from support.sampling import relative_error, sample
 from support.wiring import Ebca, text
 
-EDITS = (by_hand.Edit(text(21), 0.8, 0.08, 0.06), by_hand.Edit(text(22), -0.5, 0.05, 0.02))
+EDITS = (oracle.Edit(text(21), 0.8, 0.08, 0.06), oracle.Edit(text(22), -0.5, 0.05, 0.02))
 CASES = {
-    "update": Ebca([by_hand.Update(0.01, 0.02)]),
-    "update and carried edits": Ebca([by_hand.Update(0.01, 0.02)], EDITS),
+    "update": Ebca([oracle.Update(0.01, 0.02)]),
+    "update and carried edits": Ebca([oracle.Update(0.01, 0.02)], EDITS),
 }
 SAMPLERS = ("euler", "heun", "dpm_2", "lms", "dpmpp_2s_ancestral", "dpmpp_2m_sde", "uni_pc", "ddim", "lcm")
 STEPS, CFG, SEED = 4, 4.0, 3

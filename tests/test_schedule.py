@@ -10,7 +10,7 @@ import torch
 from ebca_core import SHAPES, Schedule, Window, smallest_denominator
 from support import toy
 from support.host import node
-from support.said import refused
+from support.log_messages import refused
 from support.sampling import relative_error, sample, sample_sigmas
 
 ACTIVE = dict(gamma_attn=0.04, gamma_norm=0.03)

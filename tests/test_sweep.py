@@ -11,7 +11,7 @@ from PIL import Image
 
 from support import toy
 from support.host import PromptError, node
-from support.said import refused
+from support.log_messages import refused
 
 
 def sweep(comfy, **inputs):
@@ -149,7 +149,7 @@ def test_grid_without_all_of_its_images_is_refused(graph, run_prompt):
 def test_large_grids_are_made_smaller(comfy, pack, monkeypatch):
     from importlib import import_module
 
-    module = import_module(f"{pack.__name__}.plots.sweep")
+    module = import_module(f"{pack.__name__}.plots.sweep_grid")
     monkeypatch.setattr(module, "MOST_PIXELS", 6 * 100 * 200)
     cells = [torch.rand(1, 200, 400, 3)] * 6
     grid = module.sweep_grid(cells, module.Sweep("x", [1, 2, 3], "y", [1, 2]))

@@ -14,11 +14,11 @@ from comfy.sample import sample_custom
 from comfy.samplers import KSAMPLER
 
 from ebca_core import attention_energy, norm_energy
-from support import neighbours, toy
+from support import other_packs, toy
 from support.host import node
-from support.said import messages, refused
+from support.log_messages import messages, refused
+from support.probes import watched
 from support.sampling import relative_error, sample
-from support.watching import watched
 
 ACTIVE = dict(gamma_attn=0.02, gamma_norm=0.02)
 SMALL = dict(latent=toy.latent(1, 8, 8))
@@ -232,12 +232,12 @@ def test_context_windows_are_recorded_as_the_whole_batch(comfy, anchored):
     """Windows come one after the other at one sigma, and some images twice. No image of the batch feels another."""
 
     def recorded(wire):
-        scene = neighbours.scene(latent=toy.latent(4, 8, 8))
+        scene = other_packs.scene(latent=toy.latent(4, 8, 8))
         model, trace = traced(comfy, updated(comfy, scene.model), attention_maps=True)
         wire(comfy, replace(scene, model=model)).sampled(comfy)
         return trace.record
 
-    windows = neighbours.context_windows(anchored)
+    windows = other_packs.context_windows(anchored)
     whole = recorded(lambda comfy, scene: scene)
     apart = recorded(lambda comfy, scene: replace(windows(comfy, scene), latent=scene.latent))
     assert relative_error(filled(apart.values), filled(whole.values)) < 1e-5
@@ -255,7 +255,7 @@ def test_second_unet_of_a_guider_is_recorded_too(comfy, families):
     guider = node(comfy, "DualModelGuider").execute(
         model=model, model_negative=second, positive=prompts[0], negative=prompts[1], cfg=4.0
     )[0]
-    neighbours.sampled_with_guider(comfy, neighbours.Scene(model, *prompts, latent=toy.latent(1, 8, 8)), guider)
+    other_packs.sampled_with_guider(comfy, other_packs.Scene(model, *prompts, latent=toy.latent(1, 8, 8)), guider)
     record = trace.record
     read = ~record.values[0, 0].isnan()
     by_role = [{name for name, seen in zip(record.layers, read[:, role]) if seen} for role in (0, 1)]
@@ -301,7 +301,7 @@ def test_large_layers_are_read_in_parts(comfy, pack, monkeypatch):
         return trace.record
 
     whole = recorded()
-    monkeypatch.setattr(pack.comfyui_binding.readings, "MATRIX_ENTRIES", 1)
+    monkeypatch.setattr(pack.comfyui_binding.trace.recorder, "MATRIX_ENTRIES", 1)
     parts = recorded()
     assert relative_error(filled(parts.values), filled(whole.values)) < 1e-6
     assert all(relative_error(p, w) < 1e-6 for p, w in zip(parts.maps[0].by_grid, whole.maps[0].by_grid, strict=True))
@@ -330,7 +330,7 @@ def test_maps_take_no_more_memory_in_longer_runs(comfy, pack):
     """While the run goes on there is one map for each prompt, image and size of grid."""
     import gc
 
-    readings, held = pack.comfyui_binding.readings.RunReadings, []
+    readings, held = pack.comfyui_binding.trace.recorder.RunReadings, []
 
     def note(*_):
         (own,) = [thing for thing in gc.get_objects() if isinstance(thing, readings)]
@@ -344,12 +344,12 @@ def test_maps_take_no_more_memory_in_longer_runs(comfy, pack):
 def test_traced_picture_is_bit_identical_beside_other_packs(comfy, caplog):
     """Also where the maps cannot be read, which is said in the log."""
     wires = {
-        "NegPip": neighbours.negpip, "token merging": neighbours.merged_tokens, "PAG": neighbours.on_the_model(
-            "PerturbedAttentionGuidance", scale=3.0), "reference only": neighbours.reference_only,
-        "areas": neighbours.area, "attention couple": neighbours.attention_couple(),
+        "NegPip": other_packs.negpip, "token merging": other_packs.merged_tokens, "PAG": other_packs.on_the_model(
+            "PerturbedAttentionGuidance", scale=3.0), "reference only": other_packs.reference_only,
+        "areas": other_packs.area, "attention couple": other_packs.attention_couple(),
     }  # fmt: skip
     for name, wire in wires.items():
-        scene = neighbours.scene(fresh=True)
+        scene = other_packs.scene(fresh=True)
         for model in (scene.model, updated(comfy, scene.model)):
             plain = wire(comfy, replace(scene, model=model)).sampled(comfy)
             before, trace = traced(comfy, model, attention_maps=True)
@@ -367,7 +367,7 @@ def test_each_run_clears_the_trace(comfy, pack):
     run(model, steps=2)
     assert trace.record is not first
     assert len(trace.record.sigmas) == 2
-    weights = pack.comfyui_binding.token_weights.TokenWeights(torch.ones(5))
+    weights = pack.comfyui_binding.text.token_weights.TokenWeights(torch.ones(5))
     refused_model = updated(comfy, model, token_weights=weights)
     refused(lambda: run(refused_model), "token weights")
     assert trace.record.roles == ()
@@ -434,14 +434,14 @@ def test_error_of_a_run_is_the_one_that_its_user_sees(comfy, pack, monkeypatch):
     def unreadable(*_, **__):
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(pack.comfyui_binding.readings.RunReadings, "record", unreadable)
+    monkeypatch.setattr(pack.comfyui_binding.trace.recorder.RunReadings, "record", unreadable)
     model, _ = traced(comfy, toy.model())
     with pytest.raises(KeyError, match="of a sampler"):
         run(model, callback=broken)
 
 
 def test_picture_is_not_lost_with_its_record(comfy, pack, monkeypatch, caplog):
-    monkeypatch.setattr(pack.comfyui_binding.readings.RunReadings, "record", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(pack.comfyui_binding.trace.recorder.RunReadings, "record", lambda *_, **__: 1 / 0)
     model, trace = traced(comfy, toy.model())
     assert torch.equal(run(model), run(toy.model()))
     assert trace.record is None
@@ -534,9 +534,9 @@ def test_call_outside_any_run_says_that_nothing_is_recorded(comfy, caplog):
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_run_in_tiles_leaves_a_trace_that_says_so(comfy, caplog, at_once):
-    scene = neighbours.scene(latent=toy.latent(1, 16, 16))
+    scene = other_packs.scene(latent=toy.latent(1, 16, 16))
     model, trace = traced(comfy, scene.model)
-    neighbours.tiles(at_once)(comfy, replace(scene, model=model)).sampled(comfy)
+    other_packs.tiles(at_once)(comfy, replace(scene, model=model)).sampled(comfy)
     refused(lambda: node(comfy, "EBCAEnergyPlot").execute(trace=trace, latent=toy.latent()), "could be read", "the log")
     assert any("EBCA Trace leaves out layers" in message for message in messages(caplog))
 
@@ -561,7 +561,7 @@ def test_record_holds_what_the_nodes_asked_for(comfy):
 def test_saved_trace_comes_back(comfy, pack, tmp_path):
     model, trace = traced(comfy, composed(comfy, updated(comfy, toy.model()), alpha=0.4), attention_maps=True)
     latent = {"samples": run(model, latent=toy.latent(2, 8, 8))}
-    files, record = pack.comfyui_binding.trace_file, trace.record
+    files, record = pack.comfyui_binding.trace.trace_file, trace.record
     files.save(tmp_path / "x.safetensors", record, {})
     loaded = files.load(tmp_path / "x.safetensors")
     assert torch.equal(filled(loaded.values), filled(record.values))
@@ -586,6 +586,6 @@ def test_other_files_are_refused(pack, tmp_path, metadata):
 
     path = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(1)}, path, metadata)
-    refused(lambda: pack.comfyui_binding.trace_file.load(path), "EBCA Save Trace", "other.safetensors")
+    refused(lambda: pack.comfyui_binding.trace.trace_file.load(path), "EBCA Save Trace", "other.safetensors")
     path.write_bytes(b"nothing of the kind")
-    refused(lambda: pack.comfyui_binding.trace_file.load(path), "EBCA Save Trace", "other.safetensors")
+    refused(lambda: pack.comfyui_binding.trace.trace_file.load(path), "EBCA Save Trace", "other.safetensors")

@@ -4,9 +4,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from support import by_hand, toy
+from support import oracle, toy
 from support.host import node
-from support.said import messages
+from support.log_messages import messages
 from support.sampling import relative_error, sample
 from support.wiring import Ebca
 
@@ -57,7 +57,7 @@ def test_mask_of_any_size_by_hand(comfy, pack, family, size):
     bare, negative = {"samples": latent(None)["samples"]}, toy.conditioning(99)
     model = toy.model(family)
     got = sample(updated(comfy, model, mask=mask), POSITIVE, negative, latent=bare)
-    expected = Ebca([by_hand.Update(GAMMAS["gamma_attn"], GAMMAS["gamma_norm"], None, at_latent_size(mask[0])[None])])
+    expected = Ebca([oracle.Update(GAMMAS["gamma_attn"], GAMMAS["gamma_norm"], None, at_latent_size(mask[0])[None])])
     with expected.by_hand(model, POSITIVE, negative):
         by_formula = sample(model, POSITIVE, negative, latent=bare)
     assert relative_error(got, by_formula) < 1e-5

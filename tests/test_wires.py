@@ -5,7 +5,7 @@ import torch
 
 from support import toy
 from support.host import node
-from support.said import messages, refused
+from support.log_messages import messages, refused
 from support.sampling import sample
 
 

@@ -18,7 +18,7 @@ from ebca_core import count_model_calls, repaint_levels
 from shapes.drawing import draw
 from shapes.scorer import read, verdict
 from shapes.world import Picture, Thing
-from support.genuine import write_checkpoint
+from support.checkpoints import write_checkpoint
 
 FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
 QUICK = steps(8)

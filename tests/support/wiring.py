@@ -1,4 +1,4 @@
-"""The nodes and the hand-made computation (by_hand.py) from one description. Needs a booted host."""
+"""The nodes and the hand-made computation (oracle.py) from one description. Needs a booted host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from support import by_hand, toy
+from support import oracle, toy
 from support.host import node
 
 
@@ -17,8 +17,8 @@ from support.host import node
 class Ebca:
     """Updates and edits, as the hand-made computation takes them; edit_masks [b, height, width] or None."""
 
-    updates: Sequence[by_hand.Update] = ()
-    edits: Sequence[by_hand.Edit] = ()
+    updates: Sequence[oracle.Update] = ()
+    edits: Sequence[oracle.Edit] = ()
     edit_masks: Sequence[torch.Tensor | None] = ()
 
     def on(self, comfy, pack, model, **update_inputs: Any):
@@ -35,10 +35,10 @@ class Ebca:
     def by_hand(self, model, positive: list, negative: list):
         """While this lasts, one run of the plain MODEL computes it by hand, with the texts of both conditionings."""
         prompts = [
-            by_hand.Prompt(text, role) for role, cond in ((True, positive), (False, negative)) for text in texts(cond)
+            oracle.Prompt(text, role) for role, cond in ((True, positive), (False, negative)) for text in texts(cond)
         ]
         sampling = model.get_model_object("model_sampling")
-        with by_hand.at_work(by_hand.Ebca(sampling, prompts, self.updates, self.edits), model) as run:
+        with oracle.at_work(oracle.Ebca(sampling, prompts, self.updates, self.edits), model) as run:
             yield run
 
 
@@ -52,10 +52,10 @@ def text(seed: int, tokens: int = 77) -> torch.Tensor:
     return toy.conditioning(seed, tokens)[0][0][0]
 
 
-def _updated(comfy, pack, model, update: by_hand.Update, inputs: dict[str, Any]):
+def _updated(comfy, pack, model, update: oracle.Update, inputs: dict[str, Any]):
     weights = update.token_weights
     if weights is not None:
-        weights = pack.comfyui_binding.token_weights.TokenWeights(weights)
+        weights = pack.comfyui_binding.text.token_weights.TokenWeights(weights)
     start, end = update.window
     return node(comfy, "EBCAContextUpdate").execute(
         model=model, gamma_attn=update.gamma_attn, gamma_norm=update.gamma_norm, token_weights=weights,
@@ -63,7 +63,7 @@ def _updated(comfy, pack, model, update: by_hand.Update, inputs: dict[str, Any])
     )[0]  # fmt: skip
 
 
-def _edit(comfy, edit: by_hand.Edit, mask: torch.Tensor | None):
+def _edit(comfy, edit: oracle.Edit, mask: torch.Tensor | None):
     (start, end), (gamma_start, gamma_end) = edit.window, edit.gamma_window
     context = edit.text if edit.text.ndim == 3 else edit.text.unsqueeze(0)
     return node(comfy, "EBCAEditContext").execute(

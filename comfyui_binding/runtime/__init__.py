@@ -1,0 +1,1 @@
+"""One sampling run: settings, batch layout and the denoiser call. Knows no architecture."""

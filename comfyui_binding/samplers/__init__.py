@@ -1,0 +1,1 @@
+"""Samplers of the pack: inversion of a picture and RePaint."""

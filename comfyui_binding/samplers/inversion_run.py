@@ -1,0 +1,210 @@
+"""Inversion through ComfyUI's own guider and sampler: previews, progress, interruption and patches work as usual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import CONST, COSMOS_RFLOW
+from torch import Tensor
+
+from ...ebca_core import NoiseRegularisation, ddim_inversion, inversion_sigmas, regularised_noise
+from ..architectures.unet import adds_noise, family_of
+from ..model_patch import settings_of
+from .inversion_record import Inversion, marked
+
+
+def sampling_sigmas(model: ModelPatcher, scheduler: str, steps: int) -> Tensor:
+    """The sigmas [steps + 1] of a whole run, as KSampler makes them."""
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).cpu()
+
+
+def invert(
+    model: ModelPatcher,
+    caption: list,
+    latent: dict,
+    sigmas: Tensor,
+    regularisation: NoiseRegularisation,
+    seed: int,
+    fixed_point_iterations: int = 0,
+) -> Tensor:
+    """The latent from which a deterministic sampler, walking down `sigmas`, makes `latent` under the caption at cfg 1.
+
+    latent LATENT, sigmas [steps + 1] falling -> [b, c, height, width], scaled as a LATENT is.
+
+    Raises ValueError for a model, a caption, a latent or sigmas that cannot be inverted, and where the result is not
+    finite.
+    """
+    _check_model(model)
+    _check_caption(model, caption)
+    samples = _checked_samples(model, latent)
+    _check_sigmas(sigmas)
+    sampler = comfy.samplers.KSAMPLER(
+        _walk_up,
+        extra_options={
+            "regularisation": regularisation,
+            "generator": torch.Generator().manual_seed(seed),
+            "fixed_point_iterations": fixed_point_iterations,
+        },
+    )
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(caption, caption)
+    guider.set_cfg(1.0)
+    samples = guider.sample(
+        torch.zeros_like(samples),
+        samples,
+        sampler,
+        inversion_sigmas(sigmas),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        seed=seed,
+    )
+    if not torch.isfinite(samples).all():
+        raise ValueError(
+            "Expected finite numbers from the inversion, but some are not. Lower lambda_auto_corr and lambda_kl, or "
+            "set reg_steps to 0; if that does not help, the model itself overflows in this precision."
+        )
+    return samples.to(comfy.model_management.intermediate_device())
+
+
+class InvertedNoise:
+    """A NOISE with which a run on any latent image begins at an inverted latent.
+
+    So the image can be the picture itself, under a noise mask that keeps the rest of it exactly. Holds no model, which
+    ComfyUI could not unload then.
+    """
+
+    seed = 0
+
+    def __init__(self, inversion: Inversion, model: ModelPatcher):
+        self._record = inversion.record
+        self._shape = list(inversion.samples.shape)
+        self._scaled = model.get_model_object("latent_format").process_in
+        self._sampling = model.get_model_object("model_sampling")
+        self._start = self._scaled(inversion.samples.float().cpu())
+        self._sigma = torch.tensor(inversion.record.sigmas[0])
+
+    def generate_noise(self, latent: dict) -> Tensor:
+        """The noise [b, c, height, width] that ComfyUI's sampler turns, with the image, into the inverted latent."""
+        image = latent["samples"]
+        if list(image.shape) != self._shape:
+            raise ValueError(
+                f"Expected a latent of shape {self._shape}, as it was inverted, but got {list(image.shape)}. Wire the "
+                "latent that went into EBCA Invert into the sampler too."
+            )
+        image = image.float().cpu()
+        image = self._scaled(image) if image.count_nonzero() else image  # as ComfyUI's guider does
+        plain = self._noised(torch.zeros_like(image), image)
+        noise = (self._start - plain) / (self._noised(torch.ones_like(image), image) - plain)
+        return marked(noise, self._record)
+
+    def _noised(self, noise: Tensor, image: Tensor) -> Tensor:
+        """The start that ComfyUI's sampler makes of noise and image."""
+        model_wrap = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=self._sampling))
+        is_highest = comfy.samplers.Sampler().max_denoise(model_wrap, [self._sigma])
+        return self._sampling.noise_scaling(self._sigma, noise, image, is_highest)
+
+
+@torch.no_grad()
+def _walk_up(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Callable[[dict], None],
+    disable: bool,
+    *,
+    regularisation: NoiseRegularisation,
+    generator: torch.Generator,
+    fixed_point_iterations: int,
+) -> Tensor:
+    """A sampler for KSAMPLER: DDIM inversion of x. It has no bar on the console to disable."""
+    denoised = x
+
+    def predict_noise(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal denoised
+        denoised = model(x, sigma * x.new_ones(x.shape[0]), **extra_args)
+        noise = (x - denoised) / sigma
+        return noise if regularisation.is_off else regularised_noise(noise, regularisation, generator)
+
+    def after_step(step: int, x: Tensor) -> None:
+        sigma = sigmas[step + 1]
+        callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+
+    return ddim_inversion(x, sigmas, predict_noise, fixed_point_iterations, after_step)
+
+
+def _check_model(model: ModelPatcher) -> None:
+    name, sampling = family_of(model.model), model.get_model_object("model_sampling")
+    if isinstance(sampling, CONST | COSMOS_RFLOW):
+        raise ValueError(
+            f"Expected a model that predicts noise (eps) or velocity (v), but {name} is a flow-matching model: its "
+            "way from picture to noise is another one, which EBCA Invert does not know. SD 1.x, SD 2.x and SDXL work."
+        )
+    if not adds_noise(sampling):
+        raise ValueError(
+            f"Expected a model that predicts noise (eps) or velocity (v), but {name} predicts something else. SD 1.x, "
+            "SD 2.x and SDXL work."
+        )
+    if settings_of(model).edits:
+        raise ValueError(
+            "Expected a model without edits, but it has some from EBCA Compose: inverted with them, the picture would "
+            "come back as it was. Wire the model from before EBCA Compose into EBCA Invert, and the one after it into "
+            "the sampler."
+        )
+
+
+def _check_caption(model: ModelPatcher, caption: list) -> None:
+    texts = [text for text, _ in caption]
+    if not texts or not all(isinstance(text, Tensor) and text.ndim == 3 and text.numel() > 0 for text in texts):
+        came = [list(text.shape) if isinstance(text, Tensor) else type(text).__name__ for text in texts]
+        raise ValueError(
+            "Expected an encoded caption of shape [batch, tokens, width], but got "
+            f"{', '.join(map(str, came)) or 'no prompt'}. Connect a CLIP Text Encode."
+        )
+    width = model.model.model_config.unet_config.get("context_dim")
+    wrong = [text.shape[2] for text in texts if width not in (None, text.shape[2])]
+    if wrong:
+        raise ValueError(
+            f"Expected a caption of width {width}, as {family_of(model.model)} reads it, but got one of width "
+            f"{wrong[0]}. Encode it with the CLIP of the checkpoint that the model comes from."
+        )
+
+
+def _checked_samples(model: ModelPatcher, latent: dict) -> Tensor:
+    samples = latent["samples"]
+    if isinstance(samples, Tensor) and samples.ndim == 4 and samples.numel() > 0:
+        samples = comfy.sample.fix_empty_latent_channels(model, samples).float()
+    if not isinstance(samples, Tensor) or samples.ndim != 4 or samples.numel() == 0:
+        came = list(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+        raise ValueError(
+            f"Expected the latent of a picture, [batch, channels, height, width], but got {came}. Connect a VAE "
+            "Encode, and a model for pictures."
+        )
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise ValueError(
+            f"Expected a latent of {channels} channels, as {family_of(model.model)} has them, but got "
+            f"{samples.shape[1]}. Encode the picture with the VAE of the checkpoint that the model comes from."
+        )
+    if not torch.isfinite(samples).all():
+        raise ValueError(
+            "Expected finite numbers in the latent, but some are not. Look at the picture that is encoded."
+        )
+    return samples
+
+
+def _check_sigmas(sigmas: Tensor) -> None:
+    listed = f"{len(sigmas)} of them" if sigmas.ndim == 1 else f"shape {list(sigmas.shape)}"
+    if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas.diff() < 0).all()) or not 0 <= sigmas[-1] < torch.inf:
+        raise ValueError(
+            "Expected at least two sigmas that fall, as a sampler gets them (EBCA Invert turns them round itself), but "
+            f"got {listed}: {', '.join(f'{sigma:.4g}' for sigma in sigmas.flatten()[:8].tolist())}. Wire the same "
+            "sigmas as into the sampler, without FlipSigmas."
+        )

@@ -1,0 +1,138 @@
+"""RePaint as a SAMPLER of ComfyUI: schedules, previews, progress, interruption and masks as with its own samplers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.k_diffusion.sampling import default_noise_sampler
+from torch import Tensor
+
+from ...ebca_core import count_model_calls, ddim_step, renoise, repaint_levels
+from ..architectures.unet import adds_noise, family_of
+
+log = logging.getLogger("ebca")
+
+
+class RePaintSampler(comfy.samplers.KSAMPLER):
+    """A SAMPLER that inpaints by RePaint; without a noise mask it resamples the whole picture."""
+
+    def __init__(self, jump_length: int, jump_n_sample: int, eta: float):
+        if not 0 <= eta <= 1:
+            raise ValueError(f"Expected eta to be from 0 (no noise in the steps) to 1 (as in DDPM), but got {eta}.")
+        settings = {"jump_length": jump_length, "jump_n_sample": jump_n_sample, "eta": eta}
+        super().__init__(sample_repaint, extra_options=settings)
+        self._jumps = (jump_length, jump_n_sample)
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, *args, **kwargs
+    ):
+        """As ComfyUI calls it; progress counts all calls of the model. ValueError for other models and sigmas."""
+        calls = count_model_calls(repaint_levels(len(sigmas) - 1, *self._jumps))
+        _warn_of_what_does_nothing(calls, len(sigmas) - 1, *self._jumps, denoise_mask)
+
+        def with_jumps(call: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
+            if callback is not None:
+                callback(call, denoised, x, calls)
+
+        return super().sample(
+            model_wrap, sigmas, extra_args, with_jumps, noise, latent_image, denoise_mask, *args, **kwargs
+        )
+
+
+@torch.no_grad()
+def sample_repaint(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Callable[[dict], None],
+    disable: bool,
+    *,
+    jump_length: int,
+    jump_n_sample: int,
+    eta: float,
+) -> Tensor:
+    """A sampler for KSAMPLER; it shows no bar on the console to disable.
+
+    Its model, a KSamplerX0Inpaint, puts the known region into x and into what it returns, with the noise that it holds.
+    """
+    _check(model, sigmas)
+    make_noise = default_noise_sampler(x, seed=extra_args.get("seed"))
+    call = 0
+    for level, level_after in pairwise(repaint_levels(len(sigmas) - 1, jump_length, jump_n_sample)):
+        sigma, sigma_after = sigmas[level], sigmas[level_after]
+        if level_after < level:
+            x = renoise(x, sigma, sigma_after, make_noise(sigma, sigma_after))
+            mask = _mask_at(sigma_after, model, x, extra_args)
+            if mask is not None:  # what was painted may be known again at this level
+                noise = _for_blending(make_noise(sigma, sigma_after), mask)
+                x = x * mask + (model.latent_image + sigma_after * noise) * (1 - mask)
+            continue
+        model.noise = _for_blending(make_noise(sigma, sigma_after), _mask_at(sigma, model, x, extra_args))
+        denoised = model(x, sigma * x.new_ones(x.shape[0]), **extra_args)
+        x = ddim_step(x, denoised, sigma, sigma_after, eta, make_noise(sigma, sigma_after) if eta else 0)
+        callback({"x": x, "i": call, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        call += 1
+    return x
+
+
+def _mask_at(sigma: Tensor, model, x: Tensor, extra_args: dict[str, Any]) -> Tensor | None:
+    """The noise mask [b, c, height, width] in force at a sigma, as KSamplerX0Inpaint asks for it; None without one."""
+    mask, mask_function = extra_args.get("denoise_mask"), extra_args["model_options"].get("denoise_mask_function")
+    if mask is None or mask_function is None:
+        return mask
+    options = {"model": model.inner_model, "sigmas": model.sigmas}
+    return mask_function(sigma * x.new_ones(x.shape[0]), mask, extra_options=options)
+
+
+def _for_blending(noise: Tensor, mask: Tensor | None) -> Tensor:
+    """Fresh noise for the known region, so strong that with x under a soft mask m it has x's level again.
+
+    x and the noise are independent: m^2 + (1 - m)^2 k^2 = 1 for k = sqrt((1 + m) / (1 - m)), 1 outside the mask.
+    """
+    return noise if mask is None else noise * ((1 + mask) / (1 - mask).clamp(min=1e-6)).sqrt()
+
+
+def _warn_of_what_does_nothing(
+    calls: int, steps: int, jump_length: int, jump_n_sample: int, denoise_mask: Tensor | None
+) -> None:
+    if jump_n_sample > 1 and calls == steps:
+        log.warning(
+            "EBCA RePaint Sampler makes no jumps in a run of %d steps with a jump_length of %d: this is plain "
+            "inpainting. Take a jump_length below the number of steps.",
+            steps,
+            jump_length,
+        )
+    if denoise_mask is None:
+        log.warning(
+            "EBCA RePaint Sampler got a latent without a noise mask: it makes the whole picture anew. Put a Set Latent "
+            "Noise Mask before the sampler."
+        )
+
+
+def _check(model, sigmas: Tensor) -> None:
+    if not hasattr(model, "noise"):
+        raise ValueError(
+            "Expected ComfyUI's own inpainting around the model, but another node wraps this sampler and hides it: the "
+            "known region could not get fresh noise. Wire EBCA RePaint Sampler straight into the sampling node."
+        )
+    if bool((sigmas.diff() > 0).any()):
+        raise ValueError(
+            "Expected sigmas that fall, but they rise: RePaint goes back up by itself. Remove FlipSigmas, or take the "
+            "sigmas of a plain scheduler."
+        )
+    _check_model(model.inner_model.inner_model)
+
+
+def _check_model(model: Any) -> None:
+    if not adds_noise(model.model_sampling):
+        raise ValueError(
+            f"Expected a model that predicts noise (eps) or velocity (v), but {family_of(model)} does not: RePaint "
+            "adds noise to a picture, where flow-matching models mix the two. Use ComfyUI's own samplers with this "
+            "model."
+        )

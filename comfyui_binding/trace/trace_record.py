@@ -1,0 +1,114 @@
+"""What EBCA Trace records: the one thing that outlives a sampling run, so that it can be plotted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..shared_on_deepcopy import CopiedAsItself
+
+#: The quantities of a record, in the order of its values.
+QUANTITIES = ("E(K|Q)", "E(K)", "E(K|Q) + E(K)", "update size")
+#: Values in `sampled`.
+SAMPLES = 256
+
+
+def sampled(tensor: Tensor) -> Tensor:
+    """Some values of a tensor, evenly spread over it, in float32: enough to know it again."""
+    flat = tensor.detach().flatten()
+    return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].to(torch.float32, copy=True)
+
+
+def is_known_again(samples: Tensor, tensor: Tensor) -> bool:
+    """Whether a tensor is the one that samples were taken of, up to what half precision rounds away."""
+    others = sampled(tensor).cpu()
+    if samples.shape != others.shape or not torch.equal(samples.isfinite(), others.isfinite()):
+        return False
+    samples, others = samples.nan_to_num(0, 0, 0), others.nan_to_num(0, 0, 0)  # a picture that broke up can be traced
+    return bool((samples - others).norm() <= 0.01 * samples.norm())
+
+
+@dataclass(frozen=True, eq=False)
+class WordMaps:
+    """Where a positive prompt's tokens were read: [b, t, rows, columns] for each size of grid, means over the layers of
+    that size, their heads and the steps. weights: how many maps, one a layer and step, each of them stands for."""
+
+    by_grid: Sequence[Tensor]
+    weights: Sequence[int]
+
+    @property
+    def images(self) -> int:
+        return self.by_grid[0].shape[0]
+
+    @property
+    def tokens(self) -> int:
+        return self.by_grid[0].shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class TraceRecord:
+    """One sampling run. values [q, s, l, r], float32, on the CPU: quantity of QUANTITIES, step, layer, role.
+
+    Energies are sums over heads and tokens, means over images and over all prompts of a role; the update size is the
+    norm of a layer's change of a context by the norm of that context as it was encoded. NaN where there is nothing: in
+    steps that did not run, in the last layer, whose update of the prompts nothing would read, for a prompt of norm 0.
+
+    settings: what the EBCA nodes asked for, as JSON knows it. sigmas: of the steps. maps: of each positive prompt.
+    """
+
+    values: Tensor
+    layers: Sequence[str]
+    roles: Sequence[str]
+    sigmas: Sequence[float]
+    settings: Mapping[str, Any]
+    is_complete: bool
+    maps: Sequence[WordMaps] = ()
+    #: Samples of the latent that came out, and of the positive prompts: by them a record is known again.
+    result: Tensor | None = None
+    prompts: Sequence[Tensor] = ()
+
+
+@dataclass(eq=False)
+class Trace(CopiedAsItself):
+    """An EBCA_TRACE: the record of the last run with the model of one EBCA Trace, or the one that was in a file."""
+
+    wants_maps: bool = False
+    record: TraceRecord | None = field(default=None, repr=False)
+    is_from_file: bool = False
+
+    def know_result(self, latent: Tensor) -> None:
+        """Remember the latent [b, c, height, width] of the run just recorded."""
+        if self.record is not None:
+            self.record = replace(self.record, result=sampled(latent).cpu())
+
+    def recorded(self) -> TraceRecord:
+        """The record. Raises ValueError if there is none."""
+        if self.record is None:
+            raise ValueError(
+                "Expected the trace of a sampling run, but the trace is empty: no sampler has run with the model of "
+                "EBCA Trace, or ComfyUI took the sampler's earlier result and did not run it again, or the log says "
+                "why there is no record. Wire the model of "
+                "EBCA Trace to the sampler and the sampler's latent to this node; if they are, change the seed."
+            )
+        if not self.record.roles:
+            raise ValueError(
+                "Expected the trace of a sampling run, but none of its steps could be read: it was interrupted before "
+                "the first, or another node keeps EBCA from the model's cross-attention (the log says which)."
+            )
+        return self.record
+
+    def recorded_with(self, latent: Tensor) -> TraceRecord:
+        """The record of the run that this latent came from. Raises ValueError if it is another's, or there is none."""
+        record = self.recorded()
+        if record.result is not None and not is_known_again(record.result, latent):
+            raise ValueError(
+                "Expected the latent of the run that the trace holds, but got another: the trace holds the last run "
+                "with the model of its EBCA Trace, and this latent is from elsewhere, from an earlier run that ComfyUI "
+                "kept, or a denoised_output. Use one EBCA Trace for each sampler; for the picture of an earlier run "
+                "change the seed and run it again."
+            )
+        return record
