@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from comfy.ldm.modules.attention import (
     BasicTransformerBlock,
@@ -12,10 +12,8 @@ from comfy.ldm.modules.attention import (
     SpatialVideoTransformer,
 )
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_sampling import EPS, IMG_TO_IMG
 
 if TYPE_CHECKING:
-    from comfy.model_base import BaseModel
     from comfy.model_patcher import ModelPatcher
 
 SUPPORTED = (
@@ -38,16 +36,6 @@ class LayerKey(NamedTuple):
     side: str
     block: int
     depth: int
-
-
-def family_of(model: BaseModel) -> str:
-    """ComfyUI's name for the family of a model: SD15, SDXL, ..."""
-    return type(model.model_config).__name__
-
-
-def adds_noise(sampling: Any) -> bool:
-    """Whether a model sees pictures with noise added, and predicts noise (eps) or velocity (v)."""
-    return isinstance(sampling, EPS) and not isinstance(sampling, IMG_TO_IMG)
 
 
 def unet_of(model: ModelPatcher) -> UNetModel:
