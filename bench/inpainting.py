@@ -127,9 +127,9 @@ def score(hole: Hole, image: np.ndarray) -> tuple[bool, bool]:
     return there, there and reading.clear and shown == sorted([hole.wanted, (kept.colour, kept.shape)])
 
 
-def model_calls(method: Method, steps: int) -> int:
+def count_model_calls(method: Method, steps: int) -> int:
     """Calls of the guided model for a picture."""
-    return ebca_core.model_calls(ebca_core.repaint_levels(steps, *(method.jumps or (steps, 1))))
+    return ebca_core.count_model_calls(ebca_core.repaint_levels(steps, *(method.jumps or (steps, 1))))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -157,7 +157,7 @@ def _run(options: argparse.Namespace) -> None:
         images = np.concatenate([painter.apply(method) for painter in painters])
         scores = np.array([score(hole, image) for hole, image in zip(chosen, images, strict=True)], float)
         shares = [f"{100 * p:.1f} ± {196 * (p * (1 - p) / len(scores)) ** 0.5:.1f} %" for p in scores.mean(0)]
-        print(f"| {method.name} | {' | '.join(shares)} | {model_calls(method, options.steps)} |", flush=True)
+        print(f"| {method.name} | {' | '.join(shares)} | {count_model_calls(method, options.steps)} |", flush=True)
         shown[method.name] = images
     if options.sheet:
         options.sheet.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ mask.py                  a mask of the image -> one weight per image token
 schedule.py              windows of the run, and strengths that follow a curve
 inversion.py             DDIM inversion of a picture
 noise_regularisation.py  predicted noise, pulled towards white noise during inversion
+noising.py               how a latent consists of image and noise: added, or mixed (flow matching)
 repaint.py               RePaint's walk over noise levels, and its steps
 
 Letters in the shapes: b batch, n image tokens (positions of a layer's grid), t text tokens, h heads, d width of a head,
@@ -26,37 +27,41 @@ from .energy import (
     norm_energy,
     norm_term,
 )
-from .inversion import ddim_inversion, rising_sigmas
+from .inversion import ddim_inversion, inversion_sigmas
 from .mask import Area, mask_on_grid, mask_tokens
 from .noise_regularisation import NoiseRegularisation, regularised_noise
-from .repaint import ddim_step, model_calls, noised_again, repaint_levels
+from .noising import ADDITIVE, FLOW, Noising
+from .repaint import count_model_calls, ddim_step, renoise, repaint_levels
 from .schedule import SHAPES, Schedule, Window
 
 __all__ = [
+    "ADDITIVE",
     "EBCA",
+    "FLOW",
     "SHAPES",
     "Area",
     "ContextEnergy",
     "NoiseRegularisation",
+    "Noising",
     "Schedule",
     "Window",
     "attention_energy",
     "attention_map",
     "attention_term",
     "composition_weight_sum",
+    "count_model_calls",
     "ddim_inversion",
     "ddim_step",
     "energy_values",
+    "inversion_sigmas",
     "key_step",
     "mask_on_grid",
     "mask_tokens",
     "mix_contexts",
-    "model_calls",
-    "noised_again",
     "norm_energy",
     "norm_term",
     "regularised_noise",
+    "renoise",
     "repaint_levels",
-    "rising_sigmas",
     "smallest_denominator",
 ]

@@ -11,7 +11,13 @@ from comfy_api.latest import io
 
 from ..comfyui_binding.samplers import inversion_record
 from ..comfyui_binding.samplers.inversion_record import Inversion, InversionRecord
-from ..comfyui_binding.samplers.inversion_run import InvertedNoise, invert, sampling_sigmas
+from ..comfyui_binding.samplers.inversion_run import (
+    InvertedNoise,
+    invert,
+    inverts_to_noise,
+    sampling_sigmas,
+    usual_fixed_point_iterations,
+)
 from ..comfyui_binding.samplers.model_kinds import family_of
 from ..ebca_core import NoiseRegularisation
 from .file_inputs import (
@@ -132,8 +138,8 @@ class EBCAInvert(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "fixed_point_iterations",
-                    default=0,
-                    min=0,
+                    default=-1,
+                    min=-1,
                     max=20,
                     optional=True,
                     advanced=True,
@@ -160,9 +166,11 @@ class EBCAInvert(io.ComfyNode):
         rolls,
         seed,
         sigmas=None,
-        fixed_point_iterations=0,
+        fixed_point_iterations=-1,
     ) -> io.NodeOutput:
         regularisation = NoiseRegularisation(lambda_auto_corr, lambda_kl, reg_steps, rolls)
+        if fixed_point_iterations < 0:
+            fixed_point_iterations = usual_fixed_point_iterations(model)
         prompt, node_id = _graph(cls)
         if sigmas is None:
             sigmas = sampling_sigmas(model, scheduler, steps)
@@ -178,6 +186,7 @@ class EBCAInvert(io.ComfyNode):
             regularisation=asdict(regularisation),
             fixed_point_iterations=fixed_point_iterations,
             seed=seed,
+            holds_noise=inverts_to_noise(model),
         )
         _say(inversion_record.mismatches(record, prompt, node_id))  # before the long walk
         samples = invert(model, caption, latent, sigmas, regularisation, seed, fixed_point_iterations)

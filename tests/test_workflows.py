@@ -14,7 +14,7 @@ from PIL import Image
 from devtools import workflows
 from devtools.server import PACK
 from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, WORKFLOWS, pictures, prompt_of, saved, steps
-from ebca_core import model_calls, repaint_levels
+from ebca_core import count_model_calls, repaint_levels
 from shapes.drawing import draw
 from shapes.scorer import read, verdict
 from shapes.world import Picture, Thing
@@ -274,7 +274,7 @@ def test_its_notes_count_the_calls_of_the_model(name):
 
 def calls(*settings: int) -> int:
     """How often RePaint calls the model: once for each step towards the picture."""
-    return model_calls(repaint_levels(*settings))
+    return count_model_calls(repaint_levels(*settings))
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if nodes_of(name, "LoadImage")])
