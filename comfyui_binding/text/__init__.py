@@ -1,0 +1,1 @@
+"""Prompts as text encoders see them: tokens, token weights, conditionings of edits."""
