@@ -21,14 +21,14 @@ AND = _words("and plus", "as well as")
 WITH = _words("with", "along with", "together with")
 OF = _words("of", "full of", "made of", "made out of", "made from")
 IN = _words("in inside into within at", "inside of", "in the middle of", "at the edge of", "at the top of")
-ON = _words("on onto upon")
+ON = _words("on onto upon", "on top of")
 OVER = _words("over during across through along toward towards around down up off atop by")
 ABOVE = _words("under underneath beneath below above outside")
 BESIDE = _words(
     "behind beside besides near between opposite against among amid alongside",
-    "next to", "close to", "in front of", "on top of", "left of", "right of", "to the left of", "to the right of",
-    "on the left of", "on the right of", "on the left side of", "on the right side of", "in between", "across from",
-    "out of", "outside of", "at the foot of",
+    "next to", "close to", "in front of", "left of", "right of", "to the left of", "to the right of", "on the left of",
+    "on the right of", "on the left side of", "on the right side of", "in between", "across from", "out of",
+    "outside of", "at the foot of",
 )  # fmt: skip
 PREPOSITIONS = IN | ON | OVER | ABOVE | BESIDE
 #: Prepositions of place only where a verb is before and a thing behind them: "hanging from a tree", "tied to a post".
@@ -36,7 +36,8 @@ AFTER_VERBS = _words("to from")
 LINKS = {COMMA: {COMMA}, "and": AND, "with": WITH, "in": IN, "on": ON, "over": OVER, "above": ABOVE, "beside": BESIDE}
 BETWEEN = PREPOSITIONS | AND | WITH | {COMMA}
 ADVERBS = _words(
-    "together away alone outdoors indoors fast barefoot upright high mid-air midair asleep awake ajar visible",
+    "together away alone outdoors indoors fast barefoot upright high mid-air midair asleep awake ajar visible onstage "
+    "curbside nearby overhead upstairs downstairs ahead sideways backwards underwater out",
     "upside down", "side by side",
 )  # fmt: skip
 ADVERB = re.compile(r"(?!\w*(fly|family|jelly|lily|holly|belly|bully|ally|doily)$)\w+ly$|very$")
@@ -50,9 +51,9 @@ UNSURE = AFTER_VERBS | _words(
     "everyone anyone nobody none such apart word words text caption titled named called labeled labelled mixed "
     "crossed blended merged fused combined transformed turned turning transforming becoming resembling disguised "
     "designed illustrated directed photographed rendered sculpted showing featuring creating casting making giving "
-    "adding evoking showcasing capturing revealing depicting ran ate sat stood slept wore rode flew swam sang went "
-    "came took gave threw caught drank drove wrote got sank fell broke rang shook shone stole spoke swung tore woke "
-    "blew chose fled fought froze grew knelt led met lay"
+    "adding doing getting taking evoking showcasing capturing revealing depicting ran ate sat stood slept wore rode "
+    "flew swam sang went came took gave threw caught drank drove wrote got sank fell broke rang shook shone stole "
+    "spoke swung tore woke blew chose fled fought froze grew knelt led met lay"
 )
 CONTRACTION = re.compile(r"(it|there|that|he|she|what|who|here|let)['\u2019]s$|.*['\u2019](t|m|re|ve|ll|d)$")
 FOREIGN = _words(
@@ -65,13 +66,13 @@ FOREIGN = _words(
 # --- verbs ------------------------------------------------------------------------------------------------------------
 
 VERBS = _words(
-    "sit stand sleep rest run walk jump leap climb crawl swim fly float hover perch hang lean kneel crouch look "
-    "stare gaze smile laugh play dance sing fight chase hold carry wear ride drive eat drink read write watch hug "
-    "kiss lick bite throw catch kick push pull drag lift feed pet face touch cook cut pour balance juggle hide "
-    "emerge peek grow cross fall rise bark howl graze roll slide sail swing point reach pose sniff relax wield sell "
-    "skate surf ski lie shout talk wave dig dive soar glide drift bounce spin twirl stretch nap pray meditate march "
-    "stroll wander hike row paddle steer land chew nibble peck sip shine sneak squat wait work study lead fish hunt "
-    "camp rush race hop rock drip flow bloom blow"
+    "sit stand sleep rest run walk jump leap climb crawl swim fly float hover perch hang lean kneel crouch look stare "
+    "gaze smile laugh play dance sing fight chase hold carry wear ride drive eat drink read write watch hug kiss lick "
+    "bite throw catch kick push pull drag lift feed pet face touch cook cut pour balance juggle hide emerge peek grow "
+    "cross fall rise bark howl graze roll slide sail swing point reach pose sniff relax wield sell skate surf ski lie "
+    "shout talk wave dig dive soar glide drift bounce spin twirl stretch nap pray meditate march stroll wander hike "
+    "row paddle steer land chew nibble peck sip shine sneak squat wait work study lead fish hunt camp rush race hop "
+    "rock drip flow bloom blow"
 )
 #: Verbs whose object may have no article: "wearing sunglasses".
 BARE_OBJECT = re.compile(
@@ -84,7 +85,7 @@ LOOKING = _words("looking staring gazing smiling pointing barking looks stares g
 FACING = _words("facing faces")
 PARTICIPLES = _words(
     "held worn hung written stuck eaten taken shaken beaten bent blown caught kept left lost made sewn spread strung "
-    "sunk tied wound driven ridden torn bound woven laid hidden lit drawn thrown grown seen"
+    "sunk tied wound driven ridden torn bound woven laid hidden lit drawn thrown grown seen shown"
 )
 ING_NOUNS = _words(
     "building painting drawing ceiling string spring swing sling icing pudding dumpling duckling seedling sapling "
@@ -113,20 +114,23 @@ ADJECTIVES = _words(
     "delicate medieval futuristic magical real sharp heavy fierce deep lone single few dozen strong brave noble royal "
     "plump lean slender sturdy sleek grumpy calm steep hollow bare cool crisp damp dim dull fine grand loose loud "
     "mild neat odd proud pure quaint quick quiet rare raw rich shallow shy slow smart solid stiff strange sweet swift "
-    "tame tight tough tropical vast warm weak weird worn wise bizarre rustic mysterious fantasy cyberpunk steampunk "
-    "stray"
+    "tame tight tough tropical vast warm weak weird worn wise bizarre rustic mysterious ready fantasy cyberpunk "
+    "steampunk stray"
 )
 #: Adjectives that are nouns as well, and those of them that are colours.
 MATERIALS = _words(
     "orange gold silver rose bronze brass copper wood metal iron steel glass crystal stone brick marble leather "
     "velvet silk cotton lace paper plastic rubber porcelain ceramic clay square ice straw wool denim concrete granite "
-    "bamboo"
+    "burgundy ivory cream tan khaki olive lavender coral mustard chrome amber ruby emerald jade bamboo"
 )
 COLOUR_NOUNS = _words("orange gold silver rose bronze copper")
 SHADES = _words("light sky navy lime forest blood snow hot jet midnight")
-#: An unknown word that may stand before an adjective.
+#: An unknown word that may stand before an adjective; and one that is an adjective in all likelihood.
 ADJECTIVE = re.compile(r".*(ed|ing|y|al|ic|ous|ful|ish|ive|ern|ant|ent|less|able|ible|en|ian|ary|-.*)$")
-NO_NOUN = re.compile(r"\d+$|.*(?<!hand)ful$|.*(ous|less|ness|['\u2019]s)$")
+SURE_ADJECTIVE = re.compile(r".*(ed|ing|ous|ful|ish|ive|less|ible|-.*)$")
+NO_NOUN = re.compile(r"\d+$|.*(?<!hand)ful$|.*(ous|less|ness|unmade|['\u2019]s)$")
+#: Verbs that are nouns as well.
+VERB_NOUNS = _words("fish watch swing slide rock camp wave drink row face pet bloom hike cross race land")
 PLURALS = _words(
     "people children men women mice geese teeth feet fish sheep deer dice oxen police cattle salmon firemen"
 )
@@ -156,6 +160,7 @@ ATMOSPHERE = _words(
     "fog mist storm clouds stars space winter summer autumn fall spring wind foreground distance left right center "
     "centre middle top bottom style air sunshine midnight noon horizon snowstorm universe surface waves"
 )
+PLACES_OF_THINGS = _words("top bottom middle left right center centre")
 #: What "in" and "at" put something into that is a thing itself: containers, clothes, furniture, vehicles.
 CONTAINERS = _words(
     "box basket bowl cup mug teacup glass vase cage birdcage bag backpack suitcase purse handbag briefcase pot pan "
@@ -180,7 +185,7 @@ ABSTRACT = _words(
     "look light lights shadow shadows array scene image fight battle race duel war conversation meeting cross hybrid "
     "mixture fusion combination version peace harmony energy trip walk vacation holiday party explosion picnic "
     "barbecue duet song melody game marathon routine trick ride problem sweat event show performance concert dance "
-    "break lesson class end beginning life silence darkness"
+    "break lesson class lecture speech reflection information end beginning life silence darkness"
 )
 VIEWER = _words("camera viewer")
 #: Vague alone, but not in "a traffic light".
@@ -199,6 +204,9 @@ MEDIA = _words(
     "watercolour art artwork close-up closeup shot view scene depiction cartoon emoji caricature doodle selfie print "
     "poster snapshot"
 )
+#: In front of a medium, words that begin no style: "a man is taking a picture of".
+NO_MEDIUM = BETWEEN | OF | UNSURE | {"is", "are"}
+VERB_FORM = re.compile(r"(?!painting|drawing|rendering|stunning|amazing|striking|charming)\w+ing$")
 DRINKS = _words("whiskey whisky espresso tequila vodka rum")
 #: Pictures that can be things.
 OBJECTS = _words("painting drawing portrait picture photo photograph poster print sketch")

@@ -16,8 +16,8 @@ import unicodedata
 from dataclasses import dataclass
 
 from .concept_words import (  # isort: skip
-    ADJECTIVE, ADJECTIVES, BETWEEN, COMMA, DETERMINERS, DRINKS, MEDIA, NUMBERS, OBJECTS, OF, ON_A_WALL, POSSESSIVE,
-    PREPOSITIONS, SINGULAR, STYLE, STYLE_HEADS, TAGS, UNSURE, WITH,
+    ADJECTIVE, ADJECTIVES, BETWEEN, COMMA, DETERMINERS, DRINKS, MEDIA, NO_MEDIUM, NUMBERS, OBJECTS, OF, ON_A_WALL,
+    POSSESSIVE, PREPOSITIONS, SINGULAR, STYLE, STYLE_HEADS, TAGS, VERB_FORM, WITH,
 )  # fmt: skip
 from .noun_phrases import ConceptsNotFound, Phrase, ask, doubt, find_things, is_plural, read_tokens
 
@@ -121,7 +121,7 @@ def _without_markup(prompt: str) -> str:
     return " ".join(text.split()).rstrip(" .,!")
 
 
-_MEDIA = "|".join(sorted(MEDIA | {"close up", "still life", "still"}))
+_MEDIA = "|".join(sorted(MEDIA | {"close up", "still life", "still", "photography"}))
 _BEGINNING = re.compile(rf"(?i)((?:black and white |[\w-]+ ){{0,5}}?)({_MEDIA})s? (?:of|(?<=scene |image )with) (?=\w)")
 _MANNER = re.compile(r"(?i)\s*\b(?:(?:painted |drawn )?in the (?:style|manner) of|inspired by|art by)\b(.*)$")
 _ARTIST = re.compile(r"(?<!ing)(?<!ed)\s\bby ((?:[A-Z][\w.'-]*|[\w.-]+ [\w.-]+)(?: [\w.'-]+)*)$")
@@ -131,7 +131,8 @@ _STYLE_WORD = re.compile(r"\d+(mm|k|th|s)?$|embedding:|\w+ism$")
 def _without_style(text: str) -> str:
     """The text without what says how the picture is made: "a photo of", "oil painting", "in the style of ..."."""
     begin = _BEGINNING.match(text)
-    if begin and not set(begin[1].lower().replace("black and white", "").split()) & (BETWEEN | OF | UNSURE):
+    before = begin[1].lower().replace("black and white", "").split() if begin else []
+    if begin and not (set(before) & NO_MEDIUM or set(before[1:]) & DETERMINERS or any(map(VERB_FORM.match, before))):
         rest = text[begin.end() :]
         is_object = begin[2].lower() in OBJECTS and set(rest.lower().split()) & ON_A_WALL
         twice = re.search(rf"(?i)\b({_MEDIA})s? of\b", rest)  # "a photo of a cat and a photo of a dog"
@@ -198,7 +199,8 @@ def _check_list(things: list[Phrase]) -> None:
                 doubt(head)
         if thing.link == "and" and bare and before.determiner in NUMBERS:  # "two cats and dogs"
             doubt(head)
-        if thing.link == "and" and bare and before.determiner in SINGULAR | POSSESSIVE:
+        one = not before.determiner and len(before.words) == 1 and not is_plural(before.head)
+        if thing.link == "and" and bare and (one or before.determiner in SINGULAR | POSSESSIVE):
             compound = len(thing.words) > 1 and thing.words[0] not in ADJECTIVES  # "a ham and cheese sandwich"
             shared = len(thing.words) == 1 and not is_plural(head) and len(before.words) > 1  # "a black cat and dog"
             if compound or shared:

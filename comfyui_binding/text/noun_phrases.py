@@ -14,8 +14,9 @@ from typing import NamedTuple, NoReturn
 from .concept_words import (  # isort: skip
     ABSTRACT, ADJECTIVE, ADJECTIVES, ADVERB, ADVERBS, AFTER_VERBS, AND, ATMOSPHERE, BARE_OBJECT, BETWEEN, BUILDINGS,
     COLOUR_NOUNS, COMMA, CONTAINERS, CONTRACTION, DETERMINERS, ED_NOUNS, FACING, FOREIGN, GROUNDS, ING_NAMES, ING_NOUNS,
-    LINKS, LOOKING, MATERIALS, MEDIA, NO_NOUN, NO_PLURAL, NUMBERS, OF, PAIRED, PAIRS, PARTICIPLES, PARTS, PLURALS,
-    POSSESSIVE, PREPOSITIONS, PRONOUNS, SHADES, SINGULAR, STYLE_HEADS, UNSURE, VAGUE, VERBS, VIEWER, WITH,
+    LINKS, LOOKING, MATERIALS, MEDIA, NO_NOUN, NO_PLURAL, NUMBERS, OF, PAIRED, PAIRS, PARTICIPLES, PARTS,
+    PLACES_OF_THINGS, PLURALS, POSSESSIVE, PREPOSITIONS, PRONOUNS, SHADES, SINGULAR, STYLE_HEADS, SURE_ADJECTIVE,
+    UNSURE, VAGUE, VERBS, VERB_NOUNS, VIEWER, WITH,
 )  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def _is_verb(tokens: list[Token], i: int, subject: Phrase | None) -> bool:
         after = following in PREPOSITIONS | WITH or (following in AFTER_VERBS and _is_determiner(_word(tokens, i + 2)))
         return after or (bool(subject) and doubt(word))
     if subject and word in _FINITE and subject.determiner in SINGULAR | POSSESSIVE:
-        return ends if subject.determiner in SINGULAR else object_follows or doubt(word)
+        return (ends if subject.determiner in SINGULAR else object_follows) or doubt(word)
     if subject and word in VERBS and is_plural(subject.head):
         return object_follows or following in PREPOSITIONS or doubt(word)
     return False
@@ -150,6 +151,8 @@ def _noun_phrase(tokens: list[Token], i: int, link: str) -> tuple[Phrase, int]:
         can = word == "can" and (words or phrase.determiner) and _ends(tokens, i + 1)  # "a watering can"
         if (word in UNSURE and not (noun and word in AFTER_VERBS) and not can) or CONTRACTION.match(word):
             doubt(word)
+        if word in _ING and words and not (noun or phrase.determiner) and link == "verb":
+            doubt(word)  # "wearing red playing tennis"
         if word in OF:
             if not words or phrase.of is not None:
                 doubt(word)
@@ -159,6 +162,8 @@ def _noun_phrase(tokens: list[Token], i: int, link: str) -> tuple[Phrase, int]:
         elif word == COMMA or word in AND:
             if not _joins(tokens, i, words):
                 break
+        elif word in {"is", "are"} and not noun:
+            doubt(word)
         elif ends or (noun and (_is_adverb(word) or _is_verb(tokens, i, phrase))):
             break
         else:
@@ -175,13 +180,16 @@ def _joins(tokens: list[Token], i: int, words: list[str]) -> bool:
     joint, following, after = (_word(tokens, j) for j in range(i, i + 3))
     if joint in AND and PAIRS.search(f"{' '.join(words[-2:])} and {following}"):
         return True
-    if not words or not all(map(_is_adjective, words)) or _is_determiner(following) or following in BETWEEN:
+    if not words or _is_determiner(following) or following in BETWEEN:
         return False
+    if not all(map(_is_adjective, words)):  # "drooping orange and red flowers"
+        colours = all(map(_may_be_adjective, words)) and _is_adjective(words[-1]) and _is_adjective(following)
+        return colours and doubt(following)
     if joint == COMMA:
         return words[-1] in ADJECTIVES or doubt(words[-1])  # "a glass, red ..."
     if words[-1] in MATERIALS:
         if not _is_adjective(following):
-            return False
+            return _may_be_adjective(following) and not _ends(tokens, i + 2) and doubt(following)
         if following not in MATERIALS and (len(words) > 1 or words[-1] not in COLOUR_NOUNS):
             doubt(following)  # "a green square and red rectangle"
     ends = not after or after in BETWEEN - {COMMA} - AND
@@ -211,9 +219,19 @@ def _check_phrase(phrase: Phrase) -> None:
         doubt(head)
     if (determiner in NUMBERS or (determiner.isdigit() and determiner != "1")) and not plural:
         doubt(head)
-    if not determiner and (len(unknown) > 2 or (len(words) > 1 and (head in VERBS or head in _FINITE))):
+    if not determiner and (len(unknown) > 2 or (len(words) > 1 and head in _FINITE)):
         doubt(head)
-    if determiner in POSSESSIVE and len(words) > 1 and (plural or head in VERBS) and not _may_be_adjective(words[-2]):
+    verbs = VERBS - VERB_NOUNS | {"set"}
+    if (len(unknown) > 1 and head in verbs) or (phrase.of and phrase.of[-1] in verbs):
+        doubt(head)  # "a man and a dog paddle on a surfboard"
+    listed = phrase.link in {COMMA, "and"} and not determiner
+    if listed and (re.match(r"\w{2,}ing$", words[0]) or words[0] in _FINITE):
+        doubt(words[0])  # "people walking and flying kites"
+    if head in PLACES_OF_THINGS and len(words) > 1:  # "on a counter top"
+        doubt(head)
+    if determiner in POSSESSIVE and len(words) > 1 and (plural or head in VERBS) and not (
+        _is_adjective(words[-2]) or SURE_ADJECTIVE.match(words[-2])
+    ):
         doubt(head)  # "the dog yawns"
     if phrase.link == "verb" and head in VERBS:  # "taking a walk"
         doubt(head)
@@ -262,7 +280,8 @@ def find_things(tokens: list[Token]) -> list[Phrase]:
             if role == "part":
                 things[-1].end, things[-1].has_part = last.end, True
             elif role == "thing":
-                if last.determiner in {"the", "another"} and last.head in {thing.head for thing in things}:
+                again = last.determiner in {"the", "another"} or len(last.words) == 1  # "a red car, the car ..."
+                if again and last.head in {thing.head for thing in things}:
                     doubt(last.head)
                 things.append(last)
             continue
@@ -277,14 +296,14 @@ def _role(phrase: Phrase, things: list[Phrase], ground: bool) -> str:
     head, link, bare = phrase.head, phrase.link, not phrase.determiner
     listed, before = link in {COMMA, "and"}, things[-1] if things and not ground else None
     if head in PARTS:
-        owner = before and (before.link in {"start", COMMA, "and", "above", "beside"})
+        owner = before and before.link in {"start", COMMA, "and", "above", "beside"} and things[-2:][0].link != "with"
         if owner and (link == "with" or (listed and before.has_part)):
             return "part"
         compound = sum(not _is_adjective(word) for word in phrase.words) > 1  # "a tree trunk"
         return _thing(phrase, phrase.determiner in SINGULAR | NUMBERS and (compound or link in {"start", "beside"}))
     if head in VIEWER and phrase.determiner == "the":
         return "ground" if link == "look" else doubt(head)
-    if head in MEDIA and (bare or link == COMMA):
+    if head in MEDIA and (bare or link in {COMMA, "verb"} or (link == "start" and phrase.of)):
         return "ground" if link == "in" else doubt(head)
     if head in ATMOSPHERE:
         if link == "start":
