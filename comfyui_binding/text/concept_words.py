@@ -130,7 +130,7 @@ ADJECTIVE = re.compile(r".*(ed|ing|y|al|ic|ous|ful|ish|ive|ern|ant|ent|less|able
 SURE_ADJECTIVE = re.compile(r".*(ed|ing|ous|ful|ish|ive|less|ible|-.*)$")
 NO_NOUN = re.compile(r"\d+$|.*(?<!hand)ful$|.*(ous|less|ness|unmade|['\u2019]s)$")
 #: Verbs that are nouns as well.
-VERB_NOUNS = _words("fish watch swing slide rock camp wave drink row face pet bloom hike cross race land")
+VERB_NOUNS = _words("fish watch swing slide rock camp wave drink row face pet bloom cross race land")
 PLURALS = _words(
     "people children men women mice geese teeth feet fish sheep deer dice oxen police cattle salmon firemen"
 )
@@ -181,11 +181,18 @@ PARTS = _words(
     "tentacles trim edges chimney"
 )
 ABSTRACT = _words(
-    "sense feeling atmosphere mood beauty moment mix blend variety contrast hint touch glow warmth joy spell view "
-    "look light lights shadow shadows array scene image fight battle race duel war conversation meeting cross hybrid "
-    "mixture fusion combination version peace harmony energy trip walk vacation holiday party explosion picnic "
-    "barbecue duet song melody game marathon routine trick ride problem sweat event show performance concert dance "
-    "break lesson class lecture speech reflection information end beginning life silence darkness"
+    "breeze time times pass beat sound music noise smell taste flavor flavors texture project architecture artistry "
+    "symphony magic history future past memory memories nature culture love fear anger power sense feeling atmosphere "
+    "mood beauty moment mix blend variety contrast hint touch glow warmth joy spell view look light lights shadow "
+    "shadows array scene image fight battle race duel war conversation meeting cross hybrid mixture fusion "
+    "combination version peace harmony energy trip walk vacation holiday party explosion picnic barbecue duet song "
+    "melody game marathon routine trick ride problem sweat event show performance concert dance break lesson class "
+    "lecture speech reflection information end beginning life silence darkness"
+)
+#: Endings of abstract nouns, and things that have them too.
+ABSTRACTION = re.compile(
+    r"(?!.*(station|lation|ration|tation|lection|television|mansion|city|vanity|fence|bulance|lance|entrance|[pl]otion)$)"
+    r".*(tion|sion|ity|ance|ence)$"
 )
 VIEWER = _words("camera viewer")
 #: Vague alone, but not in "a traffic light".

@@ -12,9 +12,9 @@ from itertools import pairwise
 from typing import NamedTuple, NoReturn
 
 from .concept_words import (  # isort: skip
-    ABSTRACT, ADJECTIVE, ADJECTIVES, ADVERB, ADVERBS, AFTER_VERBS, AND, ATMOSPHERE, BARE_OBJECT, BETWEEN, BUILDINGS,
-    COLOUR_NOUNS, COMMA, CONTAINERS, CONTRACTION, DETERMINERS, ED_NOUNS, FACING, FOREIGN, GROUNDS, ING_NAMES, ING_NOUNS,
-    LINKS, LOOKING, MATERIALS, MEDIA, NO_NOUN, NO_PLURAL, NUMBERS, OF, PAIRED, PAIRS, PARTICIPLES, PARTS,
+    ABSTRACT, ABSTRACTION, ADJECTIVE, ADJECTIVES, ADVERB, ADVERBS, AFTER_VERBS, AND, ATMOSPHERE, BARE_OBJECT, BETWEEN,
+    BUILDINGS, COLOUR_NOUNS, COMMA, CONTAINERS, CONTRACTION, DETERMINERS, ED_NOUNS, FACING, FOREIGN, GROUNDS, ING_NAMES,
+    ING_NOUNS, LINKS, LOOKING, MATERIALS, MEDIA, NO_NOUN, NO_PLURAL, NUMBERS, OF, PAIRED, PAIRS, PARTICIPLES, PARTS,
     PLACES_OF_THINGS, PLURALS, POSSESSIVE, PREPOSITIONS, PRONOUNS, SHADES, SINGULAR, STYLE_HEADS, SURE_ADJECTIVE,
     UNSURE, VAGUE, VERBS, VERB_NOUNS, VIEWER, WITH,
 )  # fmt: skip
@@ -233,9 +233,10 @@ def _check_phrase(phrase: Phrase) -> None:
         _is_adjective(words[-2]) or SURE_ADJECTIVE.match(words[-2])
     ):
         doubt(head)  # "the dog yawns"
-    if phrase.link == "verb" and head in VERBS:  # "taking a walk"
+    if phrase.link == "verb" and head in VERBS - VERB_NOUNS:  # "taking a walk"
         doubt(head)
-    if head in ABSTRACT and (head not in VAGUE or len(unknown) < 2):
+    abstract = head in ABSTRACT if head not in VAGUE else len(unknown) < 2
+    if abstract or (ABSTRACTION.match(head) and head not in GROUNDS | ATMOSPHERE):
         doubt(head)
 
 
@@ -259,8 +260,8 @@ def find_things(tokens: list[Token]) -> list[Phrase]:
             looked_at = word == "at" and previous in LOOKING
             kind = "with" if word == "by" and previous.endswith("ed") else kind  # "surrounded by", as "filled with"
             link = "look" if looked_at else "verb" if kind == "with" and previous else kind
-        elif previous and word in AFTER_VERBS and _is_determiner(_word(tokens, i + 1)):
-            link = "over"
+        elif word in AFTER_VERBS and (previous or (last and not link and last.link == "verb")):
+            link = "over" if _is_determiner(_word(tokens, i + 1)) else doubt(word)
         elif _is_adverb(word) and (not link or (previous and (word in ADVERBS or _ends(tokens, i + 1)))):
             if not (link or word in ADVERBS or _is_verb(tokens, i + 1, last)):  # "golden wheat sways gently"
                 doubt(word)
@@ -280,8 +281,8 @@ def find_things(tokens: list[Token]) -> list[Phrase]:
             if role == "part":
                 things[-1].end, things[-1].has_part = last.end, True
             elif role == "thing":
-                again = last.determiner in {"the", "another"} or len(last.words) == 1  # "a red car, the car ..."
-                if again and last.head in {thing.head for thing in things}:
+                again = last.determiner in {"the", "another"} or (len(last.words) == 1 and not last.of)
+                if again and last.head in {thing.head for thing in things}:  # "a red car, the car ..."
                     doubt(last.head)
                 things.append(last)
             continue
@@ -314,7 +315,8 @@ def _role(phrase: Phrase, things: list[Phrase], ground: bool) -> str:
     if head in GROUNDS or (head in BUILDINGS and link == "in") or (phrase.words == ["moon"] and link == "on"):
         if link in {"in", "on", "over"} or (ground and listed and bare):
             return "ground"
-        return _thing(phrase, link not in {"verb", "look", "above"} and not (listed and (bare or ground)))
+        near = link == "beside" and (not bare or is_plural(head))
+        return _thing(phrase, near or link in {"start", "with"} or (listed and not (bare or ground)))
     proper = phrase.proper and bare and not (things and things[-1].proper)
     if proper and link in {"in", "on", "over"}:  # "in Paris"
         return "ground"
