@@ -22,7 +22,7 @@ WITH = _words("with", "along with", "together with")
 OF = _words("of", "full of", "made of", "made out of", "made from")
 IN = _words("in inside into within at", "inside of", "in the middle of", "at the edge of", "at the top of")
 ON = _words("on onto upon", "on top of")
-OVER = _words("over during across through along toward towards around down up off atop by")
+OVER = _words("over during across through along toward towards around down up off atop by", "out of")
 ABOVE = _words("under underneath beneath below above outside")
 BESIDE = _words(
     "behind beside besides near between opposite against among amid alongside",
@@ -50,10 +50,10 @@ UNSURE = AFTER_VERBS | _words(
     "else its their other others ones vs versus half more most less least as something everything nothing someone "
     "everyone anyone nobody none such apart word words text caption titled named called labeled labelled mixed "
     "crossed blended merged fused combined transformed turned turning transforming becoming resembling disguised "
-    "designed illustrated directed photographed rendered sculpted showing featuring creating casting making giving "
-    "adding doing getting taking evoking showcasing capturing revealing depicting ran ate sat stood slept wore rode "
-    "flew swam sang went came took gave threw caught drank drove wrote got sank fell broke rang shook shone stole "
-    "spoke swung tore woke blew chose fled fought froze grew knelt led met lay"
+    "shaped arranged designed illustrated directed photographed rendered sculpted showing featuring creating casting "
+    "making giving adding doing getting taking evoking showcasing capturing revealing depicting ran ate sat stood "
+    "slept wore rode flew swam sang went came took gave threw caught drank drove wrote got sank fell broke rang shook "
+    "shone stole spoke swung tore woke blew chose fled fought froze grew knelt led met lay"
 )
 CONTRACTION = re.compile(r"(it|there|that|he|she|what|who|here|let)['\u2019]s$|.*['\u2019](t|m|re|ve|ll|d)$")
 FOREIGN = _words(
@@ -147,7 +147,7 @@ GROUNDS = _words(
     "roof corner arena stadium court courtyard playground gym lobby corridor hallway basement attic garage plaza "
     "prairie tundra canyon cave side edge pier dock runway track shade orchard vineyard pasture graveyard cemetery "
     "battlefield ruins clearing intersection crosswalk driveway platform subway dungeon campus ballroom nursery rink "
-    "aisle slope slopes ice parade"
+    "aisle slope slopes ice parade land"
 )
 BUILDINGS = _words(
     "house castle church school cafe restaurant bar pub shop store museum library barn station airport hospital hotel "
@@ -160,7 +160,7 @@ ATMOSPHERE = _words(
     "fog mist storm clouds stars space winter summer autumn fall spring wind foreground distance left right center "
     "centre middle top bottom style air sunshine midnight noon horizon snowstorm universe surface waves"
 )
-PLACES_OF_THINGS = _words("top bottom middle left right center centre")
+PLACES_OF_THINGS = _words("top bottom middle left right center centre side edge corner")
 #: What "in" and "at" put something into that is a thing itself: containers, clothes, furniture, vehicles.
 CONTAINERS = _words(
     "box basket bowl cup mug teacup glass vase cage birdcage bag backpack suitcase purse handbag briefcase pot pan "

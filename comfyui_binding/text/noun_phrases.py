@@ -15,7 +15,7 @@ from .concept_words import (  # isort: skip
     ABSTRACT, ABSTRACTION, ADJECTIVE, ADJECTIVES, ADVERB, ADVERBS, AFTER_VERBS, AND, ATMOSPHERE, BARE_OBJECT, BETWEEN,
     BUILDINGS, COLOUR_NOUNS, COMMA, CONTAINERS, CONTRACTION, DETERMINERS, ED_NOUNS, FACING, FOREIGN, GROUNDS, ING_NAMES,
     ING_NOUNS, LINKS, LOOKING, MATERIALS, MEDIA, NO_NOUN, NO_PLURAL, NUMBERS, OF, PAIRED, PAIRS, PARTICIPLES, PARTS,
-    PLACES_OF_THINGS, PLURALS, POSSESSIVE, PREPOSITIONS, PRONOUNS, SHADES, SINGULAR, STYLE_HEADS, SURE_ADJECTIVE,
+    PLACES_OF_THINGS, PLURALS, POSSESSIVE, PREPOSITIONS, PRONOUNS, SHADES, SINGULAR, STYLE, STYLE_HEADS, SURE_ADJECTIVE,
     UNSURE, VAGUE, VERBS, VERB_NOUNS, VIEWER, WITH,
 )  # fmt: skip
 
@@ -50,7 +50,7 @@ def read_tokens(text: str) -> list[Token]:
     for word, *_ in tokens:
         if word in FOREIGN:
             ask(f"The prompt is not in English, the one language that is split into concepts (`{word}`)")
-        if not re.match(r",|\\\(|\w", word):
+        if not re.match(r",|\\\(|\d+$|[\w'\u2019-]*[^\W\d_]", word) or word[0] in "'\u2019-":
             doubt(word)
     return tokens
 
@@ -227,8 +227,10 @@ def _check_phrase(phrase: Phrase) -> None:
     listed = phrase.link in {COMMA, "and"} and not determiner
     if listed and (re.match(r"\w{2,}ing$", words[0]) or words[0] in _FINITE):
         doubt(words[0])  # "people walking and flying kites"
-    if head in PLACES_OF_THINGS and len(words) > 1:  # "on a counter top"
-        doubt(head)
+    if head in PLACES_OF_THINGS:  # "on a counter top", "on the side of the sofa"
+        compound = head not in GROUNDS and len(words) > 1
+        if compound or (phrase.of and phrase.of[-1] not in GROUNDS | BUILDINGS | ATMOSPHERE):
+            doubt(head)
     if determiner in POSSESSIVE and len(words) > 1 and (plural or head in VERBS) and not (
         _is_adjective(words[-2]) or SURE_ADJECTIVE.match(words[-2])
     ):
@@ -305,7 +307,7 @@ def _role(phrase: Phrase, things: list[Phrase], ground: bool) -> str:
     if head in VIEWER and phrase.determiner == "the":
         return "ground" if link == "look" else doubt(head)
     if head in MEDIA and (bare or link in {COMMA, "verb"} or (link == "start" and phrase.of)):
-        return "ground" if link == "in" else doubt(head)
+        return "ground" if link == "in" and set(phrase.words) <= STYLE else doubt(head)
     if head in ATMOSPHERE:
         if link == "start":
             return _thing(phrase, not bare)
@@ -313,7 +315,7 @@ def _role(phrase: Phrase, things: list[Phrase], ground: bool) -> str:
     if head == "background" or (link == "with" and head in STYLE_HEADS):
         return "ground"
     if head in GROUNDS or (head in BUILDINGS and link == "in") or (phrase.words == ["moon"] and link == "on"):
-        if link in {"in", "on", "over"} or (ground and listed and bare):
+        if link in {"in", "on"} or (link == "over" and (not bare or is_plural(head))) or (ground and listed and bare):
             return "ground"
         near = link == "beside" and (not bare or is_plural(head))
         return _thing(phrase, near or link in {"start", "with"} or (listed and not (bare or ground)))
