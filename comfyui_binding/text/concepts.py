@@ -19,7 +19,7 @@ from .concept_words import (  # isort: skip
     ADJECTIVE, ADJECTIVES, BETWEEN, COMMA, DETERMINERS, DRINKS, MEDIA, NO_MEDIUM, NUMBERS, OBJECTS, OF, ON_A_WALL,
     POSSESSIVE, PREPOSITIONS, SINGULAR, STYLE, STYLE_HEADS, TAGS, VERB_FORM, WITH,
 )  # fmt: skip
-from .noun_phrases import ConceptsNotFound, Phrase, ask, doubt, find_things, is_plural, read_tokens
+from .noun_phrases import ConceptsNotFound, Phrase, ask, ask_twice, doubt, find_things, is_plural, read_tokens
 
 __all__ = ["Concept", "ConceptsNotFound", "concepts_of", "describe", "find_concepts", "parse_concepts"]
 
@@ -92,7 +92,7 @@ def find_concepts(prompt: str) -> list[str]:
     _check_list(things)
     texts = [text[thing.start : thing.end] for thing in things]
     if twice := _repeated([text.lower() for text in texts]):
-        ask(f"The prompt names `{twice}` twice, and concepts have to differ")
+        ask_twice(twice)
     return texts
 
 

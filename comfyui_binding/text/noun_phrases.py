@@ -34,6 +34,11 @@ def doubt(word: str) -> NoReturn:
     ask(f"The prompt cannot be split into concepts with certainty at `{word}`")
 
 
+def ask_twice(name: str) -> NoReturn:
+    """Raises ConceptsNotFound for a thing that is named twice."""
+    ask(f"The prompt names `{name}` twice, and whether that is one thing is not certain")
+
+
 class Token(NamedTuple):
     word: str  # lower case; several words where they mean one, as "next to"
     start: int
@@ -122,7 +127,8 @@ def _is_verb(tokens: list[Token], i: int, subject: Phrase | None) -> bool:
     object_follows = _is_determiner(following)
     ends = _ends(tokens, i + 1)
     if word in {"is", "are"}:
-        return following in PREPOSITIONS or _is_verb(tokens, i + 1, subject) or doubt(word)
+        goes_on = following in PREPOSITIONS or (following not in {"is", "are"} and _is_verb(tokens, i + 1, subject))
+        return goes_on or doubt(word)
     if word.endswith("ing") and len(word) > 4 and "-" not in word and word not in ING_NOUNS:
         if ING_NAMES.match(f"{word} {following}"):
             return False
@@ -285,12 +291,12 @@ def find_things(tokens: list[Token]) -> list[Phrase]:
             elif role == "thing":
                 again = last.determiner in {"the", "another"} or (len(last.words) == 1 and not last.of)
                 if again and last.head in {thing.head for thing in things}:  # "a red car, the car ..."
-                    doubt(last.head)
+                    ask_twice(last.head)
                 things.append(last)
             continue
         i += 1
-    if link not in {"", "verb", "look", COMMA}:
-        doubt(tokens[-1].word if tokens else "")
+    if tokens and link not in {"", "verb", "look", COMMA}:
+        doubt(tokens[-1].word)
     return things
 
 
