@@ -9,6 +9,9 @@ from typing import Any
 
 from ...ebca_core import Area
 
+#: Dimensions of latents over which context windows go: [b, c, (frames,) height, width].
+IMAGES, FRAMES = 0, 2
+
 
 @dataclass(frozen=True)
 class CondEntry:
@@ -24,13 +27,17 @@ class CondEntry:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """The rows of a denoiser call that belong to one entry, and which image of the batch each row is."""
+    """The rows of a denoiser call that belong to one entry, and which image of the batch each row is.
+
+    frames: of the videos, where a context window has some of them only.
+    """
 
     position: int
     rows: slice
     entry: CondEntry
     cond: Hashable
     images: tuple[int, ...]
+    frames: tuple[int, ...] | None = None
 
 
 class BatchLayout:
@@ -61,14 +68,14 @@ class BatchLayout:
         if batch % len(indices) or len(uuids) != len(indices):
             return []
         size = batch // len(indices)
-        images = _images(transformer_options, size, self._images)
+        images, frames = _images(transformer_options, size, self._images), _windowed(transformer_options, FRAMES)
         if images is None:
             return []
         chunks = []
         for position, (index, cond) in enumerate(zip(indices, uuids, strict=True)):
             entry = self._entry(cond, index)
             rows = slice(position * size, (position + 1) * size)
-            chunks.append(Chunk(position, rows, entry, (cond, entry.positive), images))
+            chunks.append(Chunk(position, rows, entry, (cond, entry.positive), images, frames))
         return chunks
 
     def _entry(self, cond: Hashable, index: int) -> CondEntry:
@@ -115,10 +122,16 @@ def _clipped(area: Sequence[int], latent_size: tuple[int, int]) -> Area:
 
 def _images(transformer_options: Mapping[str, Any], size: int, batch: int | None) -> tuple[int, ...] | None:
     """Which images of the batch the rows of a chunk are: all, in order, unless a context window selects some."""
-    window = transformer_options.get("context_window")
-    if window is not None and getattr(window, "dim", None) == 0:
-        anchor = getattr(window, "causal_anchor_index", None)  # put in front by the window, dropped afterwards
-        images = (*([] if anchor is None else [anchor]), *window.index_list)
-        if len(images) == size:
-            return images
+    images = _windowed(transformer_options, IMAGES)
+    if images is not None and len(images) == size:
+        return images
     return tuple(range(size)) if batch in (None, size) else None
+
+
+def _windowed(transformer_options: Mapping[str, Any], dim: int) -> tuple[int, ...] | None:
+    """The positions of a dimension of the latent that a context window selects; None for all."""
+    window = transformer_options.get("context_window")
+    if window is None or getattr(window, "dim", None) != dim:
+        return None
+    anchor = getattr(window, "causal_anchor_index", None)  # put in front by the window, dropped afterwards
+    return (*([] if anchor is None else [anchor]), *window.index_list)

@@ -38,7 +38,8 @@ class Run(SharedOnDeepcopy):
         repeats_prompts = settings.architecture is None or settings.architecture.repeats_prompts
         self.layout = BatchLayout(conds or {}, self._latent_size, images, repeats_prompts)
         self.carried = CarriedContexts()
-        self.cache = TensorCache(settings, self._latent_size)
+        frames = latent_shape[2] if latent_shape is not None and len(latent_shape) == 5 else None
+        self.cache = TensorCache(settings, self._latent_size, frames)
         self.notices = Notices(warned)
         #: What is recorded for traces, where there are any.
         self.recorder: RunRecorder | None = None

@@ -1,5 +1,6 @@
-"""EBCA in transformers, made by hand in float64: one text and one row after the other, steps by autograd. Needs a booted
-host.
+"""EBCA in transformers, made by hand in float64: one text and row after the other, steps by autograd.
+
+Needs a booted host.
 
 Nothing of the pack takes part. For the length of a `with at_work(...)` the forward pass of each cross-attention module
 is replaced, on the module itself. `FAMILIES` says how each kind of module makes queries, keys and values, and how each
@@ -222,6 +223,7 @@ def step(
     heads = family.heads(module)
     with torch.inference_mode(False), torch.enable_grad():
         text, q = text.clone().requires_grad_(), q.clone()
+        weights = torch.as_tensor(weights).clone()
         k = family.keys(module, text)
         if mask is None:
             loss = gamma_attn * (weights * energy(k, q, heads)).sum()
@@ -231,7 +233,7 @@ def step(
                 for kh, qh in zip(k.chunk(heads, dim=-1), q.chunk(heads, dim=-1), strict=True)
             ]
             pull = torch.cat(pulls, dim=-1).detach()
-            loss = -gamma_attn * (torch.as_tensor(weights).view(-1, 1) * pull * k).sum()
+            loss = -gamma_attn * (weights.view(-1, 1) * pull * k).sum()
         if family.key_norm(module) is None:
             loss = loss + gamma_norm * 0.5 * torch.logsumexp(k.square().sum(dim=-1), dim=0)
         (gradient,) = torch.autograd.grad(loss, text)
@@ -261,8 +263,9 @@ class _Row:
 class Ebca:
     """One sampling run by hand.
 
-    update_masks, edit_masks [n] each: a weight for every image token, as the test knows it, or None. blocks: of the
-    layers that update the prompts, None for all; positive_only: of the updates.
+    Masks of updates and edits [n]: a weight for every image token, as the test knows it; a function of the context
+    window where the tokens depend on it; or None. blocks: of the layers that update the prompts, None for all;
+    positive_only: of the updates.
     """
 
     def __init__(
@@ -296,7 +299,7 @@ class Ebca:
             [self.family.embed(self.network, _entry_of(edit.text, image), self.timestep).double() for image in images]
             for edit in self.edits
         ]
-        self.images = images
+        self.images, self.window = images, window
         self.pass_begins()
 
     def pass_begins(self) -> None:
@@ -355,8 +358,16 @@ class Ebca:
         if update.token_weights is not None and row.positive:
             weights = update.token_weights.double()
         gammas = factor * update.gamma_attn, factor * update.gamma_norm
-        mask = None if update.mask is None else update.mask.double()
-        return step(self.family, module, text, q, *gammas, weights, mask, visible)
+        return step(self.family, module, text, q, *gammas, weights, self._mask(update.mask), visible)
+
+    def _mask(self, mask) -> Tensor | None:
+        """[n]."""
+        mask = mask(self.window) if callable(mask) else mask
+        return None if mask is None else mask.double()
+
+    def _weight(self, edit: Edit, mask) -> Tensor | float:
+        """A number, or under a mask [n, 1]."""
+        return edit.weight if mask is None else edit.weight * self._mask(mask)[:, None]
 
     def _positive(self, module, row: _Row, prompt: Tensor, out: Tensor, q: Tensor, visible) -> Tensor:
         total = 1.0
@@ -365,7 +376,7 @@ class Ebca:
             text = self.texts[number][self.images.index(row.image)] + self.change(key)
             own = _visible(edit.text)
             if self.on(edit.window):
-                weight = edit.weight if mask is None else edit.weight * mask.double()[:, None]
+                weight = self._weight(edit, mask)
                 out, total = out + weight * self._attend(module, q, text, own), total + weight
             if self.on(edit.gamma_window):
                 moved = step(self.family, module, text, q, edit.gamma_attn, edit.gamma_norm, visible=own)
@@ -379,7 +390,7 @@ class Ebca:
         weight = 0.0
         for edit, mask in zip(self.edits, self.edit_masks, strict=True):
             if self.on(edit.window):
-                weight = weight + (edit.weight if mask is None else edit.weight * mask.double()[:, None])
+                weight = weight + self._weight(edit, mask)
         shared = self._attend(module, q, text, visible)
         for edit in self.edits:
             if self.on(edit.gamma_window):
