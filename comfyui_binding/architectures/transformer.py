@@ -26,6 +26,7 @@ from ..runtime import notices
 from ..runtime.denoiser_call import DenoiserCall
 from ..runtime.settings import Edit
 from ..runtime.text_attention import EncodedText, hidden_tokens
+from ..runtime.torch_compile import uncompiled
 from .key_norms import through_norm
 from .key_projection import is_unpatched, project_to_context, together
 
@@ -115,7 +116,7 @@ class Transformer:
     @contextmanager
     def intercept(self, call: DenoiserCall, model: Module, args: Sequence[Any], kwargs: Mapping[str, Any]):
         """Hooks on every text cross-attention module of a model's network, for one call of the model."""
-        network = model.diffusion_model
+        network = uncompiled(model.diffusion_model)
         run = call.run
         if not self.family.matches(network):
             run.notices.bypassed(notices.network_replaced(type(network).__name__))
@@ -149,7 +150,7 @@ class Transformer:
         others |= {name: None for name in TEXT_MASKS if name in others}  # of the prompt's text
         x, timestep, concat = (_first_rows(value, batch, images) for value in (x, timestep, concat))
         options = {name: args[TRANSFORMER_OPTIONS][name] for name in PLAIN_OPTIONS if name in args[TRANSFORMER_OPTIONS]}
-        name, module = next(iter(self.family.layers(model.diffusion_model).items()))
+        name, module = next(iter(self.family.layers(uncompiled(model.diffusion_model)).items()))
         own_thread = threading.get_ident()
 
         def note(module: Module, args: tuple, kwargs: dict):

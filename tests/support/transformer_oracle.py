@@ -295,12 +295,17 @@ class Ebca:
         images = list(window.index_list) if window is not None and window.dim == 0 else list(range(size))
         prompts = zip(options["uuids"], options["cond_or_uncond"], strict=True)
         self.rows = [_Row(uuid, index == 0, image) for uuid, index in prompts for image in images]
-        self.texts = [
-            [self.family.embed(self.network, _entry_of(edit.text, image), self.timestep).double() for image in images]
-            for edit in self.edits
-        ]
+        self.texts = [[self._text(edit, image) for image in images] for edit in self.edits]
         self.images, self.window = images, window
         self.pass_begins()
+
+    def _text(self, edit: Edit, image: int) -> Tensor:
+        """An edit's text [t, c] as the layers read it."""
+        ((text, options),) = edit.text
+        dtype = self.base.get_dtype_inference()
+        own = {name: _cast(_row_of(value, image), dtype) for name, value in options.items()}
+        entry = [_row_of(text, image).to(dtype), own]
+        return self.family.embed(self.network, entry, self.timestep).double()
 
     def pass_begins(self) -> None:
         self.changes = {}
@@ -399,15 +404,13 @@ class Ebca:
         return (out + weight * shared) / (1 + weight)
 
 
-def _entry_of(conditioning: list, image: int) -> list:
-    """The entry of a CONDITIONING with what belongs to one image of a batch."""
-    ((text, options),) = conditioning
-    one = {name: _row_of(value, image) if torch.is_tensor(value) else value for name, value in options.items()}
-    return [_row_of(text, image), one]
+def _row_of(value: Any, image: int) -> Any:
+    """What belongs to one image of a batch."""
+    return value[image % len(value)][None] if torch.is_tensor(value) else value
 
 
-def _row_of(tensor: Tensor, image: int) -> Tensor:
-    return tensor[image % len(tensor)][None]
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
 
 
 def _visible(conditioning: list) -> Tensor | None:
