@@ -30,6 +30,8 @@ NO_TEXT = {
 }
 
 SIDES = {"d": "input", "m": "middle", "u": "output"}
+#: One item of `blocks`: a block, a layer in it, or a range from one to another.
+BLOCK_ITEM = r"([dmu])(\d+)(?:\.(\d+))?(?:-([dmu])(\d+)(?:\.(\d+))?)?"
 
 
 class LayerKey(NamedTuple):
@@ -124,17 +126,25 @@ def parse_blocks(unet: UNetModel, text: str) -> frozenset[LayerKey] | None:
     if not text.strip():
         return None
     names = named_layers(unet)
-    items = [item for item in re.split(r"[,\s]+", text) if item] or [text]
+    try:
+        items = block_items(text)
+    except ValueError as error:
+        raise ValueError(f"{error} The model has {_describe(names)}.") from None
     return frozenset(key for item in items for key in _parse_item(item, names))
 
 
-def _parse_item(item: str, names: dict[tuple[str, int, int], LayerKey]) -> list[LayerKey]:
-    match = re.fullmatch(r"([dmu])(\d+)(?:\.(\d+))?(?:-([dmu])(\d+)(?:\.(\d+))?)?", item)
-    if match is None:
-        raise ValueError(
-            f"Expected blocks like d0-d2, m0, u1 or u0.4, but got '{item}'. The model has {_describe(names)}."
-        )
-    first = match.group(1, 2, 3)
+def block_items(text: str) -> list[re.Match]:
+    """The comma-separated items of `blocks`, matched. Raises ValueError for syntax that is malformed on any model."""
+    items = [item for item in re.split(r"[,\s]+", text) if item] or [text] * bool(text and not text.isspace())
+    matches = [re.fullmatch(BLOCK_ITEM, item) for item in items]
+    if None in matches:
+        wrong = items[matches.index(None)]
+        raise ValueError(f"'{wrong}' in blocks is not a block. Write blocks as in d0-d2, m0, u1 or u0.4.")
+    return matches
+
+
+def _parse_item(match: re.Match, names: dict[tuple[str, int, int], LayerKey]) -> list[LayerKey]:
+    item, first = match.group(), match.group(1, 2, 3)
     last = match.group(4, 5, 6) if match.group(4) else first
     order = list(names)
     inside = order[_find(first, order, names)[0] : _find(last, order, names)[-1] + 1]
