@@ -25,8 +25,8 @@ class EBCARePaintSampler(io.ComfyNode):
                     default=10,
                     min=1,
                     max=1000,
-                    tooltip="Number of steps that a jump re-noises; less than the number of steps of the run. "
-                    "Typical: a fifth of it.",
+                    tooltip="Number of steps that a jump re-noises; must be less than the steps of the run. Typical: a "
+                    "fifth of them.",
                 ),
                 io.Int.Input(
                     "jump_n_sample",
