@@ -62,8 +62,9 @@ def test_empty_or_reversed_window_is_refused(comfy, which, start, end):
         "edit": lambda: an_edit(comfy, start_percent=start, end_percent=end),
         "edit's gammas": lambda: an_edit(comfy, gamma_start_percent=start, gamma_end_percent=end),
     }
-    inputs = "gamma_start_percent and gamma_end_percent" if "gammas" in which else "start_percent and end_percent"
-    message = refused(calls[which], "0 <= start < end <= 1", f"got start {start} and end {end}", "Move the start")
+    prefix = "gamma_" if "gammas" in which else ""
+    inputs = f"{prefix}start_percent is {start:g} and {prefix}end_percent is {end:g}"
+    message = refused(calls[which], "the start is not less than the end", "Set 0 <= start < end <= 1")
     assert message.startswith(inputs)
 
 
@@ -77,11 +78,11 @@ def test_window_of_a_strength_that_is_off_is_not_looked_at(comfy):
 
 
 @pytest.mark.parametrize(("mask", "parts"), [
-    (torch.ones(64), ("mask of shape [batch, height, width]", "[64]")),
-    (torch.ones(0, 64, 64), ("mask of shape [batch, height, width]", "[0, 64, 64]")),
-    (torch.full((1, 8, 8), 255.0), ("from 0 to 1", "255 to 255", "mask nodes")),
-    (torch.full((1, 8, 8), -0.5), ("from 0 to 1", "-0.5 to -0.5")),
-    (torch.full((1, 8, 8), math.nan), ("from 0 to 1", "nan")),
+    (torch.ones(64), ("instead of [batch, height, width]", "[64]")),
+    (torch.ones(0, 64, 64), ("instead of [batch, height, width]", "[0, 64, 64]")),
+    (torch.full((1, 8, 8), 255.0), ("instead of 0 to 1", "from 255 to 255", "mask nodes")),
+    (torch.full((1, 8, 8), -0.5), ("instead of 0 to 1", "from -0.5 to -0.5")),
+    (torch.full((1, 8, 8), math.nan), ("instead of 0 to 1", "nan")),
 ], ids=["one side", "no image", "0 to 255", "negative", "nan"])  # fmt: skip
 def test_impossible_mask_is_refused(comfy, mask, parts):
     refused(lambda: update(comfy, mask=mask), *parts)
@@ -97,18 +98,18 @@ def test_masks_of_the_usual_shapes_are_taken(comfy, shape):
 
 
 @pytest.mark.parametrize(("blocks", "parts"), [
-    ("all", ("`all` is not a block", "Write d0-d2, m0, u1 or u0.4", "d0, d1, m0, u0, u1, u2, u3")),
-    (",", ("Write d0-d2, m0, u1 or u0.4",)),
-    ("input_1", ("`input_1` is not a block",)),
-    ("d0;d1", ("`d0;d1` is not a block",)),
-    (",", ("`,` is not a block",)),
-    ("d0 - d1", ("`-` is not a block",)),
+    ("all", ("'all' in blocks is not a block", "d0-d2, m0, u1 or u0.4", "has d0, d1, m0, u0, u1, u2, u3")),
+    (",", ("as in d0-d2, m0, u1 or u0.4",)),
+    ("input_1", ("'input_1' in blocks",)),
+    ("d0;d1", ("'d0;d1' in blocks",)),
+    (",", ("',' in blocks",)),
+    ("d0 - d1", ("'-' in blocks",)),
     ("d2", ("no attention block d2", "It has d0, d1, m0")),
     ("d0-d9", ("no attention block d9",)),
     ("m1", ("no attention block m1",)),
     ("d0.1", ("no attention block d0.1",)),
-    ("d1-d0", ("the range `d1-d0` ends before it begins",)),
-    ("u0-d0", ("the range `u0-d0` ends before it begins",)),
+    ("d1-d0", ("the range d1-d0 ends before it begins",)),
+    ("u0-d0", ("the range u0-d0 ends before it begins",)),
 ])  # fmt: skip
 def test_impossible_blocks_are_refused_with_what_the_model_has(comfy, blocks, parts):
     assert "u3" in refused(lambda: update(comfy, blocks=blocks), *parts)
@@ -153,9 +154,9 @@ def with_core_node(comfy, node_id, conditioning=None, **inputs):
 CONDITIONINGS = {
     "several prompts": (
         lambda comfy: toy.conditioning(2) + toy.conditioning(3),
-        "one prompt for an edit, but got 2", "EBCA Edit Context for each",
+        "has 2 prompts instead of one", "EBCA Edit Context for each",
     ),
-    "no prompt": (lambda comfy: [], "one prompt for an edit, but got 0", ""),
+    "no prompt": (lambda comfy: [], "has 0 prompts instead of one", ""),
     "an area": (
         lambda comfy: with_core_node(comfy, "ConditioningSetArea", width=64, height=64, x=0, y=0, strength=1.0),
         "an area", "mask input of EBCA Edit Context",
@@ -179,7 +180,7 @@ CONDITIONINGS = {
     "a ControlNet": (lambda comfy: toy.conditioning(2, control=object()), "a ControlNet", "main prompt"),
     "a default": (
         lambda comfy: node(comfy, "ConditioningSetDefaultCombine").execute(
-            cond=[], cond_DEFAULT=toy.conditioning(2), hooks=None)[0], "a default", "main prompt",
+            cond=[], cond_DEFAULT=toy.conditioning(2), hooks=None)[0], "`default` flag", "main prompt",
     ),
     "unCLIP images": (
         lambda comfy: toy.conditioning(2, unclip_conditioning=[{"strength": 1.0}]), "unCLIP images", "main prompt",
@@ -187,8 +188,8 @@ CONDITIONINGS = {
     "GLIGEN boxes": (lambda comfy: toy.conditioning(2, gligen=("position", None, [])), "GLIGEN boxes", "main prompt"),
     "hooks": (lambda comfy: toy.conditioning(2, hooks=object()), "hooks", "main prompt"),
     "no tokens": (lambda comfy: toy.conditioning(2, tokens=0), "[batch, tokens, width]", "CLIP Text Encode"),
-    "no batch": (lambda comfy: [[torch.ones(77, toy.WIDTH), {}]], f"got [77, {toy.WIDTH}]", "CLIP Text Encode"),
-    "nothing encoded": (lambda comfy: [[None, {}]], "got NoneType", "CLIP Text Encode"),
+    "no batch": (lambda comfy: [[torch.ones(77, toy.WIDTH), {}]], f"is [77, {toy.WIDTH}] ", "CLIP Text Encode"),
+    "nothing encoded": (lambda comfy: [[None, {}]], "is NoneType instead of", "CLIP Text Encode"),
 }  # fmt: skip
 
 
@@ -196,7 +197,10 @@ CONDITIONINGS = {
 def test_conditioning_that_an_edit_cannot_honour_is_refused(comfy, name):
     make, came, advice = CONDITIONINGS[name]
     conditioning = make(comfy)
-    refused(lambda: node(comfy, "EBCAEditContext").execute(conditioning=conditioning), "Expected", came, advice)
+    refused(
+        lambda: node(comfy, "EBCAEditContext").execute(conditioning=conditioning), "The conditioning of an edit", came,
+        advice,
+    )  # fmt: skip
 
 
 def test_edit_of_another_width_is_refused_with_both_widths(comfy):
@@ -205,8 +209,8 @@ def test_edit_of_another_width_is_refused_with_both_widths(comfy):
 
 
 def test_compose_without_edits_is_refused(comfy):
-    refused(lambda: compose(comfy), "at least one edit", "none is wired", "edit0")
-    refused(lambda: compose(comfy, None), "at least one edit")
+    refused(lambda: compose(comfy), "No edit is connected", "edit0")
+    refused(lambda: compose(comfy, None), "No edit is connected")
 
 
 # --- compositions ----------------------------------------------------------------------------------------------------
@@ -378,21 +382,24 @@ STRONG = dict(direction="remove", alpha=1.2)
 PROMPTS = {
     "another family": (dict(family="svd", update={}), f"EBCA does not apply to SVD_img2vid: .*{FAMILIES}"),
     "another family at Compose": (dict(family="flux", edit={}), f"Flux has no cross-attention to text.*{FAMILIES}"),
-    "window": (dict(update=dict(start_percent=0.9, end_percent=0.1)), "got start 0.9 and end 0.1"),
-    "gamma": (dict(update=dict(gamma_attn=math.nan)), "gamma_attn is nan, but must be a finite number from 0 up"),
+    "window": (
+        dict(update=dict(start_percent=0.9, end_percent=0.1)), "start_percent is 0.9 and end_percent is 0.1: the start",
+    ),
+    "gamma": (dict(update=dict(gamma_attn=math.nan)), "gamma_attn is nan. Set it to a number from 0.0 to 1.0"),
     "blocks": (dict(update=dict(blocks="d7")), "no attention block d7. It has d0, d1, m0, u0, u1, u2, u3"),
-    "mask": (dict(update=dict(mask=["mask", 0])), "mask values from 0 to 1, but got 255 to 255"),
-    "area": (dict(setting=AREA, edit={}), "with an area: use the mask input"),
+    "mask": (dict(update=dict(mask=["mask", 0])), "mask has values from 255 to 255 instead of 0 to 1"),
+    "area": (dict(setting=AREA, edit={}), "has an area: use the mask input"),
     "width": (dict(prompt="narrow", edit={}), "width 48.*width 64"),
     "composition": (dict(edit=STRONG), r"can reach -0.2 \(signed alphas: -1.2\)"),
     "token weights": (
         dict(update=dict(token_weights=["weights", 0]), sampled=True),
         "for a prompt of 154 tokens, but the positive prompt has 77",
     ),
+    "malformed blocks": (dict(update=dict(blocks="d1, up")), "'up' in blocks is not a block"),
+    "gamma out of range": (dict(update=dict(gamma_norm=1.5)), "gamma_norm is 1.5. Set it to a number from 0.0 to 1.0"),
+    "alpha out of range": (dict(edit=dict(alpha=-0.5)), "alpha is -0.5. Set it to a number from 0.0 to 10.0"),
     # These ComfyUI refuses itself, from the nodes' schema.
     "no edit": (dict(edit={}, compose=False), "Required input is missing.*edit0"),
-    "gamma out of range": (dict(update=dict(gamma_norm=1.5)), "bigger than max of 1.*gamma_norm"),
-    "alpha out of range": (dict(edit=dict(alpha=-0.5)), "smaller than min of 0.*alpha"),
     "direction": (dict(edit=dict(direction="subtract")), "direction.*not in"),
     "apply_to": (dict(update=dict(apply_to="negative")), "apply_to.*not in"),
 }  # fmt: skip

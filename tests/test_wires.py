@@ -10,15 +10,15 @@ from support.sampling import sample
 
 
 @pytest.mark.parametrize(("node_id", "name", "value", "said"), [
-    ("EBCAContextUpdate", "model", None, "Expected MODEL in model, but got nothing"),
-    ("EBCAContextUpdate", "mask", "black", "Expected MASK in mask, but got str"),
-    ("EBCAContextUpdate", "mask", torch.ones(1, 8, 8, dtype=torch.complex64), "Expected MASK in mask"),
-    ("EBCAContextUpdate", "gamma_attn", [0.1], "Expected FLOAT in gamma_attn, but got list"),
-    ("EBCAContextUpdate", "token_weights", 2.5, "Expected EBCA_TOKEN_WEIGHTS in token_weights, but got float"),
-    ("EBCAContextUpdate", "apply_to", "negative", "Expected one of both, positive in apply_to, but got negative"),
-    ("EBCACompose", "edits", {"edit0": None, "edit1": 3}, "Expected EBCA_EDIT in edit1, but got int"),
-    ("EBCARePaintSampler", "jump_length", 0, "Expected jump_length to be a whole number from 1 to 1000, but got 0"),
-    ("EBCASaveInversion", "latent", {}, "Expected LATENT in latent, but got dict"),
+    ("EBCAContextUpdate", "model", None, "model received nothing instead of MODEL"),
+    ("EBCAContextUpdate", "mask", "black", "mask received str instead of MASK"),
+    ("EBCAContextUpdate", "mask", torch.ones(1, 8, 8, dtype=torch.complex64), "mask received Tensor instead of MASK"),
+    ("EBCAContextUpdate", "gamma_attn", [0.1], "gamma_attn received list instead of FLOAT"),
+    ("EBCAContextUpdate", "token_weights", 2.5, "token_weights received float instead of EBCA_TOKEN_WEIGHTS"),
+    ("EBCAContextUpdate", "apply_to", "negative", "apply_to is 'negative', which is not an option. Choose one of:"),
+    ("EBCACompose", "edits", {"edit0": None, "edit1": 3}, "edit1 received int instead of EBCA_EDIT"),
+    ("EBCARePaintSampler", "jump_length", 0, "jump_length is 0. Set it to a number from 1 to 1000"),
+    ("EBCASaveInversion", "latent", {}, "latent received dict instead of LATENT"),
 ])  # fmt: skip
 def test_what_a_wire_cannot_bring_is_refused(comfy, node_id, name, value, said):
     inputs = {"model": toy.model()} if node_id in ("EBCAContextUpdate", "EBCACompose") else {}
@@ -34,7 +34,7 @@ def test_file_that_cannot_be_written_is_refused(comfy):
     model, caption = toy.model(), toy.conditioning(1)
     latent = node(comfy, "EBCAInvert").execute(model=model, caption=caption, latent=toy.latent(1, 8, 8), steps=1)[0]
     save = node(comfy, "EBCASaveInversion")
-    refused(lambda: save.execute(latent=latent, filename_prefix=300 * "a"), "beginning of a file's name", "shorter")
+    refused(lambda: save.execute(latent=latent, filename_prefix=300 * "a"), "cannot be written", "shorter")
 
 
 @pytest.mark.parametrize(("caption", "said"), [
