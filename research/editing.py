@@ -19,12 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path += [str(REPO), str(REPO / "demo")]
-
-from shapes.drawing import draw  # noqa: E402
-from shapes.scorer import read  # noqa: E402
-from shapes_model import Case, ShapesModel, bench_parser, boot, cases, sheet  # noqa: E402
+from shapes.drawing import draw
+from shapes.scorer import read
+from shapes_model import Case, ShapesModel, bench_parser, boot, cases, sheet
 
 TUNING_SEED, SCORED_SEED = 1, 2
 BATCH = 40

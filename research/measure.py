@@ -1,6 +1,6 @@
 """Counts what the plain shapes model draws: ComfyUI's own sampler and loader, the scorer that learns nothing.
 
-    python demo/measure.py --comfyui <folder of ComfyUI> --images 500
+    python research/measure.py --comfyui <folder of ComfyUI> --images 500
 
 Prints one Markdown row per set of captions. Image i of a row has the same caption and noise in every run.
 """
@@ -12,16 +12,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import comfy_host
 import numpy as np
 from PIL import Image
 
+import comfy_host
 from shapes.drawing import random_pair, random_picture
 from shapes.grammar import Scene, Wanted, describe
 from shapes.scorer import LABELS, Verdict, verdict
 from shapes.world import COLOURS, RARE, SHAPES, SIDE
 
-DEMO = Path(__file__).resolve().parent
+DEMO = comfy_host.DEMO
 
 
 def pairs(rng: np.random.Generator, count: int, rare: int = 0) -> Scene:

@@ -12,20 +12,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path += [str(REPO), str(REPO / "demo")]
-
-from measure import scenes  # noqa: E402
-
-from shapes.grammar import Scene  # noqa: E402
-from shapes.scorer import Found, verdict  # noqa: E402
-from shapes.world import SIDE  # noqa: E402
-from shapes_model import ShapesModel, bench_parser, boot, pack_module  # noqa: E402
+from measure import scenes
+from shapes.grammar import Scene
+from shapes.scorer import Found, verdict
+from shapes.world import SIDE
+from shapes_model import ShapesModel, bench_parser, boot, pack_module
 
 BATCH, STEPS, CFG = 40, 25, 1.25
 #: Of an object's words, those whose maps are looked at.
