@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from measure import scenes
+from shapes.captions import scenes
 from shapes.grammar import Scene
 from shapes.scorer import Found, verdict
 from shapes.world import SIDE
@@ -63,7 +63,7 @@ class Peaks:
                 yield list(self._peaks(scene, boxes, [grid[number] for grid in maps.by_grid], maps.weights))
 
     def _drawn(self, wanted: Sequence[Scene], first_seed: int):
-        """Images and attention maps of a batch: a caption and a noise for each image, as demo/measure.py has them."""
+        """Images and attention maps of a batch: a caption and a noise for each image, as plain_model.py has them."""
         model, trace = self._model.node("EBCATrace", model=self._model.model, attention_maps=True)
         seeds = list(range(first_seed, first_seed + len(wanted)))
         captions = [scene.caption() for scene in wanted]

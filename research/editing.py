@@ -77,7 +77,7 @@ METHODS = [
 
 
 def candidates() -> Iterator[Method]:
-    """What --tune tries: rivals and EBCA."""
+    """What --tune tries: the ways without EBCA, and EBCA."""
     for cfg, denoise in product((1.25, 3.0, 6.0), (0.6, 0.65, 0.7, 0.75, 0.8)):
         yield Method(f"img2img {denoise}", cfg, denoise=denoise)
     for cfg, inversion, negative in product((1.25, 3.0), (0, 1), ("", "caption")):

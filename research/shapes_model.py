@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import comfy_host
-from measure import Sampler
+from plain_model import Sampler
 from shapes.drawing import random_picture
 from shapes.grammar import Scene, Wanted
 from shapes.world import COLOURS, SHAPES, SIDE, Picture, Thing

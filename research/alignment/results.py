@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from alignment.settings import CFG, SAMPLER, Method
-from measure import ROWS, scenes
+from shapes.captions import ROWS, scenes
 from shapes.grammar import Scene
 from shapes.scorer import LABELS, Verdict
 

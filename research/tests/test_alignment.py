@@ -15,7 +15,7 @@ from alignment.methods import KINDS
 from alignment.results import PATH, Cell, Results
 from alignment.settings import CANDIDATES, METHODS, PLAIN
 from bootstrap import mean_of
-from measure import scenes
+from shapes.captions import scenes
 from shapes.scorer import verdict
 
 # --- intervals -------------------------------------------------------------------------------------------------------
