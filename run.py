@@ -15,7 +15,8 @@
     python run.py bench inpainting            inpainting with and without EBCA and RePaint, counted
     python run.py bench round_trip            how exactly a picture returns from its inversion
     python run.py bench attention_maps        how often the attention map of a word peaks on its object
-    python run.py bench alignment             how well pictures follow captions: EBCA beside its rivals, counted
+    python run.py bench alignment             how well pictures follow captions: EBCA beside other methods, counted
+    python run.py bench plain_model           what the shapes model draws without EBCA, counted
     python run.py bench real_checkpoints      the same question on your own checkpoint and servers, by CLIP
     python run.py bench import_time           how long ComfyUI takes to load the pack
     python run.py archive                     what users install, as the registry packs it, in dist/
@@ -32,9 +33,18 @@ from pathlib import Path
 from devtools import children, environment
 
 REPO = Path(__file__).absolute().parent
-BENCHES = (
-    "speed", "editing", "inpainting", "round_trip", "attention_maps", "alignment", "real_checkpoints", "import_time",
-)  # fmt: skip
+#: What `bench` runs by name: `bench/` measures the product, `research/` the method on small models.
+BENCHES = {
+    "speed": "bench/speed.py",
+    "import_time": "bench/import_time.py",
+    "alignment": "research/alignment/compare.py",
+    "attention_maps": "research/attention_maps.py",
+    "editing": "research/editing.py",
+    "inpainting": "research/inpainting.py",
+    "plain_model": "research/plain_model.py",
+    "real_checkpoints": "research/real_checkpoints.py",
+    "round_trip": "research/round_trip.py",
+}
 # Without what needs a server or long runs, and without the files in which no code of ComfyUI takes part.
 FAST = ["-m", "not slow and not server", *(f"--ignore-glob=*/test_{part}*" for part in ("core", "shapes", "devtools"))]
 
@@ -52,13 +62,13 @@ def twins(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def bench(options: argparse.Namespace, rest: list[str]) -> int:
-    name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else (BENCHES[0], rest)
+    name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("speed", rest)
     if name not in BENCHES:
         print(f"Expected one of the benches {', '.join(BENCHES)}, got {name}.", file=sys.stderr)
         return 2
     host = environment.prepare(options.host)
     comfyui = [] if name == "real_checkpoints" else ["--comfyui", host.comfyui]  # it runs on servers that are there
-    return children.call([host.python, REPO / "bench" / f"{name}.py", *comfyui, *rest])
+    return children.call([host.python, REPO / BENCHES[name], *comfyui, *rest])
 
 
 def comfyui_tests(options: argparse.Namespace, rest: list[str]) -> int:

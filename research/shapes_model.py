@@ -1,4 +1,4 @@
-"""The shapes model, its pictures and ComfyUI's nodes, for counting what edits do."""
+"""The shapes model with ComfyUI's nodes and the pack's, drawn pictures to edit, and what the commands share."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPO / "demo"))
+import comfy_host
+from plain_model import Sampler
+from shapes.drawing import random_picture
+from shapes.grammar import Scene, Wanted
+from shapes.world import COLOURS, SHAPES, SIDE, Picture, Thing
 
-import comfy_host  # noqa: E402
-from measure import Sampler  # noqa: E402
-
-from shapes.drawing import random_picture  # noqa: E402
-from shapes.grammar import Scene, Wanted  # noqa: E402
-from shapes.world import COLOURS, SHAPES, SIDE, Picture, Thing  # noqa: E402
+REPO = comfy_host.REPO
 
 MARGIN = 2  # pixels that belong to the object around its box: its soft edge
 
@@ -71,7 +69,7 @@ def cases(count: int, seed: int) -> list[Case]:
 
 
 def bench_parser(description: str) -> argparse.ArgumentParser:
-    """The options that all benches on the shapes model have; `boot` obeys them."""
+    """The options that all commands on the shapes model have; `boot` obeys them."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")

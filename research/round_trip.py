@@ -11,13 +11,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path += [str(REPO), str(REPO / "demo")]
-
-from shapes.drawing import draw  # noqa: E402
-from shapes_model import ShapesModel, bench_parser, boot, cases  # noqa: E402
+from shapes.drawing import draw
+from shapes_model import ShapesModel, bench_parser, boot, cases
 
 SEED = 3
 VARIANTS = {

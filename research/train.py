@@ -1,6 +1,6 @@
 """Trains the shapes model on pictures that it draws as it goes, and writes a checkpoint for ComfyUI.
 
-    python demo/train.py --comfyui <folder of ComfyUI> --steps 4000
+    python research/train.py --comfyui <folder of ComfyUI> --steps 4000
 
 Every step's pictures, captions and noise come from (seed, step), so a run can stop at any time: the same command goes
 on from the last state and arrives at the same weights, on the same machine and number of threads.
@@ -15,16 +15,16 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import comfy_host
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+import comfy_host
 from shapes.drawing import draw, random_picture
 from shapes.grammar import WORDS, training_caption
 from shapes.world import GROUNDS, Picture
 
-DEMO = Path(__file__).resolve().parent
+DEMO = comfy_host.DEMO
 UNET = {
     "image_size": 32, "model_channels": 64, "num_res_blocks": [1, 1, 1], "channel_mult": [1, 2, 2],
     "transformer_depth": [0, 1, 1], "transformer_depth_output": [0, 0, 1, 1, 1, 1], "transformer_depth_middle": 1,

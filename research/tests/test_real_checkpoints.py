@@ -2,13 +2,13 @@
 
 import json
 
-import clip_similarity
 import numpy as np
 import pytest
-import real_checkpoints
 import torch
 from PIL import Image
 
+import clip_similarity
+import real_checkpoints
 from devtools.server import ServerError
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing answers there

@@ -18,15 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path += [str(REPO), str(REPO / "demo")]
-
-import ebca_core  # noqa: E402
-from shapes.drawing import draw, random_pair, random_picture  # noqa: E402
-from shapes.grammar import Scene, Wanted  # noqa: E402
-from shapes.scorer import read  # noqa: E402
-from shapes.world import SIDE, Picture  # noqa: E402
-from shapes_model import ShapesModel, bench_parser, boot, sheet, surroundings  # noqa: E402
+from shapes.drawing import draw, random_pair, random_picture
+from shapes.grammar import Scene, Wanted
+from shapes.scorer import read
+from shapes.world import SIDE, Picture
+from shapes_model import ShapesModel, bench_parser, boot, sheet, surroundings
 
 TUNING_SEED, SCORED_SEED = 11, 12
 CFG = 1.25
@@ -129,6 +125,8 @@ def score(hole: Hole, image: np.ndarray) -> tuple[bool, bool]:
 
 def count_model_calls(method: Method, steps: int) -> int:
     """Calls of the guided model for a picture."""
+    import ebca_core
+
     return ebca_core.count_model_calls(ebca_core.repaint_levels(steps, *(method.jumps or (steps, 1))))
 
 

@@ -15,7 +15,6 @@ the gradient in x.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import comfy.patcher_extension
@@ -113,11 +112,3 @@ class AttendAndExcite:
             loss = losses(mean, self.subjects, self.prompt)
             (gradient,) = torch.autograd.grad(loss.sum(), x)
         return loss.detach(), gradient
-
-
-def subject_mask(positions: Sequence[Sequence[int]], tokens: int) -> Tensor:
-    """Which tokens [b, t] stand at the positions given for each image."""
-    mask = torch.zeros(len(positions), tokens, dtype=torch.bool)
-    for row, chosen in zip(mask, positions, strict=True):
-        row[list(chosen)] = True
-    return mask

@@ -1,121 +1,60 @@
-"""How well pictures follow their captions: EBCA beside its rivals on the shapes model, counted by the exact scorer.
+"""How well pictures follow their captions: EBCA beside the baselines on the shapes model, counted by the scorer.
 
     python run.py bench alignment              samples what is missing, writes docs/alignment.md and alignment.png
     python run.py bench alignment --tune       what the settings were chosen by, on other captions and noise
     python run.py bench alignment --report     only writes the table, from what there is
 
-Every method gets the same captions and the same noise. Results are kept in bench/alignment_results.jsonl, a line for
+Every method gets the same captions and the same noise. Results are kept in research/alignment/results.jsonl, a line for
 each method and set of captions, by their exact settings: what is there is not sampled again, so the command can be
 stopped and started at any time.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path += [str(REPO), str(REPO / "demo")]
+REPO = Path(__file__).resolve().parents[2]
+sys.path.append(str(REPO / "research"))
 
-from measure import ROWS, scenes  # noqa: E402
-from measures import seconds  # noqa: E402
-
-from alignment_report import Columns, against, mean_distance, share, write_between  # noqa: E402
-from alignment_settings import CANDIDATES, CFG, COMPARED, FIGURE, METHODS, PLAIN, SAMPLER, Method  # noqa: E402
-from looks import Looks, drawn  # noqa: E402
+from alignment.image_statistics import ImageStatistics  # noqa: E402
+from alignment.report import Columns, share, table, write_between  # noqa: E402
+from alignment.results import PATH, ROUNDS, TIMED_IMAGES, Cell, Results, letter, time_key  # noqa: E402
+from alignment.settings import CANDIDATES, FIGURE, METHODS, PLAIN, Method  # noqa: E402
 from shapes.grammar import Scene  # noqa: E402
-from shapes.scorer import LABELS, Verdict, verdict  # noqa: E402
+from shapes.scorer import verdict  # noqa: E402
 from shapes_model import ShapesModel, bench_parser, boot, sheet  # noqa: E402
 
-RESULTS = REPO / "bench" / "alignment_results.jsonl"
 SETS = ("two objects", "three objects", "two objects, one a rare pair", "two objects, left of / above")
 IMAGES, TUNING_IMAGES = 500, 200
 BATCH = 10  # of larger ones ComfyUI samples the two prompts apart where memory is short, which NAG cannot
 COLUMNS = 10  # of the figure
-ROUNDS = 7  # of timing
 SCORED = Columns(SETS, SETS[:2], SETS[3])
 TUNING = Columns(SETS[1:2], SETS[1:2], None)
 DOCUMENT = REPO / "docs" / "alignment.md"
-TUNING_SEED = 10**6  # no noise of the tuning pictures is one of the scored ones; a caption may come up again
-#: A letter for each picture: the labels of the scorer, and R where place fits the caption as well.
-LETTERS = dict(zip(LABELS, "rmseu", strict=True))
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method on one set of captions: all that its pictures depend on."""
-
-    captions: str
-    kind: str
-    settings: dict[str, Any]
-    is_tuning: bool
-    images: int
-
-    @property
-    def key(self) -> str:
-        return json.dumps({"sampler": SAMPLER, "cfg": CFG, **vars(self)}, sort_keys=True)
-
-    def scenes(self) -> list[Scene]:
-        if not self.is_tuning:
-            return scenes(self.captions, self.images)
-        rng = np.random.default_rng([TUNING_SEED, list(ROWS).index(self.captions)])
-        return [ROWS[self.captions](rng) for _ in range(self.images)]
-
-    def seeds(self) -> list[int]:
-        first = TUNING_SEED if self.is_tuning else 0
-        return list(range(first, first + self.images))
-
-
-TIMED = Cell(SETS[0], "plain", {}, True, 10)
-
-
-class Results:
-    """A file with a line for each finished piece of work."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        text = path.read_text() if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # a line that was cut off
-            path.write_text(whole)
-        self._found = {json.dumps(line["of"], sort_keys=True): line for line in map(json.loads, whole.splitlines())}
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        return self._found.get(key)
-
-    def add(self, key: str, **found: Any) -> None:
-        line = {"of": json.loads(key), **found}
-        self._found[key] = line
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def letter(found: Verdict) -> str:
-    return "R" if found.complete else LETTERS[found.label]
+TIMED = Cell(SETS[0], "plain", {}, True, TIMED_IMAGES)
 
 
 def sample(shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int]) -> np.ndarray:
     """Pictures [b h w 3] of a batch."""
-    from alignment_methods import guided
+    from alignment.methods import guided
 
     with torch.no_grad():
         way = guided(shapes, method, scenes)
-        with way.around, torch.autocast("cpu", way.precision, enabled=way.precision != torch.float32):
+        with torch.autocast("cpu", way.precision, enabled=way.precision != torch.float32):
             return shapes.sampled(
                 way.model, way.positive, shapes.encode([""]), list(seeds), cfg=way.cfg, **way.sampler
             )
 
 
 def run(shapes: ShapesModel, cell: Cell, method: Method) -> dict[str, Any]:
-    """Sample a cell: a letter for each picture, the statistics of their looks, CPU seconds a picture."""
+    """Sample a cell: a letter for each picture, their image statistics, CPU seconds a picture."""
     wanted, seeds = cell.scenes(), cell.seeds()
     images, began = [], time.process_time()
     for start in range(0, cell.images, BATCH):
@@ -123,10 +62,10 @@ def run(shapes: ShapesModel, cell: Cell, method: Method) -> dict[str, Any]:
         images.extend(sample(shapes, method, wanted[part], seeds[part]))
     took = time.process_time() - began
     letters = "".join(letter(verdict(image, scene)) for image, scene in zip(images, wanted, strict=True))
-    looks = Looks.of(images)
+    found = ImageStatistics.of(images)
     return {
-        "labels": letters, "seconds": round(took / cell.images, 4), "mean": rounded(looks.mean),
-        "covariance": [rounded(row) for row in looks.covariance],
+        "labels": letters, "seconds": round(took / cell.images, 4), "mean": rounded(found.mean),
+        "covariance": [rounded(row) for row in found.covariance],
     }  # fmt: skip
 
 
@@ -141,13 +80,23 @@ def times(shapes: ShapesModel, method: Method) -> list[float]:
     both = [lambda one=one: sample(shapes, one, scenes, seeds) for one in (method, PLAIN)]
     for way in both:
         way()
-    pairs = [[seconds(way, 1).cpu for way in both] for _ in range(ROUNDS)]
+    pairs = [[cpu_seconds(way) for way in both] for _ in range(ROUNDS)]
     return [round(ours / plain, 4) for ours, plain in pairs]
 
 
+def cpu_seconds(function: Callable[[], Any]) -> float:
+    began = time.process_time()
+    function()
+    return time.process_time() - began
+
+
 def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[Cell, Method]]) -> None:
-    """Sample what is missing."""
-    missing = [(cell, method) for cell, method in cells if results.get(cell.key) is None]
+    """Sample what is missing, unless its code was removed."""
+    absent = [(cell, method) for cell, method in cells if results.get(cell.key) is None]
+    missing = [(cell, method) for cell, method in absent if not method.is_recorded_only]
+    if len(missing) < len(absent):
+        left_out = "; ".join(method.name for _, method in absent if method.is_recorded_only)
+        print(f"Left out, because their code was removed and the results lack them: {left_out}.")
     for number, (cell, method) in enumerate(missing, 1):
         results.add(cell.key, **run(shapes, cell, method))
         found = results.get(cell.key)
@@ -155,40 +104,6 @@ def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[Cell, Meth
             f"{number:3} of {len(missing)}  {cell.captions:30} {method.name:50} "
             f"{100 * share(found['labels'], 'rR'):5.1f} %  {found['seconds']:.3f} s", flush=True,
         )  # fmt: skip
-
-
-def time_key(method: Method) -> str:
-    timed = {"sampler": SAMPLER, "images": TIMED.images, "rounds": ROUNDS}
-    return json.dumps({"time": method.kind, "settings": method.settings, **timed}, sort_keys=True)
-
-
-def table(results: Results, methods: Sequence[Method], columns: Columns, is_tuning: bool, images: int) -> str:
-    """A line for each method that has been sampled, beside plain, which is the first; then COMPARED."""
-
-    def cell(method: Method, captions: str) -> Cell:
-        return Cell(captions, method.kind, method.settings, is_tuning, images)
-
-    wanted = {captions: cell(PLAIN, captions).scenes() for captions in columns.main}
-    reference, other = ({captions: Looks.of(drawn(scenes, seed)) for captions, scenes in wanted.items()}
-                        for seed in (1, 2))  # fmt: skip
-    lines, all_labels = [columns.header()], {}
-    for method in methods:
-        found = {captions: results.get(cell(method, captions).key) for captions in columns.sets}
-        labels = {captions: line["labels"] for captions, line in found.items() if line}
-        all_labels[method.name] = labels
-        looks = {captions: Looks(np.array(line["mean"]), np.array(line["covariance"]))
-                 for captions, line in found.items() if line and captions in reference}  # fmt: skip
-        distance = f"{mean_distance(looks, reference):.2f}" if len(looks) == len(reference) else "-"
-        timed = results.get(time_key(method))
-        if labels:
-            time = "1" if method is PLAIN else f"{np.median(timed['ratios']):.2f}" if timed else "-"
-            lines.append(columns.row(method.name, labels, all_labels[PLAIN.name], distance, time))
-    lines.append(f"\nLooks of other drawn pictures of the same captions: {mean_distance(other, reference):.2f}.")
-    for ours, other in COMPARED:
-        if all_labels.get(ours.name) and all_labels.get(other.name):
-            compared = against(all_labels[ours.name], all_labels[other.name])
-            lines.append(f"\n{ours.name} against {other.name}: {compared}.")
-    return "\n".join(lines)
 
 
 def picture(shapes: ShapesModel, methods: Sequence[Method], path: Path) -> None:
@@ -220,14 +135,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--captions", nargs="+", choices=SETS, metavar="SET", help="sample only these sets of captions")
     parser.add_argument("--method", nargs="+", default=[""], help="only plain and methods with such text in their name")
     parser.add_argument("--images", type=int, help=f"pictures a cell: {IMAGES}, with --tune {TUNING_IMAGES}")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
+    parser.add_argument("--results", type=Path, default=PATH, help="file of the results")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="file that gets the table")
     options = parser.parse_args(arguments)
-    boot(options)
     methods, columns = (CANDIDATES, TUNING) if options.tune else (METHODS, SCORED)
     images = options.images or (TUNING_IMAGES if options.tune else IMAGES)
     results = Results(options.results)
     if not options.report:
+        boot(options)
         shapes = ShapesModel()
         chosen = [m for m in methods if m is PLAIN or any(text in m.name for text in options.method)]
         fill(shapes, results, [

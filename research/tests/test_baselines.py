@@ -1,13 +1,13 @@
-"""The rivals that EBCA is compared with, each against a computation of its own."""
+"""The baselines that EBCA is compared with, each against a computation of its own."""
 
 import numpy as np
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from rivals.attend_and_excite import AttendAndExcite, attention_map, losses
-from rivals.composable import combined
-from rivals.normalised_attention_guidance import guided, normalised_attention_guidance
+from baselines.attend_and_excite import AttendAndExcite, attention_map, losses
+from baselines.composable import combined
+from baselines.normalised_attention_guidance import guided, normalised_attention_guidance
 from support import toy
 from support.host import node
 from support.sampling import relative_error, sample
@@ -181,7 +181,7 @@ def test_attend_and_excite_steps_down_its_loss_in_the_first_half_of_the_steps():
 @pytest.mark.parametrize(("reach", "calls"), [(0.0, 2), (2.0, 2 + 20)])  # two of four steps; 2 is never reached
 def test_refinement_goes_on_until_the_maps_reach_far_enough(monkeypatch, reach, calls):
     counted, original = [], AttendAndExcite._loss
-    monkeypatch.setattr("rivals.attend_and_excite.REFINED", {0.0: reach})
+    monkeypatch.setattr("baselines.attend_and_excite.REFINED", {0.0: reach})
     monkeypatch.setattr(AttendAndExcite, "_loss", lambda *call: counted.append(1) or original(*call))
     run(excite(2, 0.01, refines=True).applied_to(toy.model()))
     assert len(counted) == calls

@@ -1,20 +1,18 @@
-"""What `alignment.py` compares: each method as the model, the positive prompt and the cfg that a sampler takes."""
+"""What `compare.py` compares: each method as the model, the positive prompt and the cfg that a sampler takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignment_experiments import EXPERIMENTS
-from alignment_settings import CFG, SAMPLER, Method
-from rivals.attend_and_excite import AttendAndExcite
-from rivals.composable import combined
-from rivals.normalised_attention_guidance import normalised_attention_guidance
+from alignment.settings import CFG, SAMPLER, Method
+from baselines.attend_and_excite import AttendAndExcite
+from baselines.composable import combined
+from baselines.normalised_attention_guidance import normalised_attention_guidance
 from shapes.grammar import Scene, Wanted
 from shapes_model import ShapesModel
 
@@ -29,8 +27,6 @@ class Guided:
     sampler: dict[str, Any] = field(default_factory=SAMPLER.copy)
     #: Of convolutions and matrix products; everything else is float32.
     precision: torch.dtype = torch.bfloat16
-    #: What has to be in force while it samples.
-    around: AbstractContextManager = field(default_factory=nullcontext)
 
 
 def plain(
@@ -105,15 +101,11 @@ def ebca(
     weight: float = 1.0,
     other_weight: float = 0.0,
     cfg: float = CFG,
-    experiments: Sequence[dict[str, Any]] = (),
 ) -> Guided:
-    """EBCA Context Update. tokens: which of the prompt's tokens have `weight`; the others have `other_weight`.
-
-    experiments: {"name": of `alignment_experiments.py`, and its arguments} for each.
-    """
+    """EBCA Context Update. tokens: which of the prompt's tokens have `weight`; the others have `other_weight`."""
     token_weights = None if tokens is None else _token_weights(shapes, scenes, tokens, weight, other_weight)
     model = _updated(shapes, shapes.model, gamma_attn, gamma_norm, start, end, apply_to, blocks, token_weights)
-    return replace(plain(shapes, scenes, cfg), model=model, around=_all(experiments))
+    return replace(plain(shapes, scenes, cfg), model=model)
 
 
 def _updated(
@@ -127,15 +119,6 @@ def _updated(
     )[0]  # fmt: skip
 
 
-@contextmanager
-def _all(experiments: Sequence[dict[str, Any]]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for experiment in experiments:
-            settings = dict(experiment)
-            stack.enter_context(EXPERIMENTS[settings.pop("name")](**settings))
-        yield
-
-
 def object_contexts(
     shapes: ShapesModel, scenes: Sequence[Scene], alpha: float, start: float, end: float, **settings: Any
 ) -> Guided:
@@ -145,7 +128,7 @@ def object_contexts(
 
 def composed(
     shapes: ShapesModel, scenes: Sequence[Scene], parts: Sequence[dict[str, Any]], gamma_norm: float = 0.0,
-    gamma_end: float = 1.0, experiments: Sequence[dict[str, Any]] = (), cfg: float = CFG,
+    gamma_end: float = 1.0, cfg: float = CFG,
 ) -> Guided:  # fmt: skip
     """EBCA Compose: parts are {"of": a key of _TEXTS, and arguments of _edit}.
 
@@ -160,7 +143,7 @@ def composed(
     (model,) = shapes.node("EBCACompose", model=shapes.model, edits=wired)
     if gamma_norm:
         model = _updated(shapes, model, 0.0, gamma_norm, end=gamma_end)
-    return replace(plain(shapes, scenes, cfg), model=model, around=_all(experiments))
+    return replace(plain(shapes, scenes, cfg), model=model)
 
 
 def _edit(shapes: ShapesModel, context: list, alpha: float, start: float, end: float, direction: str = "add"):

@@ -1,4 +1,4 @@
-"""Differences between two methods on the same captions and noise, with bootstrap intervals."""
+"""Bootstrap intervals of means, such as differences between two methods on the same captions and noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a set of pictures is from drawn ones in the statistics of their colours and edges."""
+"""Distance of a set of pictures to drawn ones in the statistics of their colours and edges."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ EDGE = 0.1  # a step between neighbours above this is an edge
 
 
 @dataclass(frozen=True)
-class Looks:
+class ImageStatistics:
     """mean [f] and covariance [f f] of `statistics` over a set of pictures."""
 
     mean: np.ndarray
     covariance: np.ndarray
 
     @classmethod
-    def of(cls, images: Sequence[np.ndarray]) -> Looks:
+    def of(cls, images: Sequence[np.ndarray]) -> ImageStatistics:
         values = np.stack([statistics(image) for image in images])
         return cls(values.mean(0), np.cov(values.T))
 
@@ -39,12 +39,12 @@ def statistics(image: np.ndarray) -> np.ndarray:
     return np.array([*image.mean((0, 1)), *image.std((0, 1)), palette, steps.mean(), edges])
 
 
-def distance(looks: Looks, reference: Looks) -> float:
-    """Frechet distance (Dowson and Landau 1982) in units of the reference's deviations:
+def distance(found: ImageStatistics, reference: ImageStatistics) -> float:
+    """Fréchet distance (Dowson and Landau 1982) in units of the reference's deviations:
     |m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))."""
     scale = np.sqrt(np.diag(reference.covariance))
-    difference = (looks.mean - reference.mean) / scale
-    ours, theirs = (covariance / np.outer(scale, scale) for covariance in (looks.covariance, reference.covariance))
+    difference = (found.mean - reference.mean) / scale
+    ours, theirs = (covariance / np.outer(scale, scale) for covariance in (found.covariance, reference.covariance))
     return float(difference @ difference + np.trace(ours + theirs - 2 * sqrtm(ours @ theirs).real))
 
 

@@ -1,6 +1,6 @@
 """Counts what the plain shapes model draws: ComfyUI's own sampler and loader, the scorer that learns nothing.
 
-    python demo/measure.py --comfyui <folder of ComfyUI> --images 500
+    python run.py bench plain_model
 
 Prints one Markdown row per set of captions. Image i of a row has the same caption and noise in every run.
 """
@@ -12,62 +12,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import comfy_host
 import numpy as np
 from PIL import Image
 
-from shapes.drawing import random_pair, random_picture
-from shapes.grammar import Scene, Wanted, describe
+import comfy_host
+from shapes.captions import ROWS, scenes
+from shapes.grammar import Scene
 from shapes.scorer import LABELS, Verdict, verdict
-from shapes.world import COLOURS, RARE, SHAPES, SIDE
+from shapes.world import SIDE
 
-DEMO = Path(__file__).resolve().parent
-
-
-def pairs(rng: np.random.Generator, count: int, rare: int = 0) -> Scene:
-    """A scene of `count` different objects, the first `rare` of them pairs that training never shows in company."""
-    chosen: list[tuple[str, str]] = []
-    while len(chosen) < count:
-        pair = sorted(RARE)[rng.integers(len(RARE))] if len(chosen) < rare else random_pair(rng, rare=False)
-        if pair not in chosen:
-            chosen.append(pair)
-    order = rng.permutation(count)
-    return Scene(tuple(Wanted(*chosen[i]) for i in order))
-
-
-def single(rng: np.random.Generator) -> Scene:
-    """One object, every colour with every shape."""
-    return Scene((Wanted(str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))),))
-
-
-def related(rng: np.random.Generator) -> Scene:
-    """Two objects, one left of or above the other."""
-    return Scene(pairs(rng, 2).objects, str(rng.choice(["left of", "above"])))
-
-
-def detailed(rng: np.random.Generator) -> Scene:
-    """One object whose size and ground are named, so far as they have words."""
-    while True:
-        picture = random_picture(rng, 1)
-        scene = describe(picture, rng)
-        if scene.ground and scene.objects[0].size:
-            return scene
-
-
-ROWS = {
-    "single object": single,
-    "single object, size and background named": detailed,
-    "two objects": lambda rng: pairs(rng, 2),
-    "two objects, left of / above": related,
-    "two objects, one a rare pair": lambda rng: pairs(rng, 2, rare=1),
-    "three objects": lambda rng: pairs(rng, 3),
-}
-
-
-def scenes(row: str, count: int) -> list[Scene]:
-    """The scenes of a row; the first n of a longer list are those of a shorter one."""
-    rng = np.random.default_rng(list(ROWS).index(row))
-    return [ROWS[row](rng) for _ in range(count)]
+DEMO = comfy_host.DEMO
 
 
 class Sampler:

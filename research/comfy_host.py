@@ -1,4 +1,4 @@
-"""ComfyUI inside this process, for training and measuring; start() comes before any `import comfy`."""
+"""ComfyUI inside this process; start() comes before any `import comfy`."""
 from __future__ import annotations
 
 import atexit
@@ -8,8 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-DEMO = Path(__file__).resolve().parent
-sys.path.append(str(DEMO.parent))  # for devtools
+REPO = Path(__file__).resolve().parents[1]
+DEMO = REPO / "demo"
+sys.path.append(str(REPO))  # for devtools
 
 from devtools import inprocess  # noqa: E402
 

@@ -12,20 +12,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path += [str(REPO), str(REPO / "demo")]
-
-from measure import scenes  # noqa: E402
-
-from shapes.grammar import Scene  # noqa: E402
-from shapes.scorer import Found, verdict  # noqa: E402
-from shapes.world import SIDE  # noqa: E402
-from shapes_model import ShapesModel, bench_parser, boot, pack_module  # noqa: E402
+from shapes.captions import scenes
+from shapes.grammar import Scene
+from shapes.scorer import Found, verdict
+from shapes.world import SIDE
+from shapes_model import ShapesModel, bench_parser, boot, pack_module
 
 BATCH, STEPS, CFG = 40, 25, 1.25
 #: Of an object's words, those whose maps are looked at.
@@ -68,7 +63,7 @@ class Peaks:
                 yield list(self._peaks(scene, boxes, [grid[number] for grid in maps.by_grid], maps.weights))
 
     def _drawn(self, wanted: Sequence[Scene], first_seed: int):
-        """Images and attention maps of a batch: a caption and a noise for each image, as demo/measure.py has them."""
+        """Images and attention maps of a batch: a caption and a noise for each image, as plain_model.py has them."""
         model, trace = self._model.node("EBCATrace", model=self._model.model, attention_maps=True)
         seeds = list(range(first_seed, first_seed + len(wanted)))
         captions = [scene.caption() for scene in wanted]

@@ -19,12 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path += [str(REPO), str(REPO / "demo")]
-
-from shapes.drawing import draw  # noqa: E402
-from shapes.scorer import read  # noqa: E402
-from shapes_model import Case, ShapesModel, bench_parser, boot, cases, sheet  # noqa: E402
+from shapes.drawing import draw
+from shapes.scorer import read
+from shapes_model import Case, ShapesModel, bench_parser, boot, cases, sheet
 
 TUNING_SEED, SCORED_SEED = 1, 2
 BATCH = 40
@@ -80,7 +77,7 @@ METHODS = [
 
 
 def candidates() -> Iterator[Method]:
-    """What --tune tries: rivals and EBCA."""
+    """What --tune tries: the ways without EBCA, and EBCA."""
     for cfg, denoise in product((1.25, 3.0, 6.0), (0.6, 0.65, 0.7, 0.75, 0.8)):
         yield Method(f"img2img {denoise}", cfg, denoise=denoise)
     for cfg, inversion, negative in product((1.25, 3.0), (0, 1), ("", "caption")):

@@ -1,15 +1,17 @@
-"""The tables of docs/alignment.md, from the results of `alignment.py`."""
+"""The tables of docs/alignment.md, from what `compare.py` has sampled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from looks import Looks, distance
-from paired import Estimate, mean_of
+from alignment.image_statistics import ImageStatistics, distance, drawn
+from alignment.results import Cell, Results, time_key
+from alignment.settings import COMPARED, PLAIN, Method
+from bootstrap import Estimate, mean_of
 
 Labels = Mapping[str, str]
 """{set of captions: a letter for each picture}"""
@@ -22,14 +24,9 @@ def is_right(labels: str) -> np.ndarray:
     return np.array([letter in "rR" for letter in labels], float)
 
 
-def is_placed(labels: str) -> np.ndarray:
-    """1 for each picture that is right and has everything in its place."""
-    return np.array([letter == "R" for letter in labels], float)
-
-
-def change(labels: Labels, plain: Labels, score: Callable[[str], np.ndarray] = is_right) -> Estimate:
-    """The score's mean over sets of captions, less the plain model's on the same captions and noise."""
-    return mean_of([score(labels[name]) - score(plain[name]) for name in labels])
+def change(labels: Labels, plain: Labels) -> Estimate:
+    """The share of right pictures, less the plain model's on the same captions and noise: mean over the sets."""
+    return mean_of([is_right(labels[name]) - is_right(plain[name]) for name in labels])
 
 
 def share(labels: str, letters: str) -> float:
@@ -54,10 +51,10 @@ class Columns:
     def header(self) -> str:
         place = [f"{self.place}: in place too"] if self.place else []
         mean = ["mean change"] if len(self.sets) > 1 else []
-        titles = ["method", *self.sets, *place, *mean, *ERRORS, "looks", "time"]
+        titles = ["method", *self.sets, *place, *mean, *ERRORS, "image statistics", "time"]
         return "| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|"
 
-    def row(self, name: str, labels: Labels, plain: Labels, looks: str, time: str) -> str:
+    def row(self, name: str, labels: Labels, plain: Labels, statistics: str, time: str) -> str:
         """A line of the table; a dash for what has not been sampled."""
         is_plain, is_whole = labels == plain, all(captions in labels for captions in self.main)
         cells = [name]
@@ -74,7 +71,7 @@ class Columns:
         for letter in ERRORS.values():
             shares = [share(labels[captions], letter) for captions in self.main if captions in labels]
             cells.append(f"{100 * np.mean(shares):.1f} %" if is_whole else "-")
-        return "| " + " | ".join([*cells, looks, time]) + " |"
+        return "| " + " | ".join([*cells, statistics, time]) + " |"
 
     def _change(self, sets: Sequence[str], labels: Labels, plain: Labels) -> Estimate:
         return change({captions: labels[captions] for captions in sets}, plain)
@@ -89,9 +86,40 @@ def against(labels: Labels, others: Labels) -> str:
     return ", ".join(each)
 
 
-def mean_distance(looks: Mapping[str, Looks], references: Mapping[str, Looks]) -> float:
-    """How far pictures look from drawn ones, mean over the sets of captions."""
-    return float(np.mean([distance(looks[captions], references[captions]) for captions in references]))
+def mean_distance(found: Mapping[str, ImageStatistics], references: Mapping[str, ImageStatistics]) -> float:
+    """Distance of pictures to drawn ones in their statistics, mean over the sets of captions."""
+    return float(np.mean([distance(found[captions], references[captions]) for captions in references]))
+
+
+def table(results: Results, methods: Sequence[Method], columns: Columns, is_tuning: bool, images: int) -> str:
+    """A line for each method that has been sampled, beside plain, which is the first; then COMPARED."""
+
+    def cell(method: Method, captions: str) -> Cell:
+        return Cell(captions, method.kind, method.settings, is_tuning, images)
+
+    wanted = {captions: cell(PLAIN, captions).scenes() for captions in columns.main}
+    reference, others = (
+        {captions: ImageStatistics.of(drawn(scenes, seed)) for captions, scenes in wanted.items()} for seed in (1, 2)
+    )
+    lines, all_labels = [columns.header()], {}
+    for method in methods:
+        found = {captions: results.get(cell(method, captions).key) for captions in columns.sets}
+        labels = {captions: line["labels"] for captions, line in found.items() if line}
+        all_labels[method.name] = labels
+        statistics = {captions: ImageStatistics(np.array(line["mean"]), np.array(line["covariance"]))
+                      for captions, line in found.items() if line and captions in reference}  # fmt: skip
+        far = f"{mean_distance(statistics, reference):.2f}" if len(statistics) == len(reference) else "-"
+        timed = results.get(time_key(method))
+        if labels:
+            time = "1" if method is PLAIN else f"{np.median(timed['ratios']):.2f}" if timed else "-"
+            lines.append(columns.row(method.name, labels, all_labels[PLAIN.name], far, time))
+    floor = mean_distance(others, reference)
+    lines.append(f"\nImage statistics of other drawn pictures of the same captions: {floor:.2f}.")
+    for ours, other in COMPARED:
+        if all_labels.get(ours.name) and all_labels.get(other.name):
+            compared = against(all_labels[ours.name], all_labels[other.name])
+            lines.append(f"\n{ours.name} against {other.name}: {compared}.")
+    return "\n".join(lines)
 
 
 def write_between(path: Path, name: str, text: str) -> None:

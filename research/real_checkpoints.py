@@ -26,14 +26,14 @@ import numpy as np
 from PIL import Image
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path += [str(REPO), str(REPO / "bench")]
+sys.path.append(str(REPO))
 
+from bootstrap import Estimate, mean_of  # noqa: E402
 from devtools import workflows  # noqa: E402
 from devtools.server import Client, ServerError  # noqa: E402
 from devtools.twins import pictures  # noqa: E402
-from paired import Estimate, mean_of  # noqa: E402
 
-PROMPTS = REPO / "bench" / "data" / "attend_and_excite_prompts.json"
+PROMPTS = REPO / "research" / "data" / "attend_and_excite_prompts.json"
 WITHOUT, WITH = "Without EBCA", "With EBCA"
 
 

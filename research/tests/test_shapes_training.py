@@ -3,13 +3,13 @@
 import comfy.clip_model
 import comfy.ops
 import comfy.sd
-import comfy_host
 import numpy as np
 import pytest
 import torch
-import train
 from comfy.sd1_clip import SD1Tokenizer
 
+import comfy_host
+import train
 from shapes.drawing import random_picture
 from shapes.grammar import WORDS, training_caption
 

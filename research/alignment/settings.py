@@ -1,4 +1,4 @@
-"""The settings that `alignment.py` compares: candidates on the tuning captions, and what is scored."""
+"""The settings that `compare.py` compares: candidates on the tuning captions, and what is scored."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ CFG = 1.25
 
 @dataclass(frozen=True)
 class Method:
-    """kind: a function of `alignment_methods.py`; settings: its arguments, all plain values."""
+    """kind: a function of `methods.py`; settings: its arguments, all plain values.
+
+    A method with `experiments` in its settings is a variation of the update or of composition that gained nothing. Its
+    code was removed: its row is printed from the results, and it is not sampled again.
+    """
 
     name: str
     kind: str = "plain"
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_recorded_only(self) -> bool:
+        return "experiments" in self.settings
 
 
 PLAIN = Method("plain")
@@ -27,7 +35,7 @@ def _ebca(gamma_attn: float, gamma_norm: float, said: str = "", **settings) -> M
     return Method(name, "ebca", {"gamma_attn": gamma_attn, "gamma_norm": gamma_norm, **settings})
 
 
-def _varied(
+def _recorded(
     said: str, gamma_attn: float, gamma_norm: float, *experiments: dict[str, Any], tokens: str | None = None,
     apply_to: str = "positive", cfg: float | None = None,
 ) -> Method:  # fmt: skip
@@ -143,7 +151,7 @@ CANDIDATES = [
     _ebca(0.0, 0.2),
     _ebca(0.03, 0.06, "positive half", apply_to="positive"),
     _ebca(0.1, 0.0, "positive half", apply_to="positive"),
-    # Rivals.
+    # Baselines.
     _cfg(2.5),
     _cfg(4.0),
     _cfg(7.5),
@@ -169,16 +177,16 @@ CANDIDATES = [
     _ebca(0.1, 0.0, "content words, positive half", tokens="content", apply_to="positive"),
     _ebca(0.1, 0.0, "colour words, positive half", tokens="colours", apply_to="positive"),
     _ebca(0.1, 0.0, "first half of the steps", end=0.5),
-    # Variations.
-    _varied("reversed", 0.1, 0.0, {"name": "reversed_pull"}, tokens="content"),
-    _varied("balanced", 0.1, 0.0, {"name": "balanced", "temperature": 1.0}, tokens="content"),
-    _varied("competing", 0.1, 0.0, ALL_WORDS, tokens="content"),
-    _varied("competing, least found word", 0.1, 0.0, LEAST_FOUND, tokens="content"),
-    _varied("centred", 0.1, 0.0, CENTRED),
-    _varied("centred", 0.4, 0.0, CENTRED),
-    _varied("competing, least found word", 0.4, 0.0, LEAST_FOUND, tokens="content"),
-    _varied("relative, content words", 0.1, 0.0, {"name": "relative", "per_token": True}, tokens="content"),
-    _varied("five small steps", 0.02, 0.0, {"name": "small_steps", "count": 5}, apply_to="both"),
+    # Variations of the update, recorded only.
+    _recorded("reversed", 0.1, 0.0, {"name": "reversed_pull"}, tokens="content"),
+    _recorded("balanced", 0.1, 0.0, {"name": "balanced", "temperature": 1.0}, tokens="content"),
+    _recorded("competing", 0.1, 0.0, ALL_WORDS, tokens="content"),
+    _recorded("competing, least found word", 0.1, 0.0, LEAST_FOUND, tokens="content"),
+    _recorded("centred", 0.1, 0.0, CENTRED),
+    _recorded("centred", 0.4, 0.0, CENTRED),
+    _recorded("competing, least found word", 0.4, 0.0, LEAST_FOUND, tokens="content"),
+    _recorded("relative, content words", 0.1, 0.0, {"name": "relative", "per_token": True}, tokens="content"),
+    _recorded("five small steps", 0.02, 0.0, {"name": "small_steps", "count": 5}, apply_to="both"),
     # Under stronger guidance, where plain draws more objects, and more that nobody asked for.
     _cfg(1.75),
     _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5),
@@ -236,22 +244,22 @@ CANDIDATES = [
     _objects(0.1, 0.0, 0.3, 0.06, 0.5, cfg=3.0),
     _ebca(0.0, 0.06, "first half of the steps, cfg 3", end=0.5, cfg=3.0),
     _ebca(0.0, 0.06, "second half of the steps, cfg 2.5", start=0.5, cfg=2.5),
-    _varied("competing, least found word", 0.1, 0.0, LEAST_FOUND, tokens="content", cfg=2.5),
-    _varied("competing, least found word", 0.4, 0.0, LEAST_FOUND, tokens="content", cfg=2.5),
-    _varied("competing, least found word", 0.4, 0.06, LEAST_FOUND, tokens="content", cfg=2.5),
-    _varied("competing, least found shape", 0.4, 0.0, LEAST_FOUND, tokens="shapes", cfg=2.5),
-    _varied("competing, least found word, keys only", 0.4, 0.0, LEAST_FOUND, KEYS_ONLY, tokens="content", cfg=2.5),
-    _varied("competing, least found word, keys only", 1.6, 0.0, LEAST_FOUND, KEYS_ONLY, tokens="content", cfg=2.5),
-    _varied("centred", 0.4, 0.0, CENTRED, cfg=2.5),
-    _varied("centred", 1.6, 0.0, CENTRED, cfg=2.5),
-    _varied("centred", 0.4, 0.06, CENTRED, cfg=2.5),
-    _varied("centred, content words", 0.4, 0.0, CENTRED, tokens="content", cfg=2.5),
-    _varied("keys only", 0.1, 0.2, KEYS_ONLY, apply_to="both", cfg=2.5),
-    _varied("keys only", 0.0, 0.06, KEYS_ONLY, apply_to="both", cfg=2.5),
-    _varied("norm spread", 0.0, 0.3, {"name": "spread_norm", "temperature": 200.0}, cfg=2.5),
-    _varied("even norms of words", 0.03, 0.0, {"name": "even_norms"}, tokens="content", cfg=2.5),
-    _varied("even norms of words", 0.1, 0.0, {"name": "even_norms"}, tokens="content", cfg=2.5),
-    _varied("even norms of words", 0.1, 0.06, {"name": "even_norms"}, tokens="content", cfg=2.5),
+    _recorded("competing, least found word", 0.1, 0.0, LEAST_FOUND, tokens="content", cfg=2.5),
+    _recorded("competing, least found word", 0.4, 0.0, LEAST_FOUND, tokens="content", cfg=2.5),
+    _recorded("competing, least found word", 0.4, 0.06, LEAST_FOUND, tokens="content", cfg=2.5),
+    _recorded("competing, least found shape", 0.4, 0.0, LEAST_FOUND, tokens="shapes", cfg=2.5),
+    _recorded("competing, least found word, keys only", 0.4, 0.0, LEAST_FOUND, KEYS_ONLY, tokens="content", cfg=2.5),
+    _recorded("competing, least found word, keys only", 1.6, 0.0, LEAST_FOUND, KEYS_ONLY, tokens="content", cfg=2.5),
+    _recorded("centred", 0.4, 0.0, CENTRED, cfg=2.5),
+    _recorded("centred", 1.6, 0.0, CENTRED, cfg=2.5),
+    _recorded("centred", 0.4, 0.06, CENTRED, cfg=2.5),
+    _recorded("centred, content words", 0.4, 0.0, CENTRED, tokens="content", cfg=2.5),
+    _recorded("keys only", 0.1, 0.2, KEYS_ONLY, apply_to="both", cfg=2.5),
+    _recorded("keys only", 0.0, 0.06, KEYS_ONLY, apply_to="both", cfg=2.5),
+    _recorded("norm spread", 0.0, 0.3, {"name": "spread_norm", "temperature": 200.0}, cfg=2.5),
+    _recorded("even norms of words", 0.03, 0.0, {"name": "even_norms"}, tokens="content", cfg=2.5),
+    _recorded("even norms of words", 0.1, 0.0, {"name": "even_norms"}, tokens="content", cfg=2.5),
+    _recorded("even norms of words", 0.1, 0.06, {"name": "even_norms"}, tokens="content", cfg=2.5),
     # Beside each object, other texts.
     _texts(_part("orders", 1.0), cfg=2.5),
     _texts(_part("orders", 1.0, 0.0, 0.5), cfg=2.5),
