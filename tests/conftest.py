@@ -39,7 +39,7 @@ inprocess.boot(COMFYUI, Path(_base.name), os.environ.get("EBCA_HOST_FLAGS", inpr
 
 import_package("ebca_core")
 
-from support import host  # noqa: E402
+from support import global_state, host  # noqa: E402
 
 SHAPES_FAMILY = REPO / "demo" / "shapes_family"
 SHAPES_MODEL = REPO / "demo" / "shapes.safetensors"
@@ -50,6 +50,15 @@ def pytest_addoption(parser):
     parser.addoption("--full-size", action="store_true", help=help_text)
     parser.addoption("--update-schemas", action="store_true", help="see tests/test_schemas.py")
     parser.addoption("--cases", type=int, default=2000, help="how many random prompts tests/test_bad_input.py tries")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """Fail a test that leaves a setting of the process changed, under which all later tests would run."""
+    before = global_state.snapshot()
+    yield
+    if changed := global_state.changes(before, global_state.snapshot()):
+        pytest.fail(f"The test left changed: {'; '.join(changed)}. Put it back, say with monkeypatch.", pytrace=False)
 
 
 @pytest.fixture(scope="session")
