@@ -49,7 +49,7 @@ def pytest_addoption(parser):
     help_text = "run the workflow files on random weights in the size and steps they ship with (long)"
     parser.addoption("--full-size", action="store_true", help=help_text)
     parser.addoption("--update-schemas", action="store_true", help="see tests/test_schemas.py")
-    parser.addoption("--cases", type=int, default=2000, help="how many random prompts tests/test_bad_input.py tries")
+    parser.addoption("--cases", type=int, default=160, help="how many random prompts tests/test_bad_input.py tries")
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +105,11 @@ def server(tmp_path_factory):
 def object_info(server) -> dict:
     """What the running server says of its nodes; `devtools.workflows.to_api` wants it."""
     return server.object_info()
+
+
+@pytest.fixture(scope="session")
+def workflow_runs(server, object_info):
+    """A function that runs a workflow file with substitutions: see `support.workflow_runs`."""
+    from support.workflow_runs import WorkflowRuns
+
+    return WorkflowRuns(server, object_info)
