@@ -116,7 +116,8 @@ def test_impossible_blocks_are_refused_with_what_the_model_has(comfy, blocks, pa
 
 @pytest.mark.parametrize("blocks", ["u3", "u3.0", "u3,u3-u3"])
 def test_blocks_whose_update_nothing_reads_are_refused(comfy, blocks):
-    refused(lambda: update(comfy, blocks=blocks), "at least one layer before the model's last", "Leave blocks empty")
+    parts = ("at least one layer before the model's last", "only the last", "Leave blocks empty")
+    refused(lambda: update(comfy, blocks=blocks), *parts)
 
 
 def test_layers_in_a_block_are_listed(comfy):
@@ -300,6 +301,61 @@ def test_run_after_a_refused_one_is_as_ever(comfy, pack):
     assert torch.equal(sample(model, toy.conditioning(1), steps=1), plain)
 
 
+# --- what a wire brings that its socket does not announce ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("node_id", "name", "value", "said"), [
+    ("EBCAContextUpdate", "model", None, "Expected MODEL in model, but got nothing"),
+    ("EBCAContextUpdate", "mask", "black", "Expected MASK in mask, but got str"),
+    ("EBCAContextUpdate", "mask", torch.ones(1, 8, 8, dtype=torch.complex64), "Expected MASK in mask"),
+    ("EBCAContextUpdate", "gamma_attn", [0.1], "Expected FLOAT in gamma_attn, but got list"),
+    ("EBCAContextUpdate", "token_weights", 2.5, "Expected EBCA_TOKEN_WEIGHTS in token_weights, but got float"),
+    ("EBCAContextUpdate", "apply_to", "negative", "Expected one of both, positive in apply_to, but got negative"),
+    ("EBCACompose", "edits", {"edit0": None, "edit1": 3}, "Expected EBCA_EDIT in edit1, but got int"),
+    ("EBCARePaintSampler", "jump_length", 0, "Expected jump_length to be a whole number from 1 to 1000, but got 0"),
+    ("EBCASaveInversion", "latent", {}, "Expected LATENT in latent, but got dict"),
+])  # fmt: skip
+def test_what_a_wire_cannot_bring_is_refused(comfy, node_id, name, value, said):
+    inputs = {"model": toy.model()} if node_id in ("EBCAContextUpdate", "EBCACompose") else {}
+    refused(lambda: node(comfy, node_id).execute(**{**inputs, name: value}), said)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
+def test_impossible_eta_is_refused(comfy, eta):
+    refused(lambda: node(comfy, "EBCARePaintSampler").execute(eta=eta), "Expected eta to be from 0", str(eta))
+
+
+def test_file_that_cannot_be_written_is_refused(comfy):
+    model, caption = toy.model(), toy.conditioning(1)
+    latent = node(comfy, "EBCAInvert").execute(model=model, caption=caption, latent=toy.latent(1, 8, 8), steps=1)[0]
+    save = node(comfy, "EBCASaveInversion")
+    refused(lambda: save.execute(latent=latent, filename_prefix=300 * "a"), "beginning of a file's name", "shorter")
+
+
+@pytest.mark.parametrize(("caption", "said"), [
+    ([], "got no prompt"),
+    ([[None, {}]], "got NoneType"),
+    ([[torch.zeros(1, 0, toy.WIDTH), {}]], "got [1, 0, 64]"),
+    ([[torch.zeros(77, toy.WIDTH), {}]], "got [77, 64]"),
+    (toy.conditioning(1, width=48), "Expected a caption of width 64, as SD15 reads it, but got one of width 48"),
+], ids=["none", "no text", "no tokens", "flat", "narrow"])  # fmt: skip
+def test_impossible_caption_is_refused(comfy, caption, said):
+    invert = node(comfy, "EBCAInvert")
+    refused(lambda: invert.execute(model=toy.model(), caption=caption, latent=toy.latent(1, 8, 8), steps=1), said)
+
+
+def test_latent_without_images_is_left_to_comfyui(comfy, caplog):
+    edit = node(comfy, "EBCAEditContext").execute(conditioning=toy.conditioning(2))[0]
+    ours = node(comfy, "EBCACompose").execute(model=toy.model(), edits={"edit0": edit})[0]
+    said = []
+    for model in (toy.model(), ours):
+        with pytest.raises(RuntimeError) as failure:
+            sample(model, toy.conditioning(1), latent=toy.latent(batch=0))
+        said.append(str(failure.value))
+    assert said[0] == said[1]
+    assert messages(caplog) == []
+
+
 # --- what the user reads ---------------------------------------------------------------------------------------------
 
 
@@ -407,7 +463,3 @@ def test_user_reads_the_reason(graph, run_prompt, name):
 
 def test_same_graph_without_the_mistake_runs(graph, run_prompt):
     assert run_prompt(graph(update={}, edit={}, sampled=True)) is not None
-
-
-def test_blocks_without_effect_are_refused(comfy):
-    refused(lambda: update(comfy, blocks="u3"), "only the last", "Leave blocks empty")
