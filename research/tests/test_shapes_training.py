@@ -92,7 +92,7 @@ def test_stopping_and_going_on_changes_nothing(small_batch, monkeypatch, tmp_pat
     for name in ("model", "average"):
         assert all(torch.equal(value, parts[name][key]) for key, value in whole[name].items())
     with pytest.raises(SystemExit, match="of seed 0, not 1"):
-        train.main(["--steps", "4", "--seed", "1", "--state", str(tmp_path / "whole" / "state.pt")])
+        train.main(["--steps", "4", "--threads", "1", "--seed", "1", "--state", str(tmp_path / "whole" / "state.pt")])
 
 
 def test_learning_rate_rises_stays_and_falls_to_nothing():
