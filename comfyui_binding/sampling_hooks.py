@@ -7,15 +7,18 @@ network's forward pass belongs to the architecture.
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+from torch import Tensor
 
 from .runtime import notices
-from .runtime.batch_layout import make_uuids_unique
+from .runtime.batch_layout import latent_shape, make_uuids_unique
 from .runtime.denoiser_call import DenoiserCall
 from .runtime.sampling_run import Run
 from .runtime.settings import CALL_KEY, KEY, RUN_KEY
@@ -61,9 +64,11 @@ def sampler_sample(
     options = extra_args["model_options"]["transformer_options"]
     make_uuids_unique(guider.conds)
     settings = options[KEY]
+    entry = next((entry for entries in guider.conds.values() for entry in entries), {})
+    shape = latent_shape(noise, {name: one.cond for name, one in entry.get("model_conds", {}).items()})
     if denoise_mask is not None and settings.needs_noise_mask:
-        settings = settings.with_noise_mask(_mask_images(denoise_mask))
-    run = Run(settings, guider.inner_model.model_sampling, guider.conds, noise.shape)
+        settings = settings.with_noise_mask(_picture_mask(denoise_mask, shape))
+    run = Run(settings, guider.inner_model.model_sampling, guider.conds, shape)
     if settings.needs_noise_mask:
         run.notices.warn_once(notices.NO_NOISE_MASK)
     options[RUN_KEY] = run
@@ -87,7 +92,7 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
     if args[0].shape[0] == 0:  # empty batch: ComfyUI raises its own error
         return executor(*_with_options(args, _without_network_wrapper(options)), **kwargs)
     sigma = float(args[1].flatten()[0]) if run.timeline.needs_sigma else None
-    call = DenoiserCall(run, sigma, args[1].flatten()[:1], tuple(args[0].shape[-2:]))
+    call = DenoiserCall(run, sigma, args[1].flatten()[:1], latent_shape(args[0], kwargs)[-2:])
     if not call.is_active and run.recorder is None:
         return executor(*_with_options(args, _without_network_wrapper(options)), **kwargs)
     run.active_calls += call.is_active
@@ -105,12 +110,16 @@ WRAPPERS = {
 }
 
 
-def _mask_images(denoise_mask: torch.Tensor) -> torch.Tensor:
-    """[b, c, (frames,) height, width] -> [b or frames, height, width]; all videos have the masks of the first."""
-    mask = denoise_mask[:, 0]
-    if mask.ndim == 3:
-        return mask
-    return mask[:, 0] if mask.shape[1] == 1 else mask[0]
+def _picture_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """The noise mask of a latent of this shape -> [b, height, width]; of a video, [frames, height, width] of the first.
+
+    mask: of the latent's shape, or packed in one row of values, [b, 1, n], as a picture with its sound is.
+    """
+    if mask.ndim != len(shape):
+        mask = mask[..., : math.prod(shape[1:])].reshape(-1, *shape[1:])
+    if mask.ndim < 5:
+        return mask[:, 0] if mask.ndim == 4 else mask[:, :1]  # of sound alone, time is its width
+    return mask[:, 0, 0] if mask.shape[2] == 1 else mask[0, 0]
 
 
 def _run_of_a_call(model: torch.nn.Module, options: dict[str, Any]) -> Run:

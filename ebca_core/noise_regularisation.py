@@ -1,11 +1,11 @@
-"""Noise regularisation: predicted noise is pulled towards white noise before an inversion uses it.
+"""Noise regularisation: moves predicted noise towards white noise before an inversion step uses it.
 
-Two losses, descended by their gradients in closed form: noise that is white does not resemble its own shifted copies
-(autocorrelation), and has mean 0 and variance 1 (KL). For inverting real images, as in the authors' experiments (paper,
-section 4.3).
+Gradient descent on two losses, with gradients in closed form: white noise is uncorrelated with its own shifted copies
+(autocorrelation), and has mean 0 and variance 1 (KL). Used to invert real images, as in the authors' experiments
+(paper, section 4.3).
 
-Letters: b batch, c channels of the latent, l levels of the pyramid. Noise is [b, c, height, width]; every image has
-losses of its own. Each frame of a video is such an image.
+Letters: b batch, c channels of the latent, l levels of the pyramid. Noise is [b, c, height, width]; the losses are
+computed for each image separately, and for each frame of a video.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-#: The pyramid ends at the first level whose shorter side is no longer than this.
+#: The pyramid ends at the first level whose shorter side is at most this long.
 SHORTEST_SIDE = 8
-#: Keeps the logarithm finite where all values of the noise are equal.
+#: Keeps the logarithm finite if all values of the noise are equal.
 EPSILON = 1e-7
 #: Values of the images that the authors chose their lambdas for: 4 channels of 64 x 64.
 REFERENCE_VALUES = 4 * 64 * 64
@@ -29,7 +29,7 @@ LOWEST_VARIANCE = 0.05
 
 @dataclass(frozen=True)
 class NoiseRegularisation:
-    """How strongly, and how often, predicted noise is pulled towards white noise. The defaults are the authors'."""
+    """Step sizes and numbers of iterations of the regularisation. The defaults are the authors' values."""
 
     lambda_auto_corr: float = 20.0
     lambda_kl: float = 20.0
@@ -44,10 +44,11 @@ class NoiseRegularisation:
 def regularised_noise(
     noise: Tensor, regularisation: NoiseRegularisation, generator: torch.Generator, flow_matching: bool = False
 ) -> Tensor:
-    """`steps` times: `rolls` steps down the autocorrelation loss, of lambda / rolls each, then one down the KL loss.
+    """`steps` times: `rolls` gradient steps of lambda / rolls on the autocorrelation loss, then one on the KL loss.
 
-    noise [b, c, height, width] or [b, c, frames, height, width] -> the same. The shifts come from `generator`, on the
-    CPU; all images and frames get the same ones, so that a batch does to each image what happens to it alone.
+    noise [b, c, height, width] or [b, c, frames, height, width] -> the same shape. The shifts are drawn from
+    `generator`, on the CPU; all images and frames use the same shifts, so that the result for an image does not depend
+    on its batch.
 
     `flow_matching`: for latents of any size. The losses are means over the values of an image, so both lambdas are
     multiplied by the number of values over REFERENCE_VALUES; and images with a variance below LOWEST_VARIANCE, as the
@@ -81,7 +82,7 @@ def pyramid(noise: Tensor) -> list[Tensor]:
 def draw_shifts(noise: Tensor, times: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Shifts for the autocorrelation, uniform from [0, rows / 2) for each channel and level -> [*times, l, c].
 
-    On the CPU. A level of one row, which cannot be shifted, gets 0.
+    On the CPU. The shift of a level with one row is 0.
     """
     rows = [level.shape[-2] for level in pyramid(noise[:1, :1])]
     count, channels = torch.Size(times).numel(), noise.shape[1]
@@ -109,8 +110,8 @@ def auto_correlation_loss(noise: Tensor, shifts: Tensor) -> Tensor:
 def auto_correlation_gradient(noise: Tensor, shifts: Tensor) -> Tensor:
     """d auto_correlation_loss / d noise. noise [b, c, height, width], shifts [l, c] -> [b, c, height, width].
 
-    With m = mean(x * roll(x, r)) over p values, dm^2/dx = 2 m (roll(x, r) + roll(x, -r)) / p; from a coarser level each
-    value gets a quarter of its average's gradient.
+    With m = mean(x * roll(x, r)) over p values, dm^2/dx = 2 m (roll(x, r) + roll(x, -r)) / p. The gradient of a coarser
+    level is spread over the 2 x 2 values of each average, a quarter to each.
     """
     gradient = None
     for level, shift in reversed(list(zip(pyramid(noise), shifts, strict=True))):
@@ -126,7 +127,7 @@ def kl_loss(noise: Tensor) -> Tensor:
 
 
 def kl_gradient(noise: Tensor) -> Tensor:
-    """d kl_loss / d noise, [b, c, height, width] -> the same."""
+    """d kl_loss / d noise, [b, c, height, width] -> the same shape."""
     count = noise[0].numel()
     variance, mean = torch.var_mean(noise, dim=(1, 2, 3), keepdim=True)
     return (1 - 1 / (variance + EPSILON)) * (noise - mean) * (2 / (count - 1)) + mean * (2 / count)
@@ -144,7 +145,7 @@ def _level_gradient(level: Tensor, shift: Tensor, axis: int) -> Tensor:
 
 
 def _rolled(values: Tensor, shift: Tensor, axis: int) -> Tensor:
-    """torch.roll of each channel of values [b, c, height, width] by its own entry of shift [c]."""
+    """torch.roll of each channel of values [b, c, height, width] by the shift [c] of that channel."""
     size = values.shape[axis]
     source = (torch.arange(size, device=values.device) - rearrange(shift, "c -> c 1")) % size
     index = rearrange(source, "c i -> 1 c i 1" if axis == -2 else "c i -> 1 c 1 i").expand_as(values)
@@ -152,6 +153,6 @@ def _rolled(values: Tensor, shift: Tensor, axis: int) -> Tensor:
 
 
 def _spread(gradient: Tensor, finer: Tensor) -> Tensor:
-    """The gradient of 2 x 2 averages, on the values averaged; an odd last row or column is in no average."""
+    """The gradient of 2 x 2 averages with respect to their values; 0 for an odd last row or column."""
     spread = repeat(gradient / 4, "b c h w -> b c (h 2) (w 2)")
     return pad(spread, (0, finer.shape[-1] - spread.shape[-1], 0, finer.shape[-2] - spread.shape[-2]))

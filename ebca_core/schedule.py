@@ -49,14 +49,14 @@ class Schedule:
 
     def __post_init__(self):
         if self.shape not in SHAPES:
-            raise ValueError(f"Expected a shape of {', '.join(SHAPES)}, but got {self.shape!r}.")
+            raise ValueError(f"{self.shape!r} is not a shape of a schedule. Choose one of: {', '.join(SHAPES)}.")
         for name in ("start_factor", "end_factor"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"Expected {name} to be a number from 0 up, but got {getattr(self, name)}.")
+                raise ValueError(f"{name} is {getattr(self, name)}. Set it to a number that is not negative.")
         if self.shape == "exponential" and not (self.start_factor > 0 and self.end_factor > 0):
             raise ValueError(
-                f"Expected an exponential schedule to go between factors above 0, but got {self.start_factor:g} to "
-                f"{self.end_factor:g}. Take 0.01 for almost nothing, or a linear or cosine schedule."
+                f"An exponential schedule cannot have a factor of 0, but its factors are {self.start_factor:g} and "
+                f"{self.end_factor:g}. Use factors above 0, for example 0.01, or a linear or cosine schedule."
             )
 
     def factor(self, percent: float) -> float:

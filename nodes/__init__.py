@@ -1,4 +1,4 @@
-"""What users wire. Each file ends in the list of its nodes."""
+"""The nodes. Each file ends with the list of its nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import (
     token_weights_nodes,
     trace_nodes,
 )
-from .input_validation import checked
+from .input_validation import validated
 
 _MODULES = (
     context_update_nodes,
@@ -24,4 +24,4 @@ _MODULES = (
     token_weights_nodes,
     trace_nodes,
 )
-NODES = [checked(node) for module in _MODULES for node in module.NODES]
+NODES = [validated(node) for module in _MODULES for node in module.NODES]

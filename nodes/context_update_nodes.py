@@ -1,23 +1,24 @@
-"""EBCA Context Update: move the prompt's own context, layer by layer."""
+"""EBCA Context Update: the text context is updated layer by layer."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..comfyui_binding.architectures.layer_selection import parse_blocks
+from ..comfyui_binding.architectures.layer_selection import block_items, parse_blocks
 from ..comfyui_binding.architectures.registry import layer_names
 from ..comfyui_binding.model_patch import with_update
 from ..comfyui_binding.runtime.settings import ContextUpdate
-from ..ebca_core import Window
+from .input_validation import first_error
 from .shared_inputs import (
     CATEGORY,
+    MODEL_TOOLTIP,
     TokenWeightsType,
-    checked_mask,
-    checked_window,
     end_input,
     gamma_input,
     schedule_input,
     start_input,
+    validated_mask,
+    validated_window,
 )
 
 
@@ -28,41 +29,41 @@ class EBCAContextUpdate(io.ComfyNode):
             node_id="EBCAContextUpdate",
             display_name="EBCA Context Update",
             category=CATEGORY,
-            description="Moves the prompt a little towards what the image has so far, in each cross-attention layer, "
-            "and hands it to the next one, so that the picture can follow the prompt more closely. No training, any "
-            "sampler.",
+            description="Updates the text embedding in every cross-attention layer by one gradient step towards the "
+            "image features that attend to it; the next layer uses the updated embedding. Needs no training and works "
+            "with any sampler.",
             search_aliases=["energy", "bayesian context update", "prompt adherence", "multi concept", "BCU"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="SD 1.x, SD 2.x, SDXL, SSD-1B, Segmind Vega or KOALA. LoRAs and other patches may come "
-                    "before or after this node.",
+                    tooltip=f"{MODEL_TOOLTIP} LoRAs and other model patches can be applied before or after this node.",
                 ),
                 gamma_input(
                     "gamma_attn",
                     0.01,
-                    "Step towards what the image attends to. Typical: 0.005 to 0.025 for SD 1.5; try "
-                    "0.0025 for SDXL, which has 70 layers instead of 16. 0 switches this term off.",
+                    "Step size of the attention term: moves each token towards the image features that attend to it. "
+                    "Typical: 0.005 to 0.025 for SD 1.5; try 0.0025 for SDXL, which has 70 layers instead of 16. 0 "
+                    "disables the term.",
                 ),
                 gamma_input(
                     "gamma_norm",
                     0.02,
-                    "Step that keeps single words from growing too loud. Typical: one to two times gamma_attn. 0 "
-                    "switches this term off.",
+                    "Step size of the norm term: keeps any single token from dominating the attention. Typical: one "
+                    "to two times gamma_attn. 0 disables the term.",
                 ),
                 start_input(0.0, "the update"),
                 end_input("the update"),
                 TokenWeightsType.Input(
                     "token_weights",
                     optional=True,
-                    tooltip="From EBCA Token Weights: how much each word of the positive prompt takes part in the "
-                    "attention term.",
+                    tooltip="From EBCA Token Weights: the weight of each token of the positive prompt in the attention "
+                    "term.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Only this region of the image speaks in the attention term. For inpainting: the mask of "
-                    "what is painted.",
+                    tooltip="Limits the attention term to image tokens inside the mask. For inpainting, use the "
+                    "inpaint mask.",
                 ),
                 io.Combo.Input(
                     "apply_to",
@@ -70,28 +71,41 @@ class EBCAContextUpdate(io.ComfyNode):
                     default="both",
                     optional=True,
                     advanced=True,
-                    tooltip="both: positive and negative prompt are updated, as in the paper. positive: the negative "
-                    "prompt stays as written.",
+                    tooltip="both: the positive and the negative prompt are updated, as in the paper. positive: the "
+                    "negative prompt is left unchanged.",
                 ),
                 io.String.Input(
                     "blocks",
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Layers that compute the update; empty for all. d1-d2,m0,u0-u3: blocks with attention, "
-                    "counted from 0, on the way down, in the middle, up. u0.4: the fifth layer in u0 (SDXL).",
+                    tooltip="Layers that compute the update; empty: all. Example: d1-d2,m0,u0-u3, the down, middle and "
+                    "up blocks that have cross-attention, counted from 0. u0.4 is the fifth layer of u0 (SDXL).",
                 ),
                 io.Boolean.Input(
                     "use_noise_mask",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Where no mask is wired: take the noise mask of the latent, the region that is painted.",
+                    tooltip="If no mask is connected, use the noise mask of the latent, which marks the region to "
+                    "inpaint.",
                 ),
                 schedule_input("schedule", "both gammas"),
             ],
             outputs=[io.Model.Output(tooltip="The model with the context update.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, gamma_attn=None, gamma_norm=None, start_percent=None, end_percent=None, blocks=None):
+        values = dict(
+            gamma_attn=gamma_attn,
+            gamma_norm=gamma_norm,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            blocks=blocks,
+        )
+        window = (validated_window, "start_percent", "end_percent", "gamma_attn", "gamma_norm")
+        return first_error(cls, values, window, (block_items, "blocks"))
 
     @classmethod
     def execute(
@@ -111,9 +125,9 @@ class EBCAContextUpdate(io.ComfyNode):
         update = ContextUpdate(
             gamma_attn,
             gamma_norm,
-            checked_window(start_percent, end_percent) if gamma_attn or gamma_norm else Window(),
+            validated_window(start_percent, end_percent, gamma_attn, gamma_norm),
             token_weights,
-            checked_mask(mask),
+            validated_mask(mask),
             use_noise_mask,
             positive_only=apply_to == "positive",
             layers=parse_blocks(layer_names(model), blocks),

@@ -1,25 +1,30 @@
-"""EBCA Edit Context and EBCA Compose: mix further prompts into every cross-attention layer."""
+"""EBCA Edit Context and EBCA Compose: compose further prompts in every cross-attention layer."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from comfy_api.latest import io
 
 from ..comfyui_binding.model_patch import with_edits
 from ..comfyui_binding.runtime.settings import Edit
 from ..comfyui_binding.text.edit_conditioning import checked_conditioning
-from ..ebca_core import Window
+from .input_validation import first_error
 from .shared_inputs import (
     CATEGORY,
+    MODEL_TOOLTIP,
     EditType,
-    checked_mask,
-    checked_window,
     end_input,
     gamma_input,
     schedule_input,
     start_input,
+    validated_mask,
+    validated_window,
 )
 
 DIRECTIONS = {"add": 1, "remove": -1}
+
+validated_gamma_window = partial(validated_window, prefix="gamma_")
 
 
 class EBCAEditContext(io.ComfyNode):
@@ -29,19 +34,19 @@ class EBCAEditContext(io.ComfyNode):
             node_id="EBCAEditContext",
             display_name="EBCA Edit Context",
             category=CATEGORY,
-            description="One thing to add to the picture or to take out of it, for EBCA Compose.",
+            description="A prompt to add to the image or to remove from it, for EBCA Compose.",
             search_aliases=["energy", "compositional editing", "add concept", "remove concept", "CACAO", "style"],
             inputs=[
                 io.Conditioning.Input(
                     "conditioning",
-                    tooltip="The words to add or remove, as one encoded prompt: 'dog', 'brown horse', 'watercolor "
-                    "painting'.",
+                    tooltip="The words to add or remove, encoded as one prompt, for example 'dog', 'brown horse' or "
+                    "'watercolor painting'.",
                 ),
                 io.Combo.Input(
                     "direction",
                     options=list(DIRECTIONS),
                     default="add",
-                    tooltip="add puts the words into the picture, remove takes them out.",
+                    tooltip="add puts the words into the image, remove takes them out.",
                 ),
                 io.Float.Input(
                     "alpha",
@@ -49,35 +54,61 @@ class EBCAEditContext(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How strongly. Typical: 0.5 to 0.8 for objects, 1.1 to 1.3 for styles. The alphas of what "
-                    "is removed must stay under 1 + the alphas of what is added. 0 switches the mixing off.",
+                    tooltip="Strength of the edit. Typical: 0.5 to 0.8 for objects, 1.1 to 1.3 for styles. The sum of "
+                    "the alphas that remove must be less than 1 + the sum of those that add. 0 disables the "
+                    "composition.",
                 ),
-                start_input(0.3, "the mixing", advice="Later keeps more of the picture's layout."),
-                end_input("the mixing"),
+                start_input(0.3, "the composition", advice="A later start keeps more of the layout."),
+                end_input("the composition"),
                 gamma_input(
                     "gamma_attn",
                     0.0005,
-                    "Lets these words settle into the picture: step of their own context update. It adds up over "
-                    "layers and steps, so it is small. Typical: 0.0001 to 0.001. 0 switches it off.",
+                    "Step size of the attention term of the edit's own context update. The change accumulates over "
+                    "layers and steps, so keep it small. Typical: 0.0001 to 0.001. 0 disables the term.",
                 ),
                 gamma_input(
                     "gamma_norm",
                     0.0005,
-                    "Keeps single words of the edit from growing too loud. Typical: as gamma_attn. 0 switches it off.",
+                    "Step size of the norm term of the edit's own context update. Typical: the same as gamma_attn. 0 "
+                    "disables the term.",
                 ),
-                start_input(0.3, "the update of these words", name="gamma_start_percent"),
-                end_input("the update of these words", name="gamma_end_percent"),
+                start_input(0.3, "the edit's own context update", name="gamma_start_percent"),
+                end_input("the edit's own context update", name="gamma_end_percent"),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="The edit holds where the mask is white. Pixels outside can still change a little; use the "
-                    "latent's noise mask as well if they must not.",
+                    tooltip="Limits the edit to the white region. Pixels outside can still change slightly; set a "
+                    "noise mask on the latent as well to keep them unchanged.",
                 ),
                 schedule_input("alpha_schedule", "alpha"),
-                schedule_input("gamma_schedule", "both gammas of these words"),
+                schedule_input("gamma_schedule", "both gammas of the edit"),
             ],
-            outputs=[EditType.Output(display_name="edit", tooltip="For an edit socket of EBCA Compose.")],
+            outputs=[EditType.Output(display_name="edit", tooltip="Connect to an edit input of EBCA Compose.")],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        alpha=None,
+        start_percent=None,
+        end_percent=None,
+        gamma_attn=None,
+        gamma_norm=None,
+        gamma_start_percent=None,
+        gamma_end_percent=None,
+    ):
+        values = dict(
+            alpha=alpha,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            gamma_attn=gamma_attn,
+            gamma_norm=gamma_norm,
+            gamma_start_percent=gamma_start_percent,
+            gamma_end_percent=gamma_end_percent,
+        )
+        window = (validated_window, "start_percent", "end_percent", "alpha")
+        gammas = (validated_gamma_window, "gamma_start_percent", "gamma_end_percent", "gamma_attn", "gamma_norm")
+        return first_error(cls, values, window, gammas)
 
     @classmethod
     def execute(
@@ -99,11 +130,11 @@ class EBCAEditContext(io.ComfyNode):
             checked_conditioning(conditioning),
             DIRECTIONS[direction],
             alpha,
-            checked_window(start_percent, end_percent) if alpha else Window(),
+            validated_window(start_percent, end_percent, alpha),
             gamma_attn,
             gamma_norm,
-            checked_window(gamma_start_percent, gamma_end_percent, "gamma_") if gamma_attn or gamma_norm else Window(),
-            checked_mask(mask),
+            validated_gamma_window(gamma_start_percent, gamma_end_percent, gamma_attn, gamma_norm),
+            validated_mask(mask),
             alpha_schedule,
             gamma_schedule,
         )
@@ -120,26 +151,25 @@ class EBCACompose(io.ComfyNode):
             node_id="EBCACompose",
             display_name="EBCA Compose",
             category=CATEGORY,
-            description="Adds things to the picture and removes others while it is sampled: every cross-attention "
-            "layer answers with a linear combination of the prompt and the edits. A further edit costs an attention "
-            "call per layer, not another pass of the model.",
+            description="Adds prompts to the image and removes others while it is sampled: the output of every "
+            "cross-attention layer is a linear combination of the outputs for the prompt and for the edits. Each edit "
+            "costs one attention call per layer, not another pass of the model.",
             search_aliases=["energy", "compositional editing", "CACAO", "edit", "composable", "style mixing"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="SD 1.x, SD 2.x, SDXL, SSD-1B, Segmind Vega or KOALA. Compose nodes one after the other "
-                    "make one list of edits.",
+                    tooltip=f"{MODEL_TOOLTIP} Several EBCA Compose nodes in a row form one list of edits.",
                 ),
                 io.Autogrow.Input("edits", template=edits),
             ],
-            outputs=[io.Model.Output(tooltip="The model with the edits composed in.")],
+            outputs=[io.Model.Output(tooltip="The model with the edits.")],
         )
 
     @classmethod
     def execute(cls, model, edits) -> io.NodeOutput:
         wired = [edit for edit in edits.values() if edit is not None]
         if not wired:
-            raise ValueError("Expected at least one edit, but none is wired. Connect an EBCA Edit Context to edit0.")
+            raise ValueError("No edit is connected. Connect an EBCA Edit Context to edit0.")
         return io.NodeOutput(with_edits(model, wired))
 
 

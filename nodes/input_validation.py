@@ -1,7 +1,7 @@
-"""What comes along a wire, looked at before a node uses it.
+"""Validation of inputs, before sampling where the values are known and before a node runs for those that are linked.
 
-ComfyUI compares the types that sockets announce, and the ranges of what is typed into widgets. Nodes that pass on
-"anything", and outputs that are empty, get past it.
+ComfyUI compares the declared types of linked sockets, and the values of widgets with their ranges. It does not check
+values that arrive over a link: a node with outputs of any type can deliver something else, or None.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_complex()
 
 
-#: What nodes may rely on. Of models and CLIPs only that they behave as such: packs bring classes of their own.
+#: {type: whether a value is of it}. Models and CLIPs are tested for a method, as other packs have classes of their own.
 IS_OF_TYPE: dict[str, Callable[[Any], bool]] = {
     "MODEL": lambda value: hasattr(value, "get_model_object"),
-    "CLIP": lambda value: value is None or hasattr(value, "tokenize"),  # a checkpoint may lack one, which is said there
+    "CLIP": lambda value: value is None or hasattr(value, "tokenize"),  # None: a checkpoint without one
     "CONDITIONING": lambda value: isinstance(value, list) and all(len(entry) == 2 for entry in value),
     "LATENT": lambda value: isinstance(value, Mapping) and _is_real(value.get("samples")),
     "MASK": _is_real,
@@ -50,25 +50,28 @@ IS_OF_TYPE: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node, which from now on refuses, with ValueError, what an input of its schema cannot be."""
+def validated(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node, with an `execute` that raises ValueError for values that its schema does not allow."""
     execute = node.execute.__func__
 
     @functools.wraps(execute)
-    def checked_execute(cls: type[io.ComfyNode], **values: Any) -> io.NodeOutput:
+    def validated_execute(cls: type[io.ComfyNode], **values: Any) -> io.NodeOutput:
         schema = cls.define_schema()
         for declared in schema.inputs:
             for name, value, one in _values(declared, values):
                 for item in value if schema.is_input_list else [value]:
-                    _check(one, name, item)
+                    _check_type(one, name, item)
+                    _check_option(one, name, item)
+                    if one.get_io_type() == "INT":  # the other numbers are checked where they are used
+                        _check_range(one, name, item)
         return execute(cls, **values)
 
-    node.execute = classmethod(checked_execute)
+    node.execute = classmethod(validated_execute)
     return node
 
 
 def _values(schema: io.Input, values: Mapping[str, Any]) -> Iterator[tuple[str, Any, io.Input]]:
-    """The name, the value and the schema of an input, or of each of those that it has grown."""
+    """(name, value, schema) of an input, or of each input that an Autogrow input has added."""
     value = values.get(schema.id)
     if isinstance(schema, io.Autogrow.Input):
         yield from ((name, one, schema.template.input) for name, one in (value or {}).items() if one is not None)
@@ -76,16 +79,46 @@ def _values(schema: io.Input, values: Mapping[str, Any]) -> Iterator[tuple[str, 
         yield schema.id, value, schema
 
 
-def _check(schema: io.Input, name: str, value: Any) -> None:
+def first_error(node: type[io.ComfyNode], values: Mapping[str, Any], *checks: tuple) -> bool | str:
+    """The result of a node's `validate_inputs` for the values that it names: True, or the message of the first error.
+
+    ComfyUI leaves the types and ranges of these inputs to the node, and passes None for inputs that are linked.
+
+    Args:
+        node: the node.
+        values: {input: value}.
+        checks: (function that raises ValueError, names of its arguments among the values); called if all are known.
+    """
+    known = {name: value for name, value in values.items() if value is not None}
+    try:
+        for declared in node.define_schema().inputs:
+            if declared.id in known:
+                _check_type(declared, declared.id, known[declared.id])
+                _check_range(declared, declared.id, known[declared.id])
+        for check, *names in checks:
+            if known.keys() >= set(names):
+                check(*(known[name] for name in names))
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def _check_type(schema: io.Input, name: str, value: Any) -> None:
     kind = schema.get_io_type()
     if kind in IS_OF_TYPE and not IS_OF_TYPE[kind](value):
-        came = "nothing" if value is None else type(value).__name__
+        received = "nothing" if value is None else type(value).__name__
         raise ValueError(
-            f"Expected {kind} in {name}, but got {came}. Look at the node that is wired there: it gives something "
-            "else than it says, or its own input is empty."
+            f"{name} received {received} instead of {kind}. Check the node that is connected to it: its output is of "
+            "another type, or empty."
         )
-    if kind == "INT" and not schema.min <= value <= schema.max:  # other numbers are checked where they are used
-        raise ValueError(f"Expected {name} to be a whole number from {schema.min} to {schema.max}, but got {value}.")
-    if kind == "COMBO" and value not in schema.options:
-        listed = ", ".join(schema.options) or "(there are none)"
-        raise ValueError(f"Expected one of {listed} in {name}, but got {value}.")
+
+
+def _check_option(schema: io.Input, name: str, value: Any) -> None:
+    if schema.get_io_type() == "COMBO" and value not in schema.options:
+        listed = ", ".join(schema.options) or "(the list is empty)"
+        raise ValueError(f"{name} is {value!r}, which is not an option. Choose one of: {listed}.")
+
+
+def _check_range(schema: io.Input, name: str, value: Any) -> None:
+    if schema.get_io_type() in ("INT", "FLOAT") and not schema.min <= value <= schema.max:  # True for NaN too
+        raise ValueError(f"{name} is {value}. Set it to a number from {schema.min} to {schema.max}.")

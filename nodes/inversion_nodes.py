@@ -1,9 +1,10 @@
-"""EBCA Invert, and saving and loading what it made."""
+"""EBCA Invert, and saving and loading its result."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from functools import partial
 
 import comfy.samplers
 from comfy.cli_args import args
@@ -22,18 +23,20 @@ from ..comfyui_binding.samplers.model_kinds import family_of
 from ..ebca_core import NoiseRegularisation
 from .file_inputs import (
     HIDDEN,
+    check_file,
+    filename_errors,
     graph_metadata,
     next_file,
     path_of,
     prefix_input,
-    refusing_bad_names,
     saved_files,
 )
+from .input_validation import first_error
 from .shared_inputs import CATEGORY
 
 log = logging.getLogger("ebca")
 
-#: Of the output folder.
+#: Subfolder of the output folder.
 FOLDER = "inversions"
 EXTENSION = ".latent"
 
@@ -42,13 +45,14 @@ def latent_and_noise() -> list:
     return [
         io.Latent.Output(
             display_name="latent",
-            tooltip="Where sampling starts. For KSampler (Advanced) with add_noise off, or SamplerCustomAdvanced with "
-            "DisableNoise; sampler euler, and the same steps, scheduler and caption.",
+            tooltip="The inverted noise, from which sampling starts. Connect to KSampler (Advanced) with add_noise "
+            "disabled, or to SamplerCustomAdvanced with DisableNoise; use the sampler euler and the same steps, "
+            "scheduler and caption.",
         ),
         io.Noise.Output(
             display_name="noise",
-            tooltip="The same start for SamplerCustomAdvanced when its latent_image is the picture itself: under a "
-            "noise mask on that latent, what is outside it stays exactly as it was.",
+            tooltip="The same noise for a SamplerCustomAdvanced whose latent_image is the image itself: with a noise "
+            "mask on that latent, the region outside the mask stays unchanged.",
         ),
     ]
 
@@ -60,34 +64,35 @@ class EBCAInvert(io.ComfyNode):
             node_id="EBCAInvert",
             display_name="EBCA Invert",
             category=CATEGORY,
-            description="Finds the noise from which a picture comes: sampling from it under the same caption gives the "
-            "picture back, and EBCA Compose edits it on the way. It takes a call of the model a step; keep the result "
-            "with EBCA Save Inversion.",
+            description="Finds the noise that an image can be sampled from (DDIM inversion): sampling from it with the "
+            "same caption reconstructs the image, and EBCA Compose edits it during that sampling. The inversion takes "
+            "one model call per step; keep its result with EBCA Save Inversion.",
             search_aliases=["DDIM inversion", "real image editing", "unsample", "noise regularisation", "energy"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="SD 1.x, SD 2.x, SDXL or another model that predicts noise or velocity. From before EBCA "
-                    "Compose: the edits act on the way back alone.",
+                    tooltip="A model that predicts noise or velocity. Take it from before EBCA Compose: edits act "
+                    "during sampling, not during the inversion.",
                 ),
                 io.Conditioning.Input(
                     "caption",
-                    tooltip="What the picture shows, in plain words. The sampler gets it as positive and as negative "
-                    "prompt.",
+                    tooltip="A plain description of the image. Connect it to the sampler as the positive and as the "
+                    "negative prompt.",
                 ),
-                io.Latent.Input("latent", tooltip="The picture, from VAE Encode."),
+                io.Latent.Input("latent", tooltip="The image, from VAE Encode."),
                 io.Int.Input(
                     "steps",
                     default=50,
                     min=1,
                     max=10000,
-                    tooltip="As many as the sampler's. More follow the picture more closely. Typical: 50.",
+                    tooltip="Number of steps, the same as the sampler's. More steps reconstruct the image more "
+                    "accurately. Typical: 50.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.SCHEDULER_NAMES,
                     default="normal",
-                    tooltip="The sampler's scheduler.",
+                    tooltip="The scheduler, the same as the sampler's.",
                 ),
                 io.Float.Input(
                     "lambda_auto_corr",
@@ -95,8 +100,9 @@ class EBCAInvert(io.ComfyNode):
                     min=0.0,
                     max=1000.0,
                     step=0.1,
-                    tooltip="Pulls the noise away from shapes of the picture, so that it can be edited. The authors' "
-                    "value is 20. 0 switches it off: the picture then comes back more exactly, and is harder to edit.",
+                    tooltip="Strength of the autocorrelation regularisation, which removes structure of the image from "
+                    "the noise so that it can be edited. The authors use 20. 0 disables it: the reconstruction is more "
+                    "accurate, and harder to edit.",
                 ),
                 io.Float.Input(
                     "lambda_kl",
@@ -104,7 +110,8 @@ class EBCAInvert(io.ComfyNode):
                     min=0.0,
                     max=1000.0,
                     step=0.1,
-                    tooltip="Pulls the noise towards mean 0 and variance 1. The authors' value is 20. 0: off.",
+                    tooltip="Strength of the KL regularisation, which brings the noise to mean 0 and variance 1. The "
+                    "authors use 20. 0 disables it.",
                 ),
                 io.Int.Input(
                     "reg_steps",
@@ -112,7 +119,7 @@ class EBCAInvert(io.ComfyNode):
                     min=0,
                     max=100,
                     advanced=True,
-                    tooltip="How often a step's noise is pulled. The authors' value is 5. 0 switches both off.",
+                    tooltip="Regularisation iterations per step. The authors use 5. 0 disables both terms.",
                 ),
                 io.Int.Input(
                     "rolls",
@@ -120,7 +127,7 @@ class EBCAInvert(io.ComfyNode):
                     min=0,
                     max=100,
                     advanced=True,
-                    tooltip="Shifted copies that the noise is compared with, each time. The authors' value is 5.",
+                    tooltip="Number of shifted copies in the autocorrelation, per iteration. The authors use 5.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -129,12 +136,13 @@ class EBCAInvert(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     advanced=True,
-                    tooltip="For the shifts that lambda_auto_corr compares with. Nothing else is random.",
+                    tooltip="Seed of the shifts for lambda_auto_corr. Nothing else is random.",
                 ),
                 io.Sigmas.Input(
                     "sigmas",
                     optional=True,
-                    tooltip="The sampler's sigmas, falling. Wired, they replace steps and scheduler.",
+                    tooltip="The sampler's sigmas, in descending order. If connected, they replace steps and "
+                    "scheduler.",
                 ),
                 io.Int.Input(
                     "fixed_point_iterations",
@@ -143,9 +151,9 @@ class EBCAInvert(io.ComfyNode):
                     max=20,
                     optional=True,
                     advanced=True,
-                    tooltip="Refines every step so that the sampler's step down leads back to it. 0: plain DDIM "
-                    "inversion, as in the paper. 1 costs a single call of the model more and brings the picture back "
-                    "more exactly; each further one costs a call a step.",
+                    tooltip="Refines each step so that the sampler's step leads back to it. 0 is plain DDIM inversion, "
+                    "as in the paper. 1 adds one model call in total and reconstructs the image more accurately; each "
+                    "further iteration adds one call per step.",
                 ),
             ],
             outputs=latent_and_noise(),
@@ -188,7 +196,7 @@ class EBCAInvert(io.ComfyNode):
             seed=seed,
             holds_noise=inverts_to_noise(model),
         )
-        _say(inversion_record.mismatches(record, prompt, node_id))  # before the long walk
+        _log_warnings(inversion_record.mismatches(record, prompt, node_id))  # before the inversion, which takes long
         samples = invert(model, caption, latent, sigmas, regularisation, seed, fixed_point_iterations)
         return io.NodeOutput(*_outputs(Inversion(samples, record), model))
 
@@ -200,8 +208,8 @@ class EBCASaveInversion(io.ComfyNode):
             node_id="EBCASaveInversion",
             display_name="EBCA Save Inversion",
             category=CATEGORY,
-            description="Saves what EBCA Invert made, with model, caption and settings, in the output folder. EBCA "
-            "Load Inversion takes its place next time.",
+            description="Saves the result of EBCA Invert in the output folder, with its model, caption and settings. "
+            "EBCA Load Inversion loads it in place of EBCA Invert.",
             search_aliases=["save latent", "save inverted latent"],
             inputs=[
                 io.Latent.Input("latent", tooltip="From EBCA Invert."),
@@ -215,7 +223,7 @@ class EBCASaveInversion(io.ComfyNode):
     @classmethod
     def execute(cls, latent, filename_prefix) -> io.NodeOutput:
         inversion = inversion_record.inversion_of(latent)
-        with refusing_bad_names(filename_prefix):
+        with filename_errors(filename_prefix):
             path, saved = next_file(FOLDER, filename_prefix, EXTENSION)
             if args.disable_metadata:
                 inversion = Inversion(inversion.samples, inversion_record.without_names(inversion.record))
@@ -230,27 +238,31 @@ class EBCALoadInversion(io.ComfyNode):
             node_id="EBCALoadInversion",
             display_name="EBCA Load Inversion",
             category=CATEGORY,
-            description="Takes the place of EBCA Invert with a file of EBCA Save Inversion, and says where model, "
-            "caption, steps, scheduler or sampler of this graph are not those of the inversion.",
+            description="Loads a file of EBCA Save Inversion in place of EBCA Invert, and reports where the model, "
+            "caption, steps, scheduler or sampler of this graph differ from those of the inversion.",
             search_aliases=["load latent", "load inverted latent"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=saved_files(FOLDER, EXTENSION),
-                    tooltip="A file of EBCA Save Inversion, or one that was put into the input folder. Press R to see "
-                    "a new one.",
+                    tooltip="A file of EBCA Save Inversion, or one in the input folder. Press R to refresh the list.",
                 ),
-                io.Model.Input("model", tooltip="The model of the inversion, from before EBCA Compose."),
+                io.Model.Input("model", tooltip="The model of the inversion. Take it from before EBCA Compose."),
             ],
             outputs=[
                 *latent_and_noise(),
                 io.String.Output(
                     display_name="description",
-                    tooltip="How the picture was inverted, and what does not fit here; for Preview as Text.",
+                    tooltip="The settings of the inversion and their differences from this graph; connect it to "
+                    "Preview as Text.",
                 ),
             ],
             hidden=HIDDEN,
         )
+
+    @classmethod
+    def validate_inputs(cls, file=None):
+        return first_error(cls, {"file": file}, (partial(check_file, folder=FOLDER, extension=EXTENSION), "file"))
 
     @classmethod
     def execute(cls, file, model) -> io.NodeOutput:
@@ -261,7 +273,7 @@ class EBCALoadInversion(io.ComfyNode):
             *inversion_record.model_mismatches(record, family, loaded),
             *inversion_record.mismatches(record, prompt, node_id),
         ]
-        _say(problems)
+        _log_warnings(problems)
         description = "\n".join([record.described(), *(f"WARNING: {problem}" for problem in problems)])
         return io.NodeOutput(*_outputs(inversion, model), description)
 
@@ -271,7 +283,7 @@ class EBCALoadInversion(io.ComfyNode):
 
 
 def _graph(cls: type) -> tuple[dict, str | None]:
-    """The prompt that runs and the node's id in it; without either, as when a node is called directly, nothing."""
+    """The workflow's API prompt and the node's id in it; ({}, None) if the node is called directly."""
     hidden = cls.hidden
     return (hidden.prompt or {}, hidden.unique_id) if hidden else ({}, None)
 
@@ -280,7 +292,7 @@ def _outputs(inversion: Inversion, model) -> tuple[dict, InvertedNoise]:
     return inversion.as_latent(), InvertedNoise(inversion, model)
 
 
-def _say(problems: list[str]) -> None:
+def _log_warnings(problems: list[str]) -> None:
     for problem in problems:
         log.warning(problem)
 

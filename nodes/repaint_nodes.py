@@ -1,4 +1,4 @@
-"""EBCA RePaint Sampler: inpainting with a model that was not made for it."""
+"""EBCA RePaint Sampler: inpainting with a model that is not an inpainting model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class EBCARePaintSampler(io.ComfyNode):
             node_id="EBCARePaintSampler",
             display_name="EBCA RePaint Sampler",
             category=CATEGORY,
-            description="Inpaints with a model that is no inpainting model: the run goes back up its noise again and "
-            "again, so that what is painted and what was there grow together. For SamplerCustomAdvanced, with a noise "
-            "mask on the latent.",
+            description="Inpaints with a model that is not an inpainting model (RePaint): the latent is repeatedly "
+            "re-noised and denoised, so the filled region blends with its surroundings. For SamplerCustomAdvanced, "
+            "with a noise mask on the latent.",
             search_aliases=["repaint", "inpainting sampler", "resample", "time travel"],
             inputs=[
                 io.Int.Input(
@@ -25,15 +25,16 @@ class EBCARePaintSampler(io.ComfyNode):
                     default=10,
                     min=1,
                     max=1000,
-                    tooltip="How many steps a jump goes back; less than the run has. Typical: a fifth of them.",
+                    tooltip="Number of steps that a jump re-noises; must be less than the steps of the run. Typical: a "
+                    "fifth of them.",
                 ),
                 io.Int.Input(
                     "jump_n_sample",
                     default=10,
                     min=1,
                     max=100,
-                    tooltip="How often each stretch is sampled. 50 steps with 10 and 10 call the model 410 times. 1 is "
-                    "plain inpainting, with fresh noise for the known region at every step.",
+                    tooltip="Number of times that each segment is sampled. 50 steps with 10 and 10 take 410 model "
+                    "calls. 1 is plain inpainting, with new noise for the known region at every step.",
                 ),
                 io.Float.Input(
                     "eta",
@@ -41,10 +42,11 @@ class EBCARePaintSampler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Noise of each step down: 0 none (DDIM), 1 as much as in ancestral sampling (DDPM).",
+                    tooltip="Noise added in each denoising step: 0 is none (DDIM), 1 as much as in ancestral sampling "
+                    "(DDPM).",
                 ),
             ],
-            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[io.Sampler.Output(tooltip="Connect to SamplerCustom or SamplerCustomAdvanced.")],
         )
 
     @classmethod

@@ -1,26 +1,23 @@
-"""EBCATokenWeights: weights for words of the prompt."""
+"""EBCA Token Weights: weights of words of the prompt in the attention term."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..comfyui_binding.text.token_weights import weigh_words
+from ..comfyui_binding.text.token_weights import parse_lines, weigh_words
+from .input_validation import first_error
 from .shared_inputs import CATEGORY, TokenWeightsType, prompt_inputs
 
 
 class EBCATokenWeights(io.ComfyNode):
-    """Turns lines like `shirt = 2.5` into one weight per token of the prompt."""
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="EBCATokenWeights",
             display_name="EBCA Token Weights",
             category=CATEGORY,
-            description=(
-                "Lets EBCA Context Update pull harder on some words of the prompt than on others. "
-                "The second output shows which tokens were found; wire it to Preview as Text."
-            ),
+            description="Sets the weight of single words of the prompt in the attention term of EBCA Context Update. "
+            "The second output lists the tokens that were found; connect it to Preview as Text.",
             search_aliases=["energy based cross attention", "word weights", "token weights", "emphasis"],
             inputs=[
                 *prompt_inputs(),
@@ -29,22 +26,24 @@ class EBCATokenWeights(io.ComfyNode):
                     multiline=True,
                     default="",
                     placeholder="shirt = 2.5",
-                    tooltip=(
-                        "One word or phrase a line, as it is in the prompt: shirt = 2.5. Every occurrence counts. "
-                        "1 changes nothing, 0 takes the word out of the attention term; the paper's example has 2.5. "
-                        "Empty: all weights are 1."
-                    ),
+                    tooltip="One word or phrase of the prompt per line, with its weight: shirt = 2.5. It applies to "
+                    "every occurrence. 1 changes nothing, 0 excludes the word from the attention term; the paper's "
+                    "example has 2.5. Empty: all weights are 1.",
                 ),
             ],
             outputs=[
                 TokenWeightsType.Output(
-                    display_name="token_weights", tooltip="For the token_weights input of EBCA Context Update."
+                    display_name="token_weights", tooltip="Connect to token_weights of EBCA Context Update."
                 ),
                 io.String.Output(
-                    display_name="description", tooltip="The prompt's tokens with their positions and weights."
+                    display_name="description", tooltip="The tokens of the prompt with their positions and weights."
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, weights=None):
+        return first_error(cls, {"weights": weights}, (parse_lines, "weights"))
 
     @classmethod
     def execute(cls, clip, text: str, weights: str) -> io.NodeOutput:

@@ -1,8 +1,9 @@
-"""EBCA Trace, and what can be seen in it."""
+"""EBCA Trace, and the nodes that plot, save and load a trace."""
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import torch
 from comfy_api.latest import io, ui
@@ -15,18 +16,20 @@ from ..plots.energy_plot import energy_plot
 from ..plots.word_map_sheet import mean_map, word_map_sheet
 from .file_inputs import (
     HIDDEN,
+    check_file,
+    filename_errors,
     graph_metadata,
     next_file,
     path_of,
     prefix_input,
-    refusing_bad_names,
     saved_files,
 )
-from .shared_inputs import CATEGORY, TraceType, prompt_inputs
+from .input_validation import first_error
+from .shared_inputs import CATEGORY, MODEL_TOOLTIP, TraceType, prompt_inputs
 
 log = logging.getLogger("ebca")
 
-#: Of the output folder.
+#: Subfolder of the output folder.
 FOLDER = "traces"
 EXTENSION = ".safetensors"
 
@@ -38,25 +41,25 @@ class EBCATrace(io.ComfyNode):
             node_id="EBCATrace",
             display_name="EBCA Trace",
             category=CATEGORY,
-            description="Records the energies of the prompt and the size of its update in every step and layer of the "
-            "run, and on request where the image reads each word. The picture stays the same.",
+            description="Records the energies of the prompt and the size of its update in every step and layer of a "
+            "run and, optionally, the attention map of every token. The image stays unchanged.",
             search_aliases=["energy", "attention map", "heat map", "DAAM", "record"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="With EBCA's nodes or without them, to compare. Use one EBCA Trace for each sampler: a "
-                    "trace holds the last run alone.",
+                    tooltip=f"{MODEL_TOOLTIP} It can have EBCA nodes or none, for comparison. Use one EBCA Trace per "
+                    "sampler: a trace holds the last run only.",
                 ),
                 io.Boolean.Input(
                     "attention_maps",
                     default=False,
-                    tooltip="Also record where the image reads each token, for EBCA Attention Maps. It takes a little "
-                    "more time in every layer.",
+                    tooltip="Also record the attention map of every token, for EBCA Attention Maps. Slightly slower in "
+                    "every layer.",
                 ),
             ],
             outputs=[
-                io.Model.Output(tooltip="The model, for the sampler."),
-                TraceType.Output(display_name="trace", tooltip="For the nodes that plot and save it."),
+                io.Model.Output(tooltip="Connect to the sampler."),
+                TraceType.Output(display_name="trace", tooltip="Connect to the nodes that plot or save it."),
             ],
         )
 
@@ -73,13 +76,13 @@ class EBCAEnergyPlot(io.ComfyNode):
             node_id="EBCAEnergyPlot",
             display_name="EBCA Energy Plot",
             category=CATEGORY,
-            description="Draws what EBCA Trace recorded: the energies of the prompt and the size of its update, over "
-            "the steps and over the layers. Two traces are drawn over each other, to compare settings.",
+            description="Plots the energies of the prompt and the size of its update, as recorded by EBCA Trace, over "
+            "the steps and over the layers. A second trace is drawn into the same plot for comparison.",
             search_aliases=["energy", "plot", "chart", "curve"],
             inputs=[
-                TraceType.Input("trace", tooltip="From EBCA Trace or EBCA Load Trace; drawn with full lines."),
+                TraceType.Input("trace", tooltip="From EBCA Trace or EBCA Load Trace; drawn as solid lines."),
                 _latent_input("latent", "trace"),
-                TraceType.Input("trace_b", optional=True, tooltip="A second trace, drawn with dashes."),
+                TraceType.Input("trace_b", optional=True, tooltip="A second trace, drawn as dashed lines."),
                 _latent_input("latent_b", "trace_b"),
             ],
             outputs=[io.Image.Output(tooltip="The plot.")],
@@ -91,8 +94,7 @@ class EBCAEnergyPlot(io.ComfyNode):
     def execute(cls, trace, latent=None, trace_b=None, latent_b=None) -> io.NodeOutput:
         if trace_b is trace:
             raise ValueError(
-                "Expected two traces, but got one twice: it holds the last run alone. Use one EBCA Trace for each "
-                "sampler."
+                "trace and trace_b are the same trace, which holds the last run only. Use one EBCA Trace per sampler."
             )
         records = [_recorded(trace, latent, "latent")]
         if trace_b is not None:
@@ -108,28 +110,28 @@ class EBCAAttentionMaps(io.ComfyNode):
             node_id="EBCAAttentionMaps",
             display_name="EBCA Attention Maps",
             category=CATEGORY,
-            description="Shows where in the image each word of the prompt was read: one tile a word, from cold to hot. "
-            "The mean over the layers, their heads and the steps.",
+            description="Shows the image region that attends to each word of the prompt, one tile per word, from cold "
+            "to hot: the mean of the attention maps over layers, heads and steps.",
             search_aliases=["energy", "attention map", "heat map", "DAAM", "words"],
             inputs=[
-                TraceType.Input("trace", tooltip="From an EBCA Trace with attention_maps on."),
-                io.Image.Input("image", tooltip="The decoded result of the run that was traced."),
+                TraceType.Input("trace", tooltip="From an EBCA Trace with attention_maps enabled."),
+                io.Image.Input("image", tooltip="The decoded image of the traced run."),
                 *prompt_inputs(),
                 io.String.Input(
                     "words",
                     multiline=True,
                     default="",
                     placeholder="lion, crown",
-                    tooltip="Words and phrases of the prompt, between commas or one a line. Empty: all of its words.",
+                    tooltip="Words and phrases of the prompt, separated by commas or line breaks. Empty: all words.",
                 ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="From the sampler that ran with trace: with it the node can tell whether the trace is of "
-                    "the picture's run.",
+                    tooltip="The output of the sampler that ran with trace. If connected, the node checks that the "
+                    "trace belongs to this image.",
                 ),
             ],
-            outputs=[io.Image.Output(tooltip="A sheet of tiles for each image.")],
+            outputs=[io.Image.Output(tooltip="One sheet of tiles per image.")],
             hidden=HIDDEN,
             is_output_node=True,
         )
@@ -141,8 +143,8 @@ class EBCAAttentionMaps(io.ComfyNode):
         maps = maps_of_prompt(record, tokens, image.shape[0])
         if not is_prompt_of(record, clip, text):
             log.warning(
-                "EBCA Attention Maps: the sampler's positive prompt is not what clip makes of text, so the maps may be "
-                "of other words. Wire one text to both, unless nodes in between change the prompt."
+                "EBCA Attention Maps: the positive prompt of the sampler is not the encoded text of this node, so the "
+                "maps can belong to other words. Connect one text to both, unless nodes in between change the prompt."
             )
         sheets = [
             word_map_sheet(
@@ -165,8 +167,8 @@ class EBCASaveTrace(io.ComfyNode):
             node_id="EBCASaveTrace",
             display_name="EBCA Save Trace",
             category=CATEGORY,
-            description="Saves a trace with the settings of its run as a safetensors file, to be plotted later with "
-            "EBCA Load Trace or elsewhere.",
+            description="Saves a trace with the settings of its run as a safetensors file, which EBCA Load Trace or "
+            "any other program can read.",
             search_aliases=["save energies", "export trace"],
             inputs=[
                 TraceType.Input("trace", tooltip="From EBCA Trace."),
@@ -181,7 +183,7 @@ class EBCASaveTrace(io.ComfyNode):
     @classmethod
     def execute(cls, trace, filename_prefix, latent=None) -> io.NodeOutput:
         record = _recorded(trace, latent, "latent")
-        with refusing_bad_names(filename_prefix):
+        with filename_errors(filename_prefix):
             path, saved = next_file(FOLDER, filename_prefix, EXTENSION)
             trace_file.save(path, record, graph_metadata(cls.hidden))
         return io.NodeOutput(ui={"files": [saved]})
@@ -194,18 +196,21 @@ class EBCALoadTrace(io.ComfyNode):
             node_id="EBCALoadTrace",
             display_name="EBCA Load Trace",
             category=CATEGORY,
-            description="Loads what EBCA Save Trace wrote, to plot it again or beside another trace.",
+            description="Loads a file of EBCA Save Trace, to plot it again or beside another trace.",
             search_aliases=["load energies", "import trace"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=saved_files(FOLDER, EXTENSION),
-                    tooltip="A file of EBCA Save Trace, or one that was put into the input folder. Press R to see a "
-                    "new one.",
+                    tooltip="A file of EBCA Save Trace, or one in the input folder. Press R to refresh the list.",
                 )
             ],
-            outputs=[TraceType.Output(display_name="trace", tooltip="For the nodes that plot it.")],
+            outputs=[TraceType.Output(display_name="trace", tooltip="Connect to the nodes that plot it.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, file=None):
+        return first_error(cls, {"file": file}, (partial(check_file, folder=FOLDER, extension=EXTENSION), "file"))
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
@@ -221,17 +226,17 @@ def _latent_input(name: str, trace: str) -> io.Latent.Input:
     return io.Latent.Input(
         name,
         optional=True,
-        tooltip=f"From the sampler that runs with {trace}, so that this node waits for it. Not needed for a trace from "
-        "a file.",
+        tooltip=f"The output of the sampler that runs with {trace}. Connect it so that this node runs after sampling; "
+        "not needed for a trace from a file.",
     )
 
 
 def _recorded(trace: Trace, latent, name: str):
-    """A trace's record. Raises ValueError for an empty one, and where this node may have come before the sampler."""
+    """The record of a trace. Raises ValueError for an empty one, and if this node may have run before the sampler."""
     if latent is None and not trace.is_from_file:
         raise ValueError(
-            f"Expected the latent of the sampler that runs with the trace, but {name} is not wired: this node would "
-            f"not wait for the run. Wire the sampler's latent to {name}."
+            f"{name} is not connected, so this node does not wait for the sampler that runs with the trace. Connect "
+            f"the output of that sampler to {name}."
         )
     return trace.recorded() if trace.is_from_file else trace.recorded_with(latent["samples"])
 

@@ -1,9 +1,9 @@
-"""Pictures of what EBCA does, drawn with Pillow. Knows tensors and records, not ComfyUI.
+"""Plots, drawn with Pillow. They read tensors and records, and do not import ComfyUI.
 
-canvas.py        paper, fonts and colours
-lines.py         a panel with curves
-energies.py      energies and update sizes of one trace, or of two
-word_maps.py     where the image reads each word
-schedule.py      the curve of a schedule
-sweep.py         a labelled grid of images
+canvas.py           the sheet, fonts and colours
+line_chart.py       a panel with curves
+energy_plot.py      energies and update sizes of one trace or two
+word_map_sheet.py   attention maps of words over the image
+schedule_curve.py   the curve of a schedule
+sweep_grid.py       a labelled grid of images
 """

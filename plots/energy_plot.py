@@ -1,4 +1,4 @@
-"""Energies and update sizes of a trace, or of two to be compared."""
+"""Energies and update sizes of one trace, or of two for comparison."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ UPDATE_SIZE = QUANTITIES.index("update size")
 def energy_plot(records: Sequence[TraceRecord]) -> Tensor:
     """IMAGE [1, height, width, 3]: a row for each quantity, over the steps and over the layers.
 
-    One trace, or two: the second is dashed, and where both have the same steps and layers there are columns for what
-    the first has more than the second. Over the steps are means of the layers, over the layers means of the steps.
+    A second trace is drawn dashed; if both have the same steps and layers, two columns show the first minus the second.
+    Curves over the steps are means over the layers, and curves over the layers means over the steps.
     """
     roles = list(dict.fromkeys(role for record in records for role in record.roles))
     colours = {role: COLOURS[number % len(COLOURS)] for number, role in enumerate(roles)}
@@ -38,16 +38,16 @@ def energy_plot(records: Sequence[TraceRecord]) -> Tensor:
     return as_tensor(sheet)
 
 
-def described(record: TraceRecord) -> str:
-    """What was asked for in a run, in a line: strengths, and all that is not as usual."""
-    parts = [_described_update(update) for update in record.settings["updates"]]
-    parts += [f"edit{number}: {_described_edit(edit)}" for number, edit in enumerate(record.settings["edits"])]
+def legend(record: TraceRecord) -> str:
+    """The settings of a run in one line: strengths, and everything that differs from the defaults."""
+    parts = [_update_label(update) for update in record.settings["updates"]]
+    parts += [f"edit{number}: {_edit_label(edit)}" for number, edit in enumerate(record.settings["edits"])]
     return ("; ".join(parts) or "no update, no edits") + ("" if record.is_complete else " (interrupted)")
 
 
-def _described_update(update: Mapping[str, Any]) -> str:
+def _update_label(update: Mapping[str, Any]) -> str:
     extras = [
-        "positive alone" if update["apply_to"] == "positive" else "",
+        "positive only" if update["apply_to"] == "positive" else "",
         f"layers {' '.join(update['layers'])}" if update["layers"] else "",
         "mask" if update["has_mask"] else "",
         "token weights" if update["token_weights"] else "",
@@ -56,7 +56,7 @@ def _described_update(update: Mapping[str, Any]) -> str:
     return ", ".join([gammas, *(extra for extra in extras if extra)])
 
 
-def _described_edit(edit: Mapping[str, Any]) -> str:
+def _edit_label(edit: Mapping[str, Any]) -> str:
     alpha = _strength(edit, "alpha", "window", "alpha_schedule")
     gammas = _strength(edit, "gammas", "gamma_window", "gamma_schedule")
     return f"{edit['direction']} {alpha}, {gammas}" + (", mask" if edit["has_mask"] else "")
@@ -108,12 +108,12 @@ def _panels(quantity: int, records: Sequence[TraceRecord], colours: Mapping[str,
 
 
 def _means(values: Tensor, record: TraceRecord, axis: str, places: Sequence[str]) -> list[float]:
-    """values [s, l] -> over the steps, means of the layers that ran in all of them; over the layers, of the steps."""
+    """values [s, l] -> over the steps, means over the layers that ran in all steps; over the layers, over the steps."""
     if axis == "layer":
         means = dict(zip(record.layers, values.nanmean(dim=0).tolist(), strict=True))
         return [means.get(place, math.nan) for place in places]
     ran = ~values.isnan()
-    always = ran[ran.any(dim=1)].all(dim=0)  # else the mean would follow which layers run, not their values
+    always = ran[ran.any(dim=1)].all(dim=0)  # or the mean would depend on which layers ran
     return values[:, always if always.any() else slice(None)].nanmean(dim=1).tolist()
 
 
@@ -128,5 +128,5 @@ def _draw_legend(
     for number, record in enumerate(records):
         y = HEAD * (number + 1) + HEAD // 2
         line(pen, [(20, y), (55, y)], INK, dashed=number > 0)
-        text = described(record)
+        text = legend(record)
         pen.text((62, y), text, INK, fitting_font(text, width - 82, TEXT), anchor="lm")

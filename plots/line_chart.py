@@ -30,9 +30,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves under a title. places: what stands at 0, 1, 2, ... of the axis below, whose meaning is `axis`.
+    """Curves under a title. places: tick labels of the x axis at 0, 1, 2, ...; axis: its name.
 
-    from_zero: whether the axis on the left begins at 0, for quantities where 0 is nothing.
+    from_zero: whether the y axis includes 0.
     """
 
     title: str
@@ -83,7 +83,7 @@ class Panel:
 
 
 def line(pen: ImageDraw.ImageDraw, points: Sequence[Point], colour: Colour, dashed: bool) -> None:
-    """A line from point to point. Dashes go on around the corners, so that they show however near the points are."""
+    """A line through the points. Dashes continue across points, so that they are visible however close these are."""
     gone = 0.0
     for start, end in pairwise(points):
         length = math.dist(start, end)
@@ -96,14 +96,14 @@ def line(pen: ImageDraw.ImageDraw, points: Sequence[Point], colour: Colour, dash
 
 
 def _dashes(gone: float, length: float) -> list[tuple[float, float]]:
-    """Where the next `length` of a dashed line is drawn, when `gone` of it lies behind."""
+    """The intervals of the next `length` of a dashed line that are drawn, after `gone` of it."""
     first = math.floor(gone / (2 * DASH))
     starts = [2 * DASH * number - gone for number in range(first, math.ceil((gone + length) / (2 * DASH)))]
     return [(max(0.0, s), min(length, s + DASH)) for s in starts if s + DASH > 0 and s < length]
 
 
 def _stretches(points: Sequence[Point | None]) -> list[list[Point]]:
-    """The points between gaps."""
+    """The runs of points between gaps."""
     found: list[list[Point]] = [[]]
     for point in points:
         if point is None:
@@ -118,7 +118,7 @@ def _between(value: float, low: float, high: float, at_low: float, at_high: floa
 
 
 def _range(values: Sequence[float], from_zero: bool) -> tuple[float, float]:
-    """A range around the values, with some room and never empty."""
+    """A range around the values, with a margin and never empty."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     low, high = (min(low, 0.0), max(high, 0.0)) if from_zero else (low, high)
     room = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
@@ -133,6 +133,6 @@ def _tick_step(low: float, high: float) -> float:
 
 
 def _written(tick: float, step: float) -> str:
-    """A tick's number, to the places that the step between ticks needs."""
+    """The label of a tick, with the decimals that the step between ticks needs."""
     places = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{tick:,.{places}f}" if places <= 4 and abs(tick) < 1e6 else f"{tick:.3g}"

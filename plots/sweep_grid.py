@@ -13,15 +13,15 @@ from torch import Tensor
 from .canvas import INK, as_picture, as_tensor, fitting_font, font, paper
 
 LABEL, GAP, LEAST_CELL = 40, 6, 160
-#: More runs than anyone waits for are a slip of the pen.
+#: Guards against accidental huge sweeps.
 MOST_CELLS = 400
-#: Of the cells of a sheet; as an IMAGE they take 12 bytes each.
+#: Of all cells of a sheet; a pixel of an IMAGE takes 12 bytes.
 MOST_PIXELS = 2**25
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Values of two settings. Every y goes with every x, row by row; without y values there is one row."""
+    """Values of two settings. Every y is paired with every x, row by row; without y values there is one row."""
 
     x_name: str
     x_values: list[float]
@@ -31,7 +31,7 @@ class Sweep:
     def __post_init__(self):
         if len(self.pairs) > MOST_CELLS:
             raise ValueError(
-                f"Expected at most {MOST_CELLS} pairs of values, but got {len(self.pairs)}. Take fewer values."
+                f"The sweep has {len(self.pairs)} pairs of values; at most {MOST_CELLS} are allowed. Use fewer values."
             )
 
     @property
@@ -40,7 +40,7 @@ class Sweep:
 
 
 def sweep_grid(cells: Sequence[Tensor], sweep: Sweep) -> Tensor:
-    """IMAGE [b, height, width, 3]: for each of b images of a cell a sheet, x from left to right, y from top to bottom.
+    """IMAGE [b, height, width, 3]: one sheet for each of the b images of a cell; x in columns, y in rows.
 
     cells: images [b, height, width, 3] in [0, 1], in the order of the sweep's pairs.
     """
@@ -68,7 +68,7 @@ def _sheet(pictures: Sequence[Image.Image], sweep: Sweep) -> Tensor:
 
 
 def _cell_size(size: tuple[int, int], cells: int) -> tuple[int, int]:
-    """Pictures are shown as they are, unless labels need more room, or the sheet would have more than MOST_PIXELS."""
+    """The size of the images, enlarged if labels need more room, reduced if a sheet would exceed MOST_PIXELS."""
     scale = max(1, -(-LEAST_CELL // max(size)))
     if cells * size[0] * size[1] * scale**2 > MOST_PIXELS:
         scale = math.sqrt(MOST_PIXELS / (cells * size[0] * size[1]))

@@ -1,4 +1,4 @@
-"""Where the image reads each word: heat maps over the picture, a tile for each word."""
+"""Attention maps of words: heat maps over the image, one tile per word."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from .canvas import INK, as_picture, as_tensor, fitting_font, paper
 
 TILE, CAPTION, GAP, COLUMNS = 320, 48, 8, 4
-#: From cold to hot, through colours of rising lightness.
+#: From cold to hot, with increasing lightness.
 HEAT = np.array([(20, 11, 53), (101, 21, 110), (187, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float32)
 
 
 def word_map_sheet(image: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
-    """IMAGE [1, height, width, 3]: one tile for each word, the image [height, width, 3] under its map [rows, columns].
+    """IMAGE [1, height, width, 3]: one tile per word, the image [height, width, 3] under its map [rows, columns].
 
-    Every map goes from its own least to its own largest value.
+    Each map is normalised separately, from its minimum to its maximum.
     """
     picture = as_picture(image)
     scale = TILE / max(picture.size)
@@ -40,7 +40,7 @@ def word_map_sheet(image: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
 def mean_map(by_grid: Sequence[Tensor], weights: Sequence[int], tokens: Sequence[int]) -> Tensor:
     """The mean over layers and tokens, on the finest grid: by_grid [t, rows, columns] -> [rows, columns].
 
-    weights: how many maps each grid's mean stands for.
+    weights: the number of maps that each grid is the mean of.
     """
     size = max((maps.shape[-2:] for maps in by_grid), key=math.prod)
     means = [maps[list(tokens)].mean(dim=0)[None, None] for maps in by_grid]
@@ -49,7 +49,7 @@ def mean_map(by_grid: Sequence[Tensor], weights: Sequence[int], tokens: Sequence
 
 
 def _overlaid(picture: Image.Image, values: Tensor) -> Image.Image:
-    """The picture, greyed, under the colours of the map: the hotter, the less of it shines through."""
+    """The image in grey under the colours of the map, which are more opaque where the map is hotter."""
     heat = _stretched(values)
     field = Image.fromarray(heat.numpy()).resize(picture.size, Image.Resampling.BICUBIC)
     heat = np.clip(np.asarray(field), 0, 1)[..., None]

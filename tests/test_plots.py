@@ -160,8 +160,8 @@ def test_legend_says_what_was_asked_for(plots, comfy):
     from support.sampling import sample
 
     sample(model, toy.conditioning(1), steps=1)
-    line = plots["energy_plot"].described(trace.record)
-    for part in ("gamma_attn 0.03", "cosine 1 to 0.2", "from 0 to 0.5", "layers d0.0 u0.0", "positive alone"):
+    line = plots["energy_plot"].legend(trace.record)
+    for part in ("gamma_attn 0.03", "cosine 1 to 0.2", "from 0 to 0.5", "layers d0.0 u0.0", "positive only"):
         assert part in line
     assert "edit0: remove alpha 0.4 from 0.3 to 1" in line
 
@@ -230,7 +230,7 @@ def test_text_that_is_not_the_prompt_is_said(comfy, traced_caption, caplog):
     maps.execute(**traced_caption, words="lion")
     assert not messages(caplog)
     maps.execute(**{**traced_caption, "text": "a tiger with a crown and a tiger"}, words="tiger")
-    assert any("not what clip makes of text" in message for message in messages(caplog))
+    assert any("is not the encoded text of this node" in message for message in messages(caplog))
 
 
 def test_picture_of_another_run_is_refused_where_the_latent_is_wired(comfy, traced_caption):

@@ -142,7 +142,7 @@ def test_picture_carries_nothing_where_metadata_are_off(graph, run_prompt, monke
 
 def test_grid_without_all_of_its_images_is_refused(graph, run_prompt):
     graph["update"]["inputs"] |= dict(gamma_attn=0.1, gamma_norm=0.1)
-    with pytest.raises(PromptError, match="Expected 6 images"):
+    with pytest.raises(PromptError, match="The sweep has 6 pairs, but 1 images arrived"):
         run_prompt(graph)
 
 

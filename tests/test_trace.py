@@ -490,7 +490,7 @@ def test_one_trace_wired_twice_is_refused(comfy):
     model, trace = traced(comfy, toy.model())
     latent = {"samples": run(model)}
     plot = node(comfy, "EBCAEnergyPlot")
-    refused(lambda: plot.execute(trace=trace, latent=latent, trace_b=trace, latent_b=latent), "two traces")
+    refused(lambda: plot.execute(trace=trace, latent=latent, trace_b=trace, latent_b=latent), "are the same trace")
 
 
 def test_copied_options_report_to_the_same_trace(comfy):
@@ -515,10 +515,10 @@ def test_plot_that_would_not_wait_for_the_run_is_refused(comfy):
     model, trace = traced(comfy, toy.model())
     run(model)
     plot = node(comfy, "EBCAEnergyPlot")
-    refused(lambda: plot.execute(trace=trace), "latent is not wired")
+    refused(lambda: plot.execute(trace=trace), "latent is not connected")
     (other, trace_b) = traced(comfy, toy.model())
     latent = {"samples": run(other)}
-    refused(lambda: plot.execute(trace=trace_b, latent=latent, trace_b=trace), "latent_b is not wired")
+    refused(lambda: plot.execute(trace=trace_b, latent=latent, trace_b=trace), "latent_b is not connected")
 
 
 def test_call_outside_any_run_says_that_nothing_is_recorded(comfy, caplog):

@@ -62,7 +62,7 @@ def test_energies_and_update_sizes_are_those_of_the_layers(comfy, pack, family):
 def test_energies_of_an_edit_are_those_of_its_text(comfy, pack, family):
     text = toy_dit.conditioning(family, 21, toy_dit.TOKENS)
     model = toy_dit.model(family)
-    record, seen = watched_run(
+    record, _ = watched_run(
         comfy, Ebca(edits=[oracle.Edit(text, 0.5)]).on(comfy, pack, model), family, positive=text
     )
     assert record.roles == ("positive", "negative", "edit0")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 #: In the order of a call.
 LETTERS = "dmubva"
+_BLOCK = rf"([{LETTERS}])(\d+)(?:\.(\d+))?"
 
 
 class LayerName(NamedTuple):
@@ -42,21 +43,28 @@ def parse_blocks(names: Sequence[str], text: str) -> frozenset[str] | None:
     if not text.strip():
         return None
     layers = [parse_name(name) for name in names]
-    items = [item for item in re.split(r"[,\s]+", text) if item] or [text]
-    return frozenset(str(layer) for item in items for layer in _parse_item(item, layers))
+    try:
+        items = block_items(text)
+    except ValueError as error:
+        raise ValueError(f"{error} The model has {_available(layers)}.") from None
+    return frozenset(str(layer) for item in items for layer in _chosen(item, layers))
 
 
-def _parse_item(item: str, layers: Sequence[LayerName]) -> Sequence[LayerName]:
-    pattern = rf"([{LETTERS}])(\d+)(?:\.(\d+))?"
-    match = re.fullmatch(rf"{pattern}(?:-{pattern})?", item)
-    if match is None:
-        example = "d0-d2, m0, u1 or u0.4" if layers[0].letter == "d" else "b0-b9 or b12"
-        raise ValueError(f"blocks: `{item}` is not a block. Write {example}. The model has {_available(layers)}.")
-    first = match.group(1, 2, 3)
-    last = match.group(4, 5, 6) if match.group(4) else first
+def block_items(text: str) -> list[re.Match]:
+    """The items of `blocks`, matched. Raises ValueError for syntax that is malformed on any model."""
+    items = [item for item in re.split(r"[,\s]+", text) if item] or [text] * bool(text.strip())
+    matches = [re.fullmatch(rf"{_BLOCK}(?:-{_BLOCK})?", item) for item in items]
+    if None in matches:
+        wrong = items[matches.index(None)]
+        raise ValueError(f"'{wrong}' in blocks is not a block. Write blocks as in d0-d2, m0, u1 or u0.4, or b0-b9.")
+    return matches
+
+
+def _chosen(item: re.Match, layers: Sequence[LayerName]) -> Sequence[LayerName]:
+    first, last = item.group(1, 2, 3), item.group(4, 5, 6) if item.group(4) else item.group(1, 2, 3)
     inside = layers[_find(first, layers)[0] : _find(last, layers)[-1] + 1]
     if not inside:
-        raise ValueError(f"blocks: the range `{item}` ends before it begins. The model has {_available(layers)}.")
+        raise ValueError(f"blocks: the range {item.group()} ends before it begins. The model has {_available(layers)}.")
     return inside
 
 

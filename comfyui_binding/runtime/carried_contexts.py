@@ -11,8 +11,9 @@ from torch import Tensor
 from .batch_layout import Chunk
 from .settings import Edit
 
-#: An edit (None: the copy of the negative prompt that all edits share), its prompt, and the image of the batch.
-CarryKey = tuple[Edit | None, Hashable, int]
+#: An edit (None: the copy of the negative prompt that all edits share), its prompt, the image of the batch, and the
+#: stream, where the network reads several texts.
+CarryKey = tuple[Edit | None, Hashable, int, str]
 
 
 class CarriedContexts:
@@ -22,14 +23,16 @@ class CarriedContexts:
         self._changes: dict[CarryKey, tuple[Tensor, float]] = {}
         self._lock = threading.Lock()
 
-    def load(self, edit: Edit | None, chunk: Chunk, device: torch.device) -> Tensor | None:
-        """The change of a context so far for each row of a chunk, [b, t, c]; None if it has not moved."""
-        changes = [self._changes.get((edit, chunk.cond, image)) for image in chunk.images]
-        known = next((change for change, _ in filter(None, changes)), None)
-        if known is None:
-            return None
-        rows = [torch.zeros_like(known) if change is None else change[0] for change in changes]
-        return torch.stack([row.to(device) for row in rows])
+    def load(self, edit: Edit | None, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
+        """The changes of an edit's contexts so far for each row of a chunk, {stream: [b, t, c]}."""
+        loaded = {}
+        for stream in dict.fromkeys(key[3] for key in list(self._changes) if key[:2] == (edit, chunk.cond)):
+            changes = [self._changes.get((edit, chunk.cond, image, stream)) for image in chunk.images]
+            known = next((change for change, _ in filter(None, changes)), None)
+            if known is not None:
+                rows = [torch.zeros_like(known) if change is None else change[0] for change in changes]
+                loaded[stream] = torch.stack([row.to(device) for row in rows])
+        return loaded
 
     def store(self, changes: Mapping[CarryKey, Tensor], sigma: float) -> None:
         """Keep changes [t, c]. Of consecutive calls for one prompt at one sigma (PAG, SAG) the first counts."""

@@ -61,40 +61,47 @@ class ContextTrack:
     #: Whether the composition mixes it into the layers' outputs, and its weight there; None where masks decide it.
     is_mixed: bool = False
     weight: float | None = None
-    #: An edit's context as it was encoded, [b, t, c], and its attention mask.
-    encoded: Tensor | None = None
-    text_mask: Tensor | None = None
-    #: The change that earlier calls have carried to this one.
-    carried: Tensor | None = None
-    #: The change so far, by the shape of the context: some packs change it between layers.
-    changes: dict[torch.Size, Tensor] = field(default_factory=dict)
-    #: In the present layer: the context that was read (a slice: rows of the layer's own), its keys and its values.
+    #: An edit's texts as they were encoded, by stream.
+    texts: Mapping[str, EncodedText] = field(default_factory=dict)
+    #: The change that earlier calls have carried to this one, by stream.
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
+    #: The change so far, by stream and shape of the context: some packs change it between layers.
+    changes: dict[tuple[str, torch.Size], Tensor] = field(default_factory=dict)
+    #: In the present layer: the text (of an edit, as it was encoded), the context that was read (a slice: rows of the
+    #: layer's own), its keys and its values.
+    text: EncodedText = EncodedText(None)
     read: Tensor | slice | None = None
     k: Tensor | None = None
     v: Tensor | None = None
 
     def begin(self) -> None:
         """Start again from what was carried to the call."""
-        self.changes = {} if self.carried is None else {self.carried.shape: self.carried}
+        self.changes = {(stream, change.shape): change for stream, change in self.carried.items()}
 
-    def at(self, context: Tensor) -> Tensor:
+    def at(self, context: Tensor, stream: str) -> Tensor:
         """The context [b, t, c] with its change so far."""
-        change = self.changes.get(context.shape)
+        change = self.changes.get((stream, context.shape))
         return context if change is None else apply_change(context, change)
 
-    def move(self, step: Tensor) -> None:
+    def move(self, step: Tensor, stream: str) -> None:
         """Add a step [b, t, c], in units of the scale, to the change of the context of this shape."""
-        self.changes[step.shape] = accumulate(self.changes.get(step.shape), step, self.scale)
+        key = stream, step.shape
+        self.changes[key] = accumulate(self.changes.get(key), step, self.scale)
 
-    def fit(self, tokens: int) -> bool:
+    def changes_of(self, stream: str) -> dict[tuple[str, torch.Size], Tensor]:
+        """The changes of one stream's context."""
+        return {key: change for key, change in self.changes.items() if key[0] == stream}
+
+    def fit(self, tokens: int, stream: str) -> bool:
         """Repeat or cut the change of a copy to a context of so many tokens; False where neither leads there."""
-        for change in self.changes.values():
+        for key, change in self.changes_of(stream).items():
             own = change.shape[1]
             if own != tokens:
                 if tokens % own and own % tokens:
                     return False
                 change = change.repeat(1, max(1, tokens // own), 1)[:, :tokens]
-                self.changes = {change.shape: change}
+                del self.changes[key]
+                self.changes[stream, change.shape] = change
         return True
 
 
@@ -116,8 +123,8 @@ class DenoiserCall(SharedOnDeepcopy):
         self._weights = run.timeline.weights(sigma)
         self._gammas = run.timeline.gammas(sigma)
         self._carried_on: dict[CarryKey, Tensor] = {}
-        #: The edits' texts as the layers read them, where that is not their encoded context.
-        self.texts: Mapping[Edit, EncodedText] = {}
+        #: The edits' texts as the layers read them, by stream, where that is not their encoded context.
+        self.texts: Mapping[Edit, Mapping[str, EncodedText]] = {}
 
     @property
     def is_active(self) -> bool:
@@ -163,11 +170,11 @@ class DenoiserCall(SharedOnDeepcopy):
         is_needed = self._recorder is not None or self._composes
         return is_needed or any(update.layers is None or layer in update.layers for update in self._prompts.updates)
 
-    def context(self, layer: str, context: Tensor) -> Tensor:
+    def context(self, layer: str, context: Tensor, stream: str = "") -> Tensor:
         """The prompts' context [b, t, c] as updated so far, for a layer to read."""
         if layer == self._first:
             self.restart()
-        return self._prompts.at(context)
+        return self._prompts.at(context, stream)
 
     def shares_context(self, layer: str, context: Tensor, value_context: Tensor) -> bool:
         """Whether a layer's keys and values get the same text. Two equal tensors are compared once a run and layer."""
@@ -196,12 +203,14 @@ class DenoiserCall(SharedOnDeepcopy):
     def finish(self) -> None:
         """Keep what the pass has changed and recorded."""
         for track in self._edits:
-            change = next(iter(track.changes.values()), None)
-            if change is not track.carried:
+            for stream in dict.fromkeys(stream for stream, _ in track.changes):
+                change = next(iter(track.changes_of(stream).values()))
+                if change is track.carried.get(stream):
+                    continue
                 repeats = 1 if track.edit is not None else self._repeats_of(track.chunk)
                 own = change[:, : change.shape[1] // repeats]
                 for row, image in zip(own, track.chunk.images, strict=True):
-                    self._carried_on[track.edit, track.chunk.cond, image] = row
+                    self._carried_on[track.edit, track.chunk.cond, image, stream] = row
         if self._recorder is not None:
             self.run.recorder.add(self._recorder, self._sigma_on_device)
 
@@ -269,8 +278,8 @@ class DenoiserCall(SharedOnDeepcopy):
             return None
         if layer.value_context is not layer.context:
             self.run.notices.warn_once(notices.UPDATE_KEYS_ONLY)
-        (change,) = layer.pullback([total], [slice(None)], [layer.text_mask])
-        self._prompts.move(change)
+        (change,) = layer.pullback([total], [slice(None)], [layer.words])
+        self._prompts.move(change, layer.stream)
         return change
 
     def _gamma_norm(self, update: RowUpdate, layer: TextAttention) -> float:
@@ -291,7 +300,7 @@ class DenoiserCall(SharedOnDeepcopy):
         if has_other_length and not self._has_own_lengths(layer):
             return notices.UPDATE_LENGTHS
         if update.mask is not None and not _is_on_grid(layer):
-            return notices.UPDATE_MERGED
+            return notices.UPDATE_MERGED if layer.grid else notices.MASKS_WITHOUT_PICTURE
         return None
 
     def _token_weight_rows(self, update: RowUpdate, layer: TextAttention) -> Tensor:
@@ -331,7 +340,6 @@ class DenoiserCall(SharedOnDeepcopy):
         scale = max(gammas)
         weighted = self._weighted(edit)
         is_masked = any(one.mask is not None for one in weighted)
-        text = self._encoded(edit, chunk)
         return ContextTrack(
             updates=[RowUpdate(chunk.rows, [chunk], gammas[0] / scale, gammas[1] / scale)] if scale else [],
             scale=scale,
@@ -339,21 +347,20 @@ class DenoiserCall(SharedOnDeepcopy):
             edit=edit,
             is_mixed=bool(weighted),
             weight=None if is_masked else sum(self._weights[one] for one in weighted),
-            encoded=text.context,
-            text_mask=text.mask,
+            texts=self._encoded(edit, chunk),
             carried=self.run.carried.load(edit, chunk, self._network_context.device),
         )
 
-    def _encoded(self, edit: Edit | None, chunk: Chunk) -> EncodedText:
-        """An edit's text for each row of a chunk; none for an edit that is off, and for the copy of the prompt."""
+    def _encoded(self, edit: Edit | None, chunk: Chunk) -> Mapping[str, EncodedText]:
+        """An edit's texts for each row of a chunk; none for an edit that is off, and for the copy of the prompt."""
         if edit is None or not (edit in self._weights or edit in self._gammas):
-            return EncodedText(None)
+            return {}
         if edit not in self.texts:
-            return EncodedText(self.run.cache.edit_rows(edit, chunk, self._network_context))
-        text = self.texts[edit]
-        return EncodedText(
-            rows_of_images(text.context, chunk), None if text.mask is None else rows_of_images(text.mask, chunk)
-        )
+            return {"": EncodedText(self.run.cache.edit_rows(edit, chunk, self._network_context))}
+        return {
+            stream: text.map_rows(lambda tensor: rows_of_images(tensor, chunk))
+            for stream, text in self.texts[edit].items()
+        }
 
     def _weighted(self, edit: Edit | None) -> list[Edit]:
         """The edits whose weights a track has: an edit's own, or all of them."""
@@ -365,7 +372,7 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.notices.warn_once(notices.EDITS_REGIONS)
             return out
         if self._has_edit_masks and not _is_on_grid(layer):
-            self.run.notices.warn_once(notices.EDITS_MERGED)
+            self.run.notices.warn_once(notices.EDITS_MERGED if layer.grid else notices.MASKS_WITHOUT_PICTURE)
             return out
         tracks = [track for track in self._edits if self._acts(track, layer)]
         _make_keys_and_values(layer, tracks)
@@ -375,7 +382,7 @@ class DenoiserCall(SharedOnDeepcopy):
             rows, position, outs, weights = chunk.rows, chunk.position, [], []
             for track in tracks:
                 if track.chunk is chunk and track.v is not None:
-                    outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text_mask))
+                    outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text.mask))
                     weights.append(self._masked_weight(track, layer) if track.weight is None else track.weight)
             if outs:
                 main = out[rows]
@@ -396,24 +403,26 @@ class DenoiserCall(SharedOnDeepcopy):
         if track.edit is not None:
             if not track.is_mixed and not track.updates:
                 return False
-            if track.encoded.dtype != layer.context.dtype and track.edit not in self.texts:
-                track.encoded = self.run.cache.edit_rows(track.edit, track.chunk, layer.context)
-            track.read = track.at(track.encoded)
+            track.text = track.texts[layer.stream]
+            if track.text.context.dtype != layer.context.dtype and track.edit not in self.texts:
+                track.text = EncodedText(self.run.cache.edit_rows(track.edit, track.chunk, layer.context))
+            track.read = track.at(track.text.context, layer.stream)
             return True
         rows = track.chunk.rows
-        track.text_mask = None if layer.text_mask is None else layer.text_mask[rows]
-        if not track.changes and not self._has_moved(layer.context, track.chunk):
+        track.text = EncodedText(layer.context, layer.text_mask, layer.words).map_rows(lambda tensor: tensor[rows])
+        if not track.changes_of(layer.stream) and not self._has_moved(layer, track.chunk):
             track.read, track.k = rows, layer.k[rows]  # a copy that equals the prompt has the prompt's outputs
             return bool(track.updates)
-        if not track.fit(layer.context.shape[1]):
+        if not track.fit(layer.context.shape[1], layer.stream):
             self.run.notices.warn_once(notices.EDITS_NEGATIVE_LENGTH)
             return False
-        track.read = track.at(layer.context[rows])
+        track.read = track.at(track.text.context, layer.stream)
         return True
 
-    def _has_moved(self, context: Tensor, chunk: Chunk) -> bool:
+    def _has_moved(self, layer: TextAttention, chunk: Chunk) -> bool:
         """Whether the prompts' update has moved a chunk's rows of a layer's context."""
-        return context.shape in self._prompts.changes and any(chunk in u.chunks for u in self._prompts.updates)
+        is_changed = (layer.stream, layer.context.shape) in self._prompts.changes
+        return is_changed and any(chunk in update.chunks for update in self._prompts.updates)
 
     def _move_edits(self, layer: TextAttention, tracks: Sequence[ContextTrack]) -> Mapping[ContextTrack, Tensor]:
         """Move the tracks' contexts -> their changes in the layer [b, t, c], in units of the scale."""
@@ -435,10 +444,10 @@ class DenoiserCall(SharedOnDeepcopy):
                     energy=update.energy,
                 )
             )
-        read, masks = [track.read for track in tracks], [track.text_mask for track in tracks]
-        changes = dict(zip(tracks, layer.pullback(steps, read, masks), strict=True))
+        read, words = [track.read for track in tracks], [track.text.words for track in tracks]
+        changes = dict(zip(tracks, layer.pullback(steps, read, words), strict=True))
         for track, change in changes.items():
-            track.move(change)
+            track.move(change, layer.stream)
         return changes
 
     def _masked_weight(self, track: ContextTrack, layer: TextAttention) -> float | Tensor:
@@ -452,8 +461,8 @@ class DenoiserCall(SharedOnDeepcopy):
     # --- what is known about a layer ---
 
     def _has_own_lengths(self, layer: TextAttention) -> bool:
-        """Whether the layer's context has the shape of the call's, so that it is known whose word each token is."""
-        return layer.context.shape == self._network_context.shape
+        """Whether the layer's context has the call's tokens, so that it is known whose word each of them is."""
+        return layer.context.shape[:2] == self._network_context.shape[:2]
 
     def _mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], layer: TextAttention) -> Tensor:
         """Mask [b, height, width] -> [rows of the chunks, n, 1]."""
@@ -495,6 +504,8 @@ class DenoiserCall(SharedOnDeepcopy):
             return
         self._recorder.record_prompts(layer, self._layer_repeats(layer), change, self._prompts.scale)
         if not self.run.recorder.wants_maps:
+            return
+        if layer.grid is None:  # sound
             return
         if not self._has_own_lengths(layer):
             self.run.notices.warn_once(notices.MAPS_LENGTHS)

@@ -1,4 +1,4 @@
-"""Words of a prompt -> one weight per token of its conditioning (paper, section 4, words that should weigh more)."""
+"""Weights of words of a prompt -> one weight per token of its conditioning (paper, section 4)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .tokenized_prompt import Reading, Token, occurrences, read, words
 if TYPE_CHECKING:
     from comfy.sd import CLIP
 
-#: The authors use 2.5. Far larger ones would overflow half precision.
+#: The authors use 2.5. Far larger weights would overflow half precision.
 MAX_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True, eq=False)
 class TokenWeights:
-    """values [t], float32: a weight for each token of a prompt's conditioning, 1 where nothing is said.
+    """values [t], float32: a weight for each token of a prompt's conditioning, 1 by default.
 
     t counts all tokens that ComfyUI encodes, start, end and padding included: 77 for each chunk of the prompt.
     """
@@ -36,16 +36,16 @@ class Line(NamedTuple):
 
 
 def weigh_words(clip: CLIP, text: str, weights: str) -> tuple[TokenWeights, str]:
-    """The weights of the tokens of a prompt, and a table of them to be read.
+    """The weights of the tokens of a prompt, and a table of them for the user.
 
     Args:
         clip: the CLIP that encodes the prompt.
         text: the prompt.
-        weights: lines `phrase = weight`. Every occurrence of a phrase counts. Without lines every weight is 1.
+        weights: lines `phrase = weight`, for every occurrence of the phrase. Without lines every weight is 1.
 
     Raises:
-        ValueError: a text encoder of another family, a line that cannot be read, a phrase that is not in the prompt,
-            two weights for one token, or text encoders that read the weighted words at different positions.
+        ValueError: an unsupported text encoder, a malformed line, a phrase that is not in the prompt, two weights for
+            one token, or text encoders with the weighted words at different positions.
     """
     lines = parse_lines(weights)
     readings = read(clip, text)
@@ -54,34 +54,34 @@ def weigh_words(clip: CLIP, text: str, weights: str) -> tuple[TokenWeights, str]
         weigh_tokens(reading, lines, [phrase[index].tokens for phrase in phrases])
         for index, reading in enumerate(readings)
     ]
-    # SDXL's encoders stand side by side in the conditioning, which is as long as the shorter of them.
+    # SDXL concatenates its encoders' outputs along the width, up to the length of the shorter one.
     length = min(reading.length for reading in readings)
     if any(not torch.equal(v[:length], values[0][:length]) for v in values):
         raise ValueError(
-            "Expected both text encoders to read the weighted words at the same positions, but they are at "
-            f"{' and at '.join(str(v.ne(1).nonzero().flatten().tolist()) for v in values)}. Take out the embeddings "
-            "that were made for another model, or move them to the end of the prompt."
+            "The weighted words are at different positions in the two text encoders: "
+            f"{' and '.join(str(v.ne(1).nonzero().flatten().tolist()) for v in values)}. Remove embeddings that belong "
+            "to another model, or move them to the end of the prompt."
         )
     return TokenWeights(values[0][:length]), describe(readings[0], values[0][:length])
 
 
 def parse_lines(weights: str) -> list[Line]:
-    """The lines `phrase = weight`; blank ones are skipped. Raises ValueError for a line that cannot be read."""
+    """The lines `phrase = weight`; blank ones are skipped. Raises ValueError for a malformed line."""
     return [_parse_line(line.strip()) for line in weights.splitlines() if line.strip()]
 
 
 def _parse_line(line: str) -> Line:
     phrase, equals, number = (part.strip() for part in line.rpartition("="))
     if not equals or not phrase:
-        raise ValueError(f"Expected a line of the form `word = weight`, such as `shirt = 2.5`, but got `{line}`.")
+        raise ValueError(f"The line `{line}` in weights has no word or no weight. Write it as `shirt = 2.5`.")
     try:
         weight = float(number)
     except ValueError:
         weight = math.nan
     if not 0 <= weight <= MAX_WEIGHT:  # False for nan too
         raise ValueError(
-            f"Expected a number from 0 to {MAX_WEIGHT:g} as the weight of `{phrase}`, but got `{number}`. "
-            "Write it as in `shirt = 2.5`; 1 changes nothing, 0 takes the word out of the attention term."
+            f"The weight of `{phrase}` is `{number}`. Set it to a number from 0 to {MAX_WEIGHT:g}, as in `shirt = "
+            "2.5`; 1 changes nothing, 0 excludes the word from the attention term."
         )
     return Line(phrase, weight)
 
@@ -95,23 +95,23 @@ def weigh_tokens(reading: Reading, lines: list[Line], phrases: list[list[Token]]
             earlier = given.setdefault(token.position, line)
             if earlier.weight != line.weight:
                 raise ValueError(
-                    f"Expected one weight per token, but got `{earlier.phrase} = {earlier.weight:g}` and "
-                    f"`{line.phrase} = {line.weight:g}` for `{reading.text([token])}` at position {token.position}. "
-                    "Remove one of the two lines or give them the same weight."
+                    f"The token `{reading.text([token])}` at position {token.position} has two weights: "
+                    f"`{earlier.phrase} = {earlier.weight:g}` and `{line.phrase} = {line.weight:g}`. Remove one of the "
+                    "two lines, or give them the same weight."
                 )
             values[token.position] = line.weight
     return values
 
 
 def describe(reading: Reading, values: Tensor) -> str:
-    """A table of the prompt's tokens, their positions and weights; of a word of several tokens, the whole word too."""
+    """A table of the prompt's tokens with positions and weights, and the word of tokens that are a part of one."""
     rows = [
         f"{token.position:>8}  {values[token.position]:<6g}  {reading.text([token])}"
         + (f"  in {reading.text(word)}" if len(word) > 1 else "")
         for word in words(reading)
         for token in word
     ]
-    unchanged = ["All weights are 1: nothing changes."] if torch.all(values == 1) else []
+    unchanged = ["All weights are 1, so nothing changes."] if torch.all(values == 1) else []
     head = "position  weight  token" if rows else "The prompt is empty."
-    tail = f"{len(values)} tokens in all. Start, end and padding tokens are not listed; their weight is 1."
+    tail = f"{len(values)} tokens in total. Start, end and padding tokens are not listed; their weight is 1."
     return "\n".join([*unchanged, head, *rows, tail])

@@ -1,12 +1,13 @@
-"""How ComfyUI's text encoders read a prompt: its tokens, their places in the conditioning, its words and phrases.
+"""The tokens of a prompt in ComfyUI's text encoders, their positions in the conditioning, its words and phrases.
 
-The graph's own CLIP tokenizes the prompt and every phrase, so a phrase is found wherever the text encoder reads the
-same tokens: prompt weights in parentheses, letter case, chunks and embeddings need no rules of their own.
+The prompt and every phrase are tokenized by the workflow's own CLIP, and a phrase is found wherever its tokens occur:
+prompt weights in parentheses, letter case, chunks and embeddings need no special cases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from comfy.sd import CLIP
 
-#: What the tokenizers of SD 1.x, SD 2.x and SDXL call their tokens.
+#: The names of the token lists of the supported tokenizers.
 SUPPORTED = ({"l"}, {"h"}, {"l", "g"})
 #: Ends the last piece of a word in CLIP's vocabulary.
 END_OF_WORD = "</w>"
@@ -30,31 +31,30 @@ class Token(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What one text encoder reads: the prompt's own tokens; length counts start, end and padding tokens as well."""
+    """The prompt in one text encoder: its own tokens; length includes start, end and padding tokens."""
 
     tokens: list[Token]
     length: int
     decode: Callable[[list[int]], str]
 
     def text(self, tokens: list[Token]) -> str:
-        """The tokens of one word as text; an embedding's vectors have none of their own."""
+        """The tokens of one word as text; the vectors of an embedding have no text."""
         if any(isinstance(token.key, tuple) for token in tokens):
             return "<embedding>"
         return self.decode([token.key for token in tokens])
 
 
 def read(clip: CLIP, text: str) -> list[Reading]:
-    """How each text encoder of `clip` reads `text`. Raises ValueError for another family of text encoders."""
+    """The tokens of `text` in each text encoder of `clip`. Raises ValueError for unsupported text encoders."""
     if clip is None:
-        raise ValueError("Expected a CLIP, but got none: the checkpoint has no text encoder. Load one with Load CLIP.")
+        raise ValueError("The checkpoint has no CLIP. Load one with Load CLIP.")
     chunks = clip.tokenize(text, return_word_ids=True)
     # The SDXL refiner's CLIP tokenizes for both encoders and has only one.
     names = [name for name in sorted(chunks) if hasattr(clip.cond_stage_model, f"clip_{name}")]
     if set(chunks) not in SUPPORTED or not names:
         raise ValueError(
-            "Expected the CLIP of an SD 1.x, SD 2.x or SDXL model, but got the text encoder of another family "
-            f"({type(clip.tokenizer).__name__}, tokens for {', '.join(chunks)}). "
-            "Wire the CLIP that encodes the prompt of the model with EBCA Context Update."
+            f"This CLIP is not supported ({type(clip.tokenizer).__name__}, tokens for {', '.join(chunks)}). Connect "
+            "the CLIP that encodes the prompt of the EBCA model; the README lists the supported models."
         )
     return [_reading(clip, name, chunks[name]) for name in names]
 
@@ -81,7 +81,7 @@ def _prompt_tokens(clip: CLIP, name: str, chunks: list[list[tuple]], vocabulary:
 
 
 def _is_left_out(clip: CLIP, name: str, token: int | Tensor) -> bool:
-    """Whether ComfyUI drops this embedding, made for another encoder; the tokens after it then move up by one."""
+    """Whether ComfyUI drops this embedding of another encoder; the tokens after it then move up by one."""
     if not torch.is_tensor(token):
         return False
     encoder = getattr(clip.cond_stage_model, f"clip_{name}")
@@ -89,7 +89,7 @@ def _is_left_out(clip: CLIP, name: str, token: int | Tensor) -> bool:
 
 
 def occurrences(reading: Reading, text: str, phrase: list[Token]) -> list[Token]:
-    """The tokens of every occurrence of the phrase, whole words only; `text` is what it is called in messages.
+    """The tokens of every occurrence of the phrase, whole words only; `text` is the phrase as the user wrote it.
 
     Raises ValueError if there is none.
     """
@@ -100,16 +100,18 @@ def occurrences(reading: Reading, text: str, phrase: list[Token]) -> list[Token]
         if keys[i : i + len(wanted)] == wanted and (i == 0 or reading.tokens[i - 1].ends_word)
     ]
     if not wanted or not starts:
-        known = dict.fromkeys(reading.text(word) for word in words(reading))
-        raise ValueError(
-            f"Expected words of the prompt, but got `{text}`, which is not in it. The prompt's words are: "
-            f"{' '.join(f'`{word}`' for word in known) or '(none)'}\nWrite words and phrases as they are in the prompt."
-        )
+        in_order = [reading.text(word) for word in words(reading)]
+        length = max(1, len(text.split()))
+        phrases = [" ".join(in_order[i : i + length]) for i in range(len(in_order) - length + 1)]
+        similar = get_close_matches(text.lower(), phrases, n=1)
+        advice = f"Did you mean `{similar[0]}`?" if similar else "Write words and phrases as they are in the prompt."
+        listed = " ".join(f"`{word}`" for word in dict.fromkeys(in_order)) or "(none)"
+        raise ValueError(f"`{text}` is not in the prompt. {advice} The words of the prompt are: {listed}")
     return [token for i in starts for token in reading.tokens[i : i + len(wanted)]]
 
 
 def words(reading: Reading) -> list[list[Token]]:
-    """The prompt's words in their order, each as its tokens."""
+    """The words of the prompt in order, each as its tokens."""
     found: list[list[Token]] = [[]]
     for token in reading.tokens:
         found[-1].append(token)
