@@ -16,6 +16,10 @@ FORWARD_REPLACED = (
     "EBCA: bypassed in cross-attention layers whose forward pass another node has replaced. Remove that node to use "
     "EBCA there."
 )
+TEXT_REPLACED = (
+    "EBCA: bypassed in cross-attention layers in which another node replaces or lengthens the text. Remove that node "
+    "to use EBCA there."
+)
 UPDATE_REGIONS = (
     "EBCA: context update skipped: another node splits the prompt into regions or the image into tiles. Remove that "
     "node to use the update there."

@@ -271,14 +271,15 @@ class Ebca:
     def __init__(
         self, family: str, model, updates: Sequence[Update] = (), edits: Sequence[Edit] = (),
         edit_masks: Sequence[Tensor | None] = (), blocks: Sequence[str] | None = None, positive_only: bool = False,
-        factor: Callable[[float], float] = lambda sigma: 1.0,
+        factor: Callable[[float], float] = lambda sigma: 1.0, attend: Callable[..., Tensor] = attention,
     ):
-        """factor: of the updates' gammas at a sigma."""
+        """factor: of the updates' gammas at a sigma; attend: the attention that another pack computes."""
         self.family, self.base = FAMILIES[family], model.model
         self.sampling = model.get_model_object("model_sampling")
         self.updates, self.edits = updates, edits
         self.edit_masks = edit_masks or [None] * len(edits)
         self.blocks, self.positive_only, self.factor = blocks, positive_only, factor
+        self.attend = attend
         self.carried: dict[tuple, tuple[Tensor, float]] = {}
         self.modules = {path: copy.deepcopy(m).double() for path, m in modules(family, self.network).items()}
 
@@ -344,7 +345,7 @@ class Ebca:
     def _attend(self, module, q: Tensor, text: Tensor, visible: Tensor | None = None) -> Tensor:
         text = text if visible is None else text[visible]
         family = self.family
-        return attention(q, family.keys(module, text), family.values(module, text), family.heads(module))
+        return self.attend(q, family.keys(module, text), family.values(module, text), family.heads(module))
 
     def _row(self, path: str, module, row: _Row, text: Tensor, q: Tensor, visible: Tensor | None) -> Tensor:
         main = text + row.moved
