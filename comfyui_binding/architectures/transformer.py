@@ -106,8 +106,9 @@ class Family:
     text_width: Callable[[Module], int | None] = lambda network: None
     #: Rows in front of the text that belong to an image, from the module and its keyword arguments.
     image_rows: Callable[[Module, Mapping[str, Any]], int] = lambda module, kwargs: 0
-    #: Tokens of the text that are no words, from the keyword arguments and the context [b, t, c] of apply_model.
-    not_words: Callable[[Mapping[str, Any], Tensor], slice] | None = None
+    #: Tokens of the text that are no words, from the keyword arguments and the context [b, t, c] of apply_model: where
+    #: they are, or for each text, [b, t].
+    not_words: Callable[[Mapping[str, Any], Tensor], slice | Tensor] | None = None
     #: Which of a module's attention calls reads the text.
     attention_call: Callable[[Module], int] = lambda module: 0
     #: Whether the text that layers read depends on the noise level.
@@ -369,7 +370,7 @@ def is_word(context: Tensor, words: Tensor | None) -> Tensor:
     return known if words is None else known * words
 
 
-def _words(context: Tensor, mask: Tensor | None, not_words: slice | None) -> Tensor | None:
+def _words(context: Tensor, mask: Tensor | None, not_words: slice | Tensor | None) -> Tensor | None:
     """EncodedText.words of a text [b, t, c] with an attention mask [b, .., t], but for padding that shows in it."""
     if mask is None and not_words is None:
         return None
@@ -377,7 +378,7 @@ def _words(context: Tensor, mask: Tensor | None, not_words: slice | None) -> Ten
     if mask is not None:
         words[hidden_tokens(mask).expand(words.shape[:2])] = 0
     if not_words is not None:
-        words[:, not_words] = 0
+        words[(slice(None), not_words) if isinstance(not_words, slice) else not_words] = 0
     return words
 
 
