@@ -281,6 +281,22 @@ def test_layers_and_text_width(registry, family):
         assert registry.context_width(model) == toy.FAMILIES[family].width
 
 
+@each_updated
+def test_mask_lies_on_the_tokens_of_the_picture(comfy, denoiser_call, monkeypatch, family):
+    """Rows and columns of patches; the tokens of a reference image or a register lie before or behind them."""
+    one, seen = toy.FAMILIES[family], set()
+    monkeypatch.setattr(denoiser_call.DenoiserCall, "_update_prompts", lambda self, layer, own_rows: seen.add(
+        (layer.stream, layer.q.shape[1], layer.grid, layer.tokens_before_grid)
+    ))  # fmt: skip
+    toy.sample(updated(comfy, toy.model(family)), family, toy.conditioning(family, 1), steps=1)
+    sides = one.shape[-len(one.patch) :]
+    grid = tuple(-(-side // patch) for side, patch in zip(sides, one.patch, strict=True))
+    tokens = one.before + math.prod(grid) + one.after
+    stream = "b" if family.startswith("ltx") else ""
+    expected = {(stream, tokens, grid if len(grid) > 1 else (1, *grid), one.before)}
+    assert seen == expected | ({("a", 5, None, 0)} if "ltxav" in family else set())
+
+
 @each_family
 def test_zero_strength_and_a_trace_leave_every_bit_and_no_hook(comfy, family):
     model, prompts = toy.model(family), (toy.conditioning(family, 1), toy.conditioning(family, 2))

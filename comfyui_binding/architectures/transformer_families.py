@@ -176,7 +176,7 @@ def _stable_audio_parts(module: Module) -> Parts:
 def _stable_audio_grid(network: Module, shape: Sequence[int], conds: Mapping[str, Any], stream: str) -> Grid:
     transformer = network.transformer
     before = getattr(transformer, "num_memory_tokens", 0) + (network.global_cond_type == "prepend")
-    return _patches((1, *shape), (1, getattr(network, "patch_size", 1)), before)
+    return _patches((1, shape[-1]), (1, getattr(network, "patch_size", 1)), before)
 
 
 def _no_differential_update(network: Module) -> str | None:
@@ -307,7 +307,7 @@ FAMILIES = [
             out=module.o_proj,
             queries=lambda q, args: q.flatten(2),
         ),
-        lambda network, shape, *_: _patches((1, *shape), (1, network.decoder.patch_size)),
+        lambda network, shape, *_: _patches((1, shape[-1]), (1, network.decoder.patch_size)),
         text=(1, "encoder_hidden_states"),
         text_width=lambda network: network.encoder.text_projector.in_features,
         # The timbre, between lyrics and tags.
