@@ -69,7 +69,7 @@ class ContextTrack:
     changes: dict[tuple[str, torch.Size], Tensor] = field(default_factory=dict)
     #: In the present layer: the text (of an edit, as it was encoded), the context that was read (a slice: rows of the
     #: layer's own), its keys and its values.
-    text: EncodedText = EncodedText(None)
+    text: EncodedText | None = None
     read: Tensor | slice | None = None
     k: Tensor | None = None
     v: Tensor | None = None
