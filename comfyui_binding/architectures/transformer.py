@@ -26,6 +26,7 @@ from ..runtime import notices
 from ..runtime.denoiser_call import DenoiserCall
 from ..runtime.settings import Edit
 from ..runtime.text_attention import EncodedText
+from .host_attention import exchanged_attention, preferred_attention
 from .key_norms import through_norm
 from .key_projection import is_unpatched, project_to_context, together
 
@@ -193,6 +194,8 @@ class TransformerAttention:
     #: The keys before their norm, of the context that the layer has read; None where it is not known.
     z: Tensor | None
     read_context: Tensor
+    values_follow: Tensor | None = None
+    refused_edits: bool = False
 
     @property
     def normalises_keys(self) -> bool:
@@ -211,7 +214,7 @@ class TransformerAttention:
         return self.attention(q, k, v, self.heads, mask=text_mask)
 
     def attend_exchanged(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        return host.optimized_attention(
+        return exchanged_attention()(
             query, key, value, heads, attn_precision=self.attn_precision, low_precision_attention=False
         )
 
@@ -329,11 +332,12 @@ class _CallHooks:
             if self._first is not None:
                 call.finish()  # the network runs again in the same call
             self._first = name
-            chunks = call.run.chunks(self._options, self._batch, call.latent_size)
-            call.begin(list(self._layers), chunks, text)
+            rows = call.run.layout.rows(self._options, self._batch, call.latent_size)
+            call.begin(list(self._layers), rows, text)
         moved = call.context(name, text)
         parts = family.parts(module)
-        visit = _Visit(parts, text, moved, _text_mask(kwargs), args, family.attention_call(module))
+        preferred = preferred_attention(module).get("preferred_attention")
+        visit = _Visit(parts, text, moved, _text_mask(kwargs), args, family.attention_call(module), preferred)
         self._visit = visit
         if not call.works_in(name):
             visit.is_done = True
@@ -359,7 +363,8 @@ class _CallHooks:
 
     def _override(self, name: str, visit: _Visit, other: Callable | None, function: Callable, *args, **kwargs):
         """Attention override of a module: its attention, with EBCA's part."""
-        own = function if other is None else partial(other, function)
+        chosen = getattr(kwargs.get("preferred_attention", visit.preferred), "function", None)
+        own = chosen or function if other is None else partial(other, function)
         out = own(*args, **kwargs)
         call, visit.calls = visit.calls, visit.calls + 1
         if visit.is_done or call != visit.attention_call:
@@ -372,7 +377,7 @@ class _CallHooks:
         is_split = kwargs.get("skip_output_reshape", False)
         flat = _flat(out, True) if is_split else out
         layer = self._attention(name, visit, q, k, v, heads, attention, kwargs.get("attn_precision"), other is not None)
-        result = self._call.output(layer, flat, has_other_branches=False)
+        result = self._call.output(layer, flat)
         return result.unflatten(-1, (heads, -1)).transpose(1, 2) if is_split else result
 
     # --- a module that gets no options ---
@@ -395,7 +400,7 @@ class _CallHooks:
         layer.z = z if visit.parts.k_norm is not None else None
         layer.k = layer.keys([visit.moved])[0]
         layer.z = None if visit.z is None else visit.z.reshape(layer.k.shape)
-        return (self._call.output(layer, args[0], has_other_branches=False), *args[1:])
+        return (self._call.output(layer, args[0]), *args[1:])
 
     def _attention(self, name, visit, q, k, v, heads, attention, attn_precision, has_override) -> TransformerAttention:
         z = visit.z
@@ -418,6 +423,8 @@ class _Visit:
     text_mask: Tensor | None
     args: tuple
     attention_call: int
+    #: The attention that the module itself prefers, in newer versions of ComfyUI.
+    preferred: Any
     calls: int = 0
     is_done: bool = False
     z: Tensor | None = None

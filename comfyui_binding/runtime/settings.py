@@ -154,6 +154,11 @@ class Settings:
         schedules += [schedule for edit in self.edits for schedule in (edit.alpha_schedule, edit.gamma_schedule)]
         return [schedule for schedule in schedules if schedule is not None]
 
+    @property
+    def masks(self) -> list[Tensor]:
+        """The masks that the user has wired."""
+        return [setting.mask for setting in (*self.updates, *self.edits) if setting.mask is not None]
+
     def to_dict(self, layer_names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
         """The settings of all nodes, as JSON values."""
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ..text.tokenized_prompt import Reading, occurrences, read, words
+from ..text.tokenized_prompt import Reading, encode, occurrences, read, words
 from .trace_record import TraceRecord, WordMaps, matches_fingerprint
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _all_words(reading: Reading) -> dict[str, list]:
 
 def is_prompt_of(record: TraceRecord, clip: CLIP, text: str) -> bool:
     """Whether the run's positive prompt is what `clip` makes of the text."""
-    context = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0]
+    context = encode(clip, text)
     return all(matches_fingerprint(prompt, context[0]) for prompt in record.prompts)
 
 
