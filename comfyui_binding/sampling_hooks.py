@@ -7,7 +7,7 @@ network's forward pass belongs to the architecture.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from .runtime import notices
 from .runtime.batch_layout import make_uuids_unique
 from .runtime.denoiser_call import DenoiserCall
+from .runtime.notices import Notices
 from .runtime.sampling_run import Run
 from .runtime.settings import CALL_KEY, KEY, RUN_KEY, Settings
 from .runtime.timeline import Timeline
@@ -90,11 +91,10 @@ def sampler_sample(
     if settings is None:
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
     make_uuids_unique(guider.conds)
-    masks = settings.masks
+    _inform_of_resized_masks(settings, guider.inner_model, noise.shape)
     if denoise_mask is not None and settings.needs_noise_mask:
         settings = settings.with_noise_mask(denoise_mask[:, 0].clamp(0, 1))
     run = Run(settings, guider.inner_model.model_sampling, guider.conds, noise.shape)
-    _inform_of_resized_masks(run, masks, guider.inner_model, noise.shape)
     if settings.needs_noise_mask:
         run.notices.warn_once(notices.NO_NOISE_MASK)
     options[RUN_KEY] = run
@@ -123,14 +123,14 @@ def _has_wrappers(options: dict[str, Any], settings: Settings) -> bool:
     return all(KEY in found.get(kind, {}) for kind in (WrappersMP.APPLY_MODEL, *settings.architecture.wrappers))
 
 
-def _inform_of_resized_masks(run: Run, masks: Sequence[Tensor], model: torch.nn.Module, latent: torch.Size) -> None:
-    """Say which masks have another size than the image: it may be a tile of the one that they are for."""
+def _inform_of_resized_masks(settings: Settings, model: torch.nn.Module, latent: torch.Size) -> None:
+    """Say, once a MODEL, which masks have another size than the image: it may be a tile of the one they are for."""
     pixels = getattr(getattr(model, "latent_format", None), "spacial_downscale_ratio", PIXELS_OF_A_LATENT)
     height, width = latent[-2:]
-    for mask in masks if len(latent) > 3 else ():
+    for mask in settings.masks if len(latent) > 3 else ():
         size, image = tuple(mask.shape[-2:]), (height * pixels, width * pixels)
         if size != (height, width) and not is_mask_of(size, image):
-            run.notices.inform_once(notices.mask_resized(size, image))
+            Notices(settings.told).inform_once(notices.mask_resized(size, image))
 
 
 def _continues_a_stage(settings: Settings, model: ModelPatcher, noise: Tensor, latent_image: Tensor, sigmas) -> bool:
@@ -178,7 +178,7 @@ WRAPPERS = {
 def _run_of_a_call(model: torch.nn.Module, options: dict[str, Any]) -> Run:
     """A run for a single call: another node calls the model without the options of the run."""
     settings = options[KEY]
-    run = Run(settings, model.model_sampling, warned=settings.warned_without_run)
+    run = Run(settings, model.model_sampling, warned=settings.told)
     if settings.needs_noise_mask:
         run.notices.warn_once(notices.CALL_WITHOUT_RUN_MASK)
     if settings.edits:

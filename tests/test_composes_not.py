@@ -23,6 +23,7 @@ class Row(NamedTuple):
 
 REPLACED = "whose forward pass another node has replaced"
 NOT_THERE = "EBCA had no effect"
+UNREAD = "does not read the prompt it is given"
 COUPLE = other_packs.attention_couple()
 TABLE = {
     # what                                          neighbour                  EBCA asks for   a part of the warning
@@ -42,6 +43,10 @@ TABLE = {
     "tiles one by one, edit": Row(other_packs.tiles(at_once=False), "edit", "tiles"),
     "appended tokens, words": Row(other_packs.appended_tokens(4), "words", "changes the prompt's length"),
     "appended prompt, words": Row(other_packs.appended_tokens(77), "words", "changes the prompt's length"),
+    "own text, update": Row(other_packs.own_text, "update", UNREAD),
+    "own text, edit": Row(other_packs.own_text, "edit", UNREAD),
+    "frames unsaid, words": Row(other_packs.animatediff_windows("unknown"), "words", "some images of the batch"),
+    "frames unsaid, edit": Row(other_packs.animatediff_windows("unknown"), "edit", "some images of the batch"),
     "merged tokens, mask": Row(other_packs.merged_tokens, "mask", "merges image tokens"),
 }
 

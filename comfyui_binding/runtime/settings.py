@@ -140,8 +140,8 @@ class Settings:
     edits: tuple[Edit, ...] = ()
     traces: tuple[RunTrace, ...] = ()
     windows: frozenset[Window] = field(init=False)
-    #: Warnings already given in calls of the model outside any run, which have no run to remember them.
-    warned_without_run: set[str] = field(init=False, default_factory=set)
+    #: What was logged once for this MODEL: about calls outside any run, and about masks, whichever run they are in.
+    told: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self):
         windows = {update.window for update in self.updates}

@@ -258,14 +258,14 @@ class RunRecorder:
 
 
 @contextmanager
-def never_costs_the_image():
+def never_costs_the_image(message: str = notices.TRACE_FAILED):
     """What goes wrong in an instrument is logged, and the run goes on."""
     try:
         yield
     except InterruptProcessingException:
         raise
     except Exception:
-        log.exception(notices.TRACE_FAILED)
+        log.exception(message)
 
 
 @contextmanager
@@ -288,10 +288,8 @@ def recording(run: Run, sigmas: Sequence[float]):
         with suppress(Exception):  # what stopped the run is what its user must see
             write(is_complete=False)
         raise
-    try:
+    with never_costs_the_image():
         write(is_complete=True)
-    except Exception:  # the image is done, and must not be lost with its trace
-        log.exception(notices.TRACE_FAILED)
 
 
 def _differs(sigma: Tensor, last: Tensor | None) -> Tensor:
