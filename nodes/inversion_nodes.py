@@ -32,7 +32,7 @@ from .file_inputs import (
     saved_files,
 )
 from .input_validation import first_error
-from .shared_inputs import CATEGORY
+from .shared_inputs import PHOTO
 
 log = logging.getLogger("ebca")
 
@@ -63,7 +63,7 @@ class EBCAInvert(io.ComfyNode):
         return io.Schema(
             node_id="EBCAInvert",
             display_name="EBCA Invert",
-            category=CATEGORY,
+            category=PHOTO,
             description="Finds the noise that an image can be sampled from (DDIM inversion): sampling from it with the "
             "same caption reconstructs the image, and EBCA Compose edits it during that sampling. The inversion takes "
             "one model call per step; keep its result with EBCA Save Inversion.",
@@ -207,7 +207,7 @@ class EBCASaveInversion(io.ComfyNode):
         return io.Schema(
             node_id="EBCASaveInversion",
             display_name="EBCA Save Inversion",
-            category=CATEGORY,
+            category=PHOTO,
             description="Saves the result of EBCA Invert in the output folder, with its model, caption and settings. "
             "EBCA Load Inversion loads it in place of EBCA Invert.",
             search_aliases=["save latent", "save inverted latent"],
@@ -237,7 +237,7 @@ class EBCALoadInversion(io.ComfyNode):
         return io.Schema(
             node_id="EBCALoadInversion",
             display_name="EBCA Load Inversion",
-            category=CATEGORY,
+            category=PHOTO,
             description="Loads a file of EBCA Save Inversion in place of EBCA Invert, and reports where the model, "
             "caption, steps, scheduler or sampler of this graph differ from those of the inversion.",
             search_aliases=["load latent", "load inverted latent"],

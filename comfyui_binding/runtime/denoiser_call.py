@@ -153,6 +153,7 @@ class DenoiserCall(SharedOnDeepcopy):
 
     def restart(self) -> None:
         """The network starts again from its first layer."""
+        self._updated_layers = 0
         for track in (self._prompts, *self._edits):
             track.begin()
         if self._recorder is not None:
@@ -202,6 +203,8 @@ class DenoiserCall(SharedOnDeepcopy):
                 own = change[:, : change.shape[1] // repeats]
                 for row, image in zip(own, track.chunk.images, strict=True):
                     self._carried_on[track.edit, track.chunk.cond, image] = row
+        if self._prompts.changes:
+            self.run.note_update(self._network_context, self._prompts.changes, self._updated_layers)
         if self._recorder is not None:
             self.run.recorder.add(self._recorder, self._sigma_on_device)
 
@@ -271,6 +274,7 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.notices.warn_once(notices.UPDATE_KEYS_ONLY)
         (change,) = layer.pullback([total], [slice(None)], [layer.text_mask])
         self._prompts.move(change)
+        self._updated_layers += 1
         return change
 
     def _gamma_norm(self, update: RowUpdate, layer: TextAttention) -> float:

@@ -123,6 +123,7 @@ class Notices:
     def __init__(self, warned: set[str] | None = None):
         """warned: warnings that are not logged again."""
         self._warned: set[str] = set() if warned is None else warned
+        self._logged: list[str] = []
         self._lock = threading.Lock()
         #: Whether EBCA ran in a layer, or a reason for not running was logged.
         self.accounted_for = False
@@ -130,11 +131,17 @@ class Notices:
     def warn_once(self, message: str) -> None:
         self._log_once(message, logging.WARNING)
 
+    @property
+    def messages(self) -> list[str]:
+        """All that was logged in this run, in order."""
+        return list(self._logged)
+
     def _log_once(self, message: str, level: int) -> None:
         with self._lock:
             if message in self._warned:
                 return
             self._warned.add(message)
+            self._logged.append(message)
         log.log(level, message)
 
     def inform_once(self, message: str) -> None:

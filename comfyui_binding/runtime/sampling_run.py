@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..shared_on_deepcopy import SharedOnDeepcopy
+from . import notices
 from .batch_layout import BatchLayout, Chunk
 from .carried_contexts import CarriedContexts
 from .notices import Notices, token_weights_error
@@ -44,6 +48,9 @@ class Run(SharedOnDeepcopy):
         self.recorder: RunRecorder | None = None
         self.calls = 0
         self.active_calls = 0
+        #: ||change|| / ||context|| of the prompts at the end of each call with an update, on the device.
+        self._update_sizes: list[Tensor] = []
+        self._updated_layers = 0
 
     def chunks(self, transformer_options: Mapping[str, Any], batch: int, size: tuple[int, int]) -> list[Chunk]:
         """The prompts of a call with `batch` latents of `size`; empty if it is not known which rows belong to which.
@@ -62,6 +69,22 @@ class Run(SharedOnDeepcopy):
             for entry in self.layout.positive:
                 if entry.tokens not in (None, len(update.token_weights.values)):
                     raise token_weights_error(len(update.token_weights.values), entry.tokens)
+
+    def note_update(self, context: Tensor, changes: Mapping[torch.Size, Tensor], layers: int) -> None:
+        """Note how far the prompts' context [b, t, c] has moved in a call, and in how many layers."""
+        change = changes.get(context.shape)
+        if change is not None and any(update.node_id is not None for update in self.settings.updates):
+            sizes = (torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in (change, context))
+            self._update_sizes.append(next(sizes) / next(sizes))
+            self._updated_layers = max(self._updated_layers, layers)
+
+    def summary(self) -> str:
+        """What the context update did in the run, or why it did nothing, for the node to show."""
+        if not self._update_sizes:
+            reasons = self.notices.messages or [notices.NEVER_ON if self.was_never_on else notices.NO_EFFECT]
+            return reasons[0]
+        moved = float(torch.stack([size.cpu() for size in self._update_sizes]).mean())
+        return f"moved the prompt by {moved:.2%} in {self._updated_layers} layers, {len(self._update_sizes)} calls"
 
     @property
     def silently_bypassed(self) -> bool:
