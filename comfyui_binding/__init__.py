@@ -1,28 +1,43 @@
-"""Binds `ebca_core` to ComfyUI: what a node stores on a model, and what happens with it while sampling.
+"""Binds `ebca_core` to ComfyUI. A text context moves from layer to layer: that is what all of this serves.
 
-settings.py          what the nodes store on a MODEL
-attach.py            its way there: checks against the MODEL, hooks
-families.py          which models have text cross-attention, and the names of its layers
-conditioning.py      a CONDITIONING as the context of an edit
-token_weights.py     words of a prompt -> one weight per token
-prompt_tokens.py     how ComfyUI's text encoders read a prompt
-hooks.py             the three ComfyUI hooks: sampling run, model call, U-Net call
-copied_as_itself.py  for what a run writes to, in options that other packs copy
-run.py               what one sampling run knows (windows, masks) and carries (edit contexts)
-prompts.py           whose rows are whose in each call: roles, lengths, areas
-unet_call.py         what is known about one call of the U-Net
-layer_patches.py     that call with EBCA on, layer by layer:
-  prompt_update.py     the context update of the prompts themselves
-  edit_composition.py  the edits mixed in, and their own updates
-eager.py             torch.compile's code, kept from running where it would leave EBCA out
-layer.py             one cross-attention layer at work
-projection.py        the product with W_k, however ComfyUI stores it
-readings.py          energies and attention maps, read while a run goes on
-trace.py             what they become: the record of a run
-trace_file.py        that record as a file
-word_maps.py         the attention maps of words in it
-inversion.py         the way from a picture to the noise it comes from
-inversion_record.py  how a latent was inverted, and whether what follows fits
-graph.py             reading the graph around a node
-repaint.py           RePaint as a sampler
+model_patch.py            a node's settings -> checked, and stored on a clone of the MODEL
+sampling_hooks.py         the ComfyUI wrappers around a sampling run and around a call of the model
+shared_on_deepcopy.py     mixin for objects in ComfyUI's options, which other packs copy
+
+architectures/            all that is known about a model; one file for each kind of network
+  registry.py               MODEL -> its architecture, or a refusal
+  unet.py                   SD 1.x to SDXL: their layers, and ComfyUI's attn2 patches
+  key_projection.py         G @ W_k, however ComfyUI stores W_k
+  layer_selection.py        names of layers, and the grammar of `blocks`
+
+runtime/                  one sampling run; knows no architecture, no trace and no sampler
+  settings.py               what the nodes store on a MODEL
+  sampling_run.py           the state of a run, which is made of:
+    timeline.py               which windows are on, how strong schedules make them
+    batch_layout.py           which rows of a call belong to which prompt and image
+    carried_contexts.py       edit contexts kept from call to call
+    tensor_cache.py           tensors of the settings on the run's device
+    notices.py                every reason for which EBCA is bypassed, as the user reads it
+  denoiser_call.py          one call of the model: all contexts in it, and their steps
+  text_attention.py         one layer at work, as an architecture hands it over
+  protocols.py              what the runtime asks of architectures and traces
+  torch_compile.py          keeps compiled code from running where it would leave EBCA out
+
+text/                     prompts
+  tokenized_prompt.py       the tokens and words of a prompt
+  token_weights.py          words of a prompt -> one weight per token
+  edit_conditioning.py      a CONDITIONING -> the context of an edit
+
+trace/                    EBCA Trace
+  recorder.py               what is recorded during a run
+  trace_record.py           the record
+  trace_file.py             the record as a file
+  word_positions.py         the attention maps of words in it
+
+samplers/                 inversion and RePaint
+  inversion_run.py          a picture -> the noise it comes from, by ComfyUI's own guider and sampler
+  inversion_record.py       how a latent was inverted, and whether what follows fits
+  workflow_graph.py         the graph around a node
+  repaint_sampler.py        RePaint as a SAMPLER
+  model_kinds.py            which models predict noise
 """

@@ -1,4 +1,4 @@
-"""Settings on their way to a MODEL: checked against it, and stored on a clone with the hooks that obey them."""
+"""Stores updates, edits and traces on a clone of a MODEL: checks them against it and installs the wrappers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..ebca_core import smallest_denominator
-from .architectures.unet import context_width, last_layer, unet_of
+from .architectures.registry import architecture_of, context_width, layer_names
 from .runtime.settings import KEY, ContextUpdate, Edit, Settings
 from .sampling_hooks import install
 from .trace.trace_record import Trace
@@ -30,19 +30,19 @@ def with_update(model: ModelPatcher, update: ContextUpdate) -> ModelPatcher:
 
     Raises ValueError for a model that EBCA cannot reach.
     """
-    unet = unet_of(model)
+    names = layer_names(model)
     if update.mask is not None and update.gamma_attn != 0:
         _warn_of_black_mask(update.mask, "the attention term of the context update")
-        update = update.with_plain_mask_resolved()
+        update = update.with_constant_mask_resolved()
     if update.is_off:
         return model
-    if update.layers is not None and update.layers <= {last_layer(unet)}:
+    if update.layers is not None and update.layers <= {names[-1]}:
         raise ValueError(
-            "Expected blocks with at least one layer before the model's last, but got only the last: no layer after it "
-            "could read the updated context. Leave blocks empty for all layers."
+            "blocks: only the model's last layer is chosen, and no layer after it reads the updated context. Add an "
+            "earlier layer, or leave blocks empty for all."
         )
     if update.gamma_attn == 0 and (update.token_weights is not None or update.mask is not None):
-        log.warning("Token weights and mask act on the attention term alone, and gamma_attn is 0: they have no effect.")
+        log.warning("EBCA: token weights and mask have no effect: they act on the attention term, and gamma_attn is 0.")
         update = replace(update, token_weights=None, mask=None)
     settings = settings_of(model)
     return _with_settings(model, replace(settings, updates=(*settings.updates, update)))
@@ -54,7 +54,7 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
     Raises ValueError for an edit of another width than the model's context, and for weights that could sum to -1 or
     less (earlier edits of the model count), and for a model that EBCA cannot reach.
     """
-    unet_of(model)
+    architecture_of(model)
     edits = [replace(edit) for edit in edits if not edit.is_off]  # copies: one edit wired twice is two
     if not edits:
         return model
@@ -70,14 +70,14 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
 
 def with_trace(model: ModelPatcher, trace: Trace) -> ModelPatcher:
     """A clone of the model whose runs are recorded in a trace. Raises ValueError for a model that EBCA cannot reach."""
-    unet_of(model)
+    architecture_of(model)
     settings = settings_of(model)
     return _with_settings(model, replace(settings, traces=(*settings.traces, trace)))
 
 
 def _with_settings(model: ModelPatcher, settings: Settings) -> ModelPatcher:
     clone = model.clone()
-    clone.model_options["transformer_options"][KEY] = settings
+    clone.model_options["transformer_options"][KEY] = replace(settings, architecture=architecture_of(model))
     install(clone)
     return clone
 
@@ -85,8 +85,8 @@ def _with_settings(model: ModelPatcher, settings: Settings) -> ModelPatcher:
 def _warn_of_black_mask(mask: Tensor, what: str) -> None:
     if not bool(mask.any()):
         log.warning(
-            "The mask of %s is black everywhere, so it does nothing. Paint the region white: Load Image gives a black "
-            "mask for a picture without transparency.",
+            "EBCA: the mask of %s is black everywhere, so it has no effect. Paint the region white. Load Image gives a "
+            "black mask for a picture without transparency.",
             what,
         )
 
@@ -94,10 +94,10 @@ def _warn_of_black_mask(mask: Tensor, what: str) -> None:
 def _check_widths(model: ModelPatcher, edits: list[Edit]) -> None:
     width = context_width(model)
     for edit in edits:
-        if edit.context.shape[-1] != width:
+        if width is not None and edit.context.shape[-1] != width:
             raise ValueError(
-                f"Expected edits of width {width}, as {type(model.model).__name__} reads them, but got one of width "
-                f"{edit.context.shape[-1]}. Encode the edit with the CLIP of the checkpoint that the model comes from."
+                f"The edit is encoded with width {edit.context.shape[-1]}, but {type(model.model).__name__} reads text "
+                f"of width {width}. Encode the edit with the CLIP of the checkpoint that the model comes from."
             )
 
 
@@ -112,22 +112,24 @@ def _check_denominator(edits: list[Edit]) -> None:
         [edit.mask for edit in weighted],
         [edit.alpha_schedule for edit in weighted],
     )
-    smallest = round(smallest, 6)  # tenths do not add up exactly
-    listed = ", ".join(f"{weight:+g}" for weight in weights)
+    smallest = round(smallest, 6)  # absorb float rounding
+    removed = " + ".join(f"{-weight:g}" for weight in weights if weight < 0)
+    details = f"(signed alphas: {', '.join(f'{weight:+g}' for weight in weights)})."
     if len({edit.mask.shape for edit in weighted if edit.mask is not None}) > 1:
-        listed += "; masks of different sizes are taken to overlap at their worst"
+        details += " Masks of different sizes are assumed to overlap completely."
     if any(edit.alpha_schedule for edit in weighted):
-        listed += "; their schedules multiply them"
+        details += " Schedules multiply the alphas."
     if smallest <= 0:
         raise ValueError(
-            f"Expected 1 + the sum of the edits' signed alphas to stay above 0, but it can reach {smallest:.4g} "
-            f"(signed alphas: {listed}). Lower the alpha of the edits that remove, or add something in their place."
+            f"Too much is removed: {removed} must stay below 1 + what is added at the same time and place. 1 + the sum "
+            f"of the edits can reach {smallest:.4g} {details} Lower the alpha of the edits that remove, or add "
+            "something in their place."
         )
     if smallest < SMALL_DENOMINATOR:
         log.warning(
-            "1 + the sum of the edits' signed alphas can fall to %.4g (signed alphas: %s): below %g images tend to "
+            "EBCA: nearly everything is removed: 1 + the sum of the edits can fall to %.4g %s Below %g images tend to "
             "break up. Lower the alpha of the edits that remove.",
             smallest,
-            listed,
+            details,
             SMALL_DENOMINATOR,
         )

@@ -1,13 +1,13 @@
-"""What a run writes to, in the options of its calls, which other packs copy."""
+"""Objects that travel in ComfyUI's options and must stay the same object when the options are copied."""
 
 from __future__ import annotations
 
 
-class CopiedAsItself:
-    """A deep copy is the object itself: whoever copies the options of a run means the settings in them.
+class SharedOnDeepcopy:
+    """Mixin: `copy.deepcopy` returns the same object.
 
-    Copied with them, a run would be told nothing more, and would take the model along that it remembers.
+    Some packs deep-copy `model_options` during sampling. A copied run would lose its state and keep the model alive.
     """
 
-    def __deepcopy__(self, memo: dict) -> CopiedAsItself:
+    def __deepcopy__(self, memo: dict) -> SharedOnDeepcopy:
         return self

@@ -1,40 +1,174 @@
-"""What there is to look at in a cross-attention layer: its two energies and its attention.
+"""The energies of one cross-attention layer over its text context, the step down them, and the mix of several contexts
+(paper, sections 3.1 to 3.3).
 
-The update (update.py) descends the energies and never needs their values.
+Each energy's value stands beside its derivative with respect to the keys. As K = C W_k^T, the context moves by
+`key_step @ W_k`. Whoever owns the weights computes that product, because W_k may be quantised, patched or on another
+device.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+#: attention(query [b, i, (h d)], key [b, j, (h d)], value [b, j, (h d)], heads) -> [b, i, (h d)], scaled by 1 / sqrt(d)
+Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+Weight = float | Tensor
+
+# --- E(K | Q): low where the image contains what a token describes ---
+
 
 def attention_energy(keys: Tensor, queries: Tensor, heads: int) -> Tensor:
-    """E(K | Q) of each text token: -(1/beta) * logsumexp over pixels n of (beta q_n . k_t), beta = 1 / sqrt(d).
+    """E(K | Q) of each text token: -(1/beta) * logsumexp over image tokens n of (beta q_n . k_t), beta = 1 / sqrt(d).
 
-    keys [b, t, (h d)], queries [b, n, (h d)] -> energies [b, t], summed over heads. Paper, section 3.1.
-    Taken in float32 at least. Holds an [n, t] matrix per head: meant for looking at a run, not for its hot path.
+    keys [b, t, (h d)], queries [b, n, (h d)] -> energies [b, t], summed over heads, in float32 at least. Paper, section
+    3.1. Holds an [n, t] matrix per head: for diagnostics, not for the update.
     """
     beta = (keys.shape[-1] // heads) ** -0.5
     return -_logsumexp(similarity(keys, queries, heads)).sum(dim=1) / beta
+
+
+def attention_term(
+    keys: Tensor, queries: Tensor, heads: int, attention: Attention, mask: Tensor | None = None
+) -> Tensor:
+    """-dE(K | Q)/dk_t = sum over n of softmax_n(beta k_t . q_n) m_n q_n: attention with exchanged roles.
+
+    keys [b, t, (h d)], queries [b, n, (h d)], mask [b or 1, n, 1] in [0, 1] -> [b, t, (h d)].
+    The mask weights the queries that enter the sum; the softmax itself is not masked (paper, section 4.2, inpainting).
+    """
+    values = queries if mask is None else queries * mask
+    return attention(keys, queries, values, heads)
+
+
+# --- E(K): low where no single token dominates ---
 
 
 def norm_energy(keys: Tensor) -> Tensor:
     """E(K) of a prompt: 1/2 * logsumexp over text tokens t of ||k_t||^2, over all heads together.
 
     keys [b, t, (h d)] -> energies [b], in float32 at least. Paper, section 3.1, in the form whose gradient is
-    `update.norm_term` (the paper has the 1/2 inside the logsumexp).
+    `norm_term` (the paper has the 1/2 inside the logsumexp).
     """
     return 0.5 * _logsumexp(_precise(keys).square().sum(dim=-1))
 
 
+def norm_term(keys: Tensor, repeats: Tensor | None = None) -> Tensor:
+    """dE(K)/dk_t = softmax_t(||k_t||^2) k_t.
+
+    keys [b, t, (h d)] -> [b, t, (h d)]. The norms are taken in float32 at least: ||k||^2 overflows float16.
+    repeats [b, 1, 1]: how many copies of the prompt's own tokens the keys hold. The softmax over r copies gives each
+    copy 1/r of the token's share, so the factor r restores the step of the prompt alone.
+    """
+    norms = torch.linalg.vector_norm(keys, dim=-1, keepdim=True, dtype=torch.promote_types(keys.dtype, torch.float32))
+    share = norms.square().softmax(dim=-2)
+    if repeats is not None:
+        share = share * repeats
+    return keys * share.to(keys.dtype)
+
+
+# --- both together ---
+
+
+@dataclass(frozen=True)
+class ContextEnergy:
+    """The energy that the update descends: E(K | Q) and E(K), each as its value and its term of the step.
+
+    Pass functions with other bodies to change the energy; their signatures are those of the defaults. norm_term None
+    leaves E(K) out.
+    """
+
+    attention_energy: Callable[..., Tensor] = attention_energy
+    attention_term: Callable[..., Tensor] = attention_term
+    norm_energy: Callable[..., Tensor] = norm_energy
+    norm_term: Callable[..., Tensor] | None = norm_term
+
+
+EBCA = ContextEnergy()
+
+
+def key_step(
+    keys: Tensor,
+    queries: Tensor,
+    heads: int,
+    attention: Attention,
+    gamma_attn: float,
+    gamma_norm: float,
+    token_weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    repeats: Tensor | None = None,
+    energy: ContextEnergy = EBCA,
+) -> Tensor:
+    """G_t = gamma_attn * w_t * attention_term_t - gamma_norm * norm_term_t (paper, equation of the context update).
+
+    keys [b, t, (h d)], queries [b, n, (h d)], token_weights [b or 1, t, 1] (default 1), mask and repeats as in the two
+    terms -> [b, t, (h d)]. Unmasked, `G @ W_k` is minus the gradient with respect to the context of
+    gamma_attn * sum_t w_t E_t(K | Q) + gamma_norm * E(K). A term whose gamma is zero is not computed.
+    """
+    step = None
+    if gamma_attn != 0:
+        step = energy.attention_term(keys, queries, heads, attention, mask)
+        if gamma_attn != 1:
+            step = step * gamma_attn
+        if token_weights is not None:
+            step = step * token_weights
+    if gamma_norm != 0 and energy.norm_term is not None:
+        norm = energy.norm_term(keys, repeats)
+        step = norm * -gamma_norm if step is None else step.sub(norm, alpha=gamma_norm)
+    return torch.zeros_like(keys) if step is None else step
+
+
+def energy_values(
+    keys: Tensor, queries: Tensor, heads: int, repeats: Tensor | None = None, energy: ContextEnergy = EBCA
+) -> tuple[Tensor, Tensor]:
+    """E(K | Q), summed over the tokens, and E(K) of each row [b], of the prompt's own tokens.
+
+    keys [b, t, (h d)], queries [b, n, (h d)], repeats [b, 1, 1] as in `norm_term`.
+    """
+    attention, norm = energy.attention_energy(keys, queries, heads).sum(dim=1), energy.norm_energy(keys)
+    if repeats is None:
+        return attention, norm
+    repeats = repeats.flatten()
+    return attention / repeats, norm - 0.5 * repeats.log()
+
+
+# --- the layer's output ---
+
+
 def attention_map(keys: Tensor, queries: Tensor, heads: int) -> Tensor:
-    """What each pixel reads of each text token: softmax over tokens t of (beta q_n . k_t), the mean of the heads.
+    """The attention of each image token to each text token: softmax over t of (beta q_n . k_t), the mean of the heads.
 
     keys [b, t, (h d)], queries [b, n, (h d)] -> [b, t, n] in [0, 1], of sum 1 over t. Holds the matrix of all heads.
     """
     return similarity(keys, queries, heads).softmax(dim=-2).mean(dim=1)
+
+
+def composition_weight_sum(weights: Sequence[Weight]) -> Weight:
+    """sum_i w_i, with w_i a number or, under a mask, [b or 1, n, 1]."""
+    return reduce(add, weights)
+
+
+def mix_contexts(main: Tensor, edits: Sequence[Tensor], weights: Sequence[Weight]) -> Tensor:
+    """What composition adds to the main output: sum_i w_i (out_i - out_main) / (1 + sum_i w_i) (paper, section 3.3).
+
+    main and each of edits [b, n, (h d)]; each weight a number or [b or 1, n, 1] -> [b, n, (h d)]. Edit i has the signed
+    weight w_i = direction_i * alpha_i. In this form an output with other branches on top (an image prompt, say) keeps
+    them unscaled, and where every weight is zero the result is exactly zero.
+    """
+    total = reduce(add, weights)
+    added = main * (-total / (1 + total))
+    for edit, weight in zip(edits, weights, strict=True):
+        share = weight / (1 + total)
+        if isinstance(share, Tensor):
+            added.addcmul_(edit, share)
+        else:
+            added.add_(edit, alpha=share)
+    return added
 
 
 def similarity(keys: Tensor, queries: Tensor, heads: int) -> Tensor:
@@ -48,7 +182,7 @@ def similarity(keys: Tensor, queries: Tensor, heads: int) -> Tensor:
 
 
 def _logsumexp(values: Tensor) -> Tensor:
-    """Over the last dimension; of torch's own, a GPU would launch four times as many kernels."""
+    """Over the last dimension. torch.logsumexp launches four times as many kernels on a GPU."""
     return values[..., 0] - values.log_softmax(dim=-1)[..., 0]
 
 

@@ -5,7 +5,7 @@ Gradient descent on two losses, with gradients in closed form: white noise is un
 (paper, section 4.3).
 
 Letters: b batch, c channels of the latent, l levels of the pyramid. Noise is [b, c, height, width]; the losses are
-computed for each image separately.
+computed for each image separately, and for each frame of a video.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from torch.nn.functional import avg_pool2d, pad
 SHORTEST_SIDE = 8
 #: Keeps the logarithm finite if all values of the noise are equal.
 EPSILON = 1e-7
+#: Values of the images that the authors chose their lambdas for: 4 channels of 64 x 64.
+REFERENCE_VALUES = 4 * 64 * 64
+#: Flow-matching models: noise of a lower variance takes no KL step, whose gradient grows as 1 / variance.
+LOWEST_VARIANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -37,21 +41,34 @@ class NoiseRegularisation:
         return self.steps == 0 or (self.lambda_kl == 0 and (self.lambda_auto_corr == 0 or self.rolls == 0))
 
 
-def regularised_noise(noise: Tensor, regularisation: NoiseRegularisation, generator: torch.Generator) -> Tensor:
+def regularised_noise(
+    noise: Tensor, regularisation: NoiseRegularisation, generator: torch.Generator, flow_matching: bool = False
+) -> Tensor:
     """`steps` times: `rolls` gradient steps of lambda / rolls on the autocorrelation loss, then one on the KL loss.
 
-    noise [b, c, height, width] -> the same shape. The shifts are drawn from `generator`, on the CPU; all images of a
-    batch use the same shifts, so that the result for an image does not depend on its batch.
+    noise [b, c, height, width] or [b, c, frames, height, width] -> the same shape. The shifts are drawn from
+    `generator`, on the CPU; all images and frames use the same shifts, so that the result for an image does not depend
+    on its batch.
+
+    `flow_matching`: for latents of any size. The losses are means over the values of an image, so both lambdas are
+    multiplied by the number of values over REFERENCE_VALUES; and images with a variance below LOWEST_VARIANCE, as the
+    noise predicted in a nearly finished image can have, take no KL step.
     """
-    rolls = regularisation.rolls if regularisation.lambda_auto_corr else 0
-    shifts = draw_shifts(noise, (regularisation.steps, rolls), generator).to(noise.device)
+    frames = rearrange(noise, "b c ... h w -> (b ...) c h w")
+    lambda_auto_corr, lambda_kl = regularisation.lambda_auto_corr, regularisation.lambda_kl
+    if flow_matching:
+        scale = frames[0].numel() / REFERENCE_VALUES
+        lambda_auto_corr, lambda_kl = scale * lambda_auto_corr, scale * lambda_kl
+    rolls = regularisation.rolls if lambda_auto_corr else 0
+    shifts = draw_shifts(frames, (regularisation.steps, rolls), generator).to(noise.device)
     for step in range(regularisation.steps):
         for roll in range(rolls):
-            gradient = auto_correlation_gradient(noise, shifts[step, roll])
-            noise = noise - regularisation.lambda_auto_corr / rolls * gradient
-        if regularisation.lambda_kl:
-            noise = noise - regularisation.lambda_kl * kl_gradient(noise)
-    return noise
+            gradient = auto_correlation_gradient(frames, shifts[step, roll])
+            frames = frames - lambda_auto_corr / rolls * gradient
+        if lambda_kl:
+            stepped = frames - lambda_kl * kl_gradient(frames)
+            frames = torch.where(_varies(frames), stepped, frames) if flow_matching else stepped
+    return rearrange(frames, "(b t) c h w -> b c t h w", b=len(noise)).reshape(noise.shape)
 
 
 def pyramid(noise: Tensor) -> list[Tensor]:
@@ -114,6 +131,11 @@ def kl_gradient(noise: Tensor) -> Tensor:
     count = noise[0].numel()
     variance, mean = torch.var_mean(noise, dim=(1, 2, 3), keepdim=True)
     return (1 - 1 / (variance + EPSILON)) * (noise - mean) * (2 / (count - 1)) + mean * (2 / count)
+
+
+def _varies(noise: Tensor) -> Tensor:
+    """Whether an image's values have a variance of LOWEST_VARIANCE or more. noise [b, c, h, w] -> [b, 1, 1, 1]."""
+    return noise.var(dim=(1, 2, 3), keepdim=True) >= LOWEST_VARIANCE
 
 
 def _level_gradient(level: Tensor, shift: Tensor, axis: int) -> Tensor:

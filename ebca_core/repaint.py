@@ -9,6 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from .noising import ADDITIVE, Noising
+
 
 def repaint_levels(steps: int, jump_length: int, jump_n_sample: int) -> list[int]:
     """The levels that a run passes, from 0 to `steps`, each one step from the one before.
@@ -27,20 +29,37 @@ def repaint_levels(steps: int, jump_length: int, jump_n_sample: int) -> list[int
     return levels
 
 
-def model_calls(levels: list[int]) -> int:
+def count_model_calls(levels: list[int]) -> int:
     """How often a walk calls the model: once for each step towards the picture."""
     return sum(after > before for before, after in pairwise(levels))
 
 
-def ddim_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, eta: float, noise: Tensor) -> Tensor:
-    """One DDIM step down: x0 + sqrt(sigma'^2 - s^2) * eps + s * noise, s = eta * sigma' * sqrt(1 - sigma'^2 / sigma^2).
+def ddim_step(
+    x: Tensor,
+    denoised: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    eta: float,
+    noise: Tensor,
+    noising: Noising = ADDITIVE,
+) -> Tensor:
+    """One DDIM step down: signal(sigma') * x0 + sqrt(sigma'^2 - tau^2) * n + tau * noise.
 
-    x [b, c, height, width] = picture + sigma * noise; eta 0 is deterministic (an Euler step), 1 is ancestral sampling.
+    n = (x - signal(sigma) * x0) / sigma is the predicted noise, tau = eta * sigma' * sqrt(1 - (S' / S)^2) the share of
+    the fresh one, with S = sigma / signal(sigma). eta 0 is deterministic (an Euler step), 1 is ancestral sampling.
+
+    x, x0 = denoised and noise [b, c, (frames,) height, width].
     """
-    spread = eta * sigma_next * (1 - (sigma_next / sigma) ** 2).clamp(min=0).sqrt()
-    return denoised + (sigma_next**2 - spread**2).sqrt() * (x - denoised) / sigma + spread * noise
+    noise_to_signal = sigma_next / (sigma * noising.signal_ratio(sigma, sigma_next))  # S' / S, 0 where S is infinite
+    tau = eta * sigma_next * (1 - noise_to_signal**2).clamp(min=0).sqrt()
+    predicted = (sigma_next**2 - tau**2).sqrt() * (x - noising.signal(sigma) * denoised) / sigma
+    return noising.signal(sigma_next) * denoised + predicted + tau * noise
 
 
-def noised_again(x: Tensor, sigma: Tensor, sigma_higher: Tensor, noise: Tensor) -> Tensor:
-    """x at sigma -> x at a higher sigma, as the forward process goes: x + sqrt(sigma_higher^2 - sigma^2) * noise."""
-    return x + (sigma_higher**2 - sigma**2).sqrt() * noise
+def renoise(x: Tensor, sigma: Tensor, sigma_higher: Tensor, noise: Tensor, noising: Noising = ADDITIVE) -> Tensor:
+    """x at sigma -> x at a higher sigma', as the forward process goes: r * x + sqrt(sigma'^2 - (r * sigma)^2) * noise.
+
+    r = signal(sigma') / signal(sigma); x and noise [b, c, (frames,) height, width].
+    """
+    ratio = noising.signal_ratio(sigma, sigma_higher)
+    return ratio * x + (sigma_higher**2 - (ratio * sigma) ** 2).sqrt() * noise

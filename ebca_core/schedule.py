@@ -1,11 +1,9 @@
-"""Strengths that follow a curve over the run (paper, section 4; the authors' schedules of gamma and alpha)."""
+"""When a strength is on, and the curve it follows over the run (paper, section 4: schedules of gamma and alpha)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-from .window import Window
 
 #: {shape: the factor at a share u of the way from start a to end b}
 SHAPES = {
@@ -14,6 +12,25 @@ SHAPES = {
     "exponential": lambda u, a, b: a * (b / a) ** u,
     "cosine": lambda u, a, b: a + (b - a) * (1 - math.cos(math.pi * u)) / 2,
 }
+
+@dataclass(frozen=True)
+class Window:
+    """A share of the model's noise schedule: 0 is pure noise, 1 the finished image."""
+
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.start_percent < self.end_percent <= 1:
+            raise ValueError(
+                f"Expected 0 <= start < end <= 1, but got start {self.start_percent} and end {self.end_percent}. "
+                "Move the start before the end."
+            )
+
+    def covers(self, percent: float) -> bool:
+        """Whether the window is on from `percent` on."""
+        return self.start_percent <= percent < self.end_percent
+
 
 WHOLE_RUN = Window()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..comfyui_binding.architectures.unet import block_items, parse_blocks, unet_of
+from ..comfyui_binding.architectures.layer_selection import block_items, parse_blocks
+from ..comfyui_binding.architectures.registry import layer_names
 from ..comfyui_binding.model_patch import with_update
 from ..comfyui_binding.runtime.settings import ContextUpdate
 from .input_validation import first_error
@@ -129,7 +130,7 @@ class EBCAContextUpdate(io.ComfyNode):
             validated_mask(mask),
             use_noise_mask,
             positive_only=apply_to == "positive",
-            layers=parse_blocks(unet_of(model), blocks),
+            layers=parse_blocks(layer_names(model), blocks),
             schedule=schedule,
         )
         return io.NodeOutput(with_update(model, update))

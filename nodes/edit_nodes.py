@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..comfyui_binding.model_patch import with_edits
 from ..comfyui_binding.runtime.settings import Edit
-from ..comfyui_binding.text.edit_conditioning import edit_context
+from ..comfyui_binding.text.edit_conditioning import checked_conditioning
 from .input_validation import first_error
 from .shared_inputs import (
     CATEGORY,
@@ -127,7 +127,7 @@ class EBCAEditContext(io.ComfyNode):
         gamma_schedule=None,
     ) -> io.NodeOutput:
         edit = Edit(
-            edit_context(conditioning),
+            checked_conditioning(conditioning),
             DIRECTIONS[direction],
             alpha,
             validated_window(start_percent, end_percent, alpha),

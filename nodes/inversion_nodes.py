@@ -10,10 +10,16 @@ import comfy.samplers
 from comfy.cli_args import args
 from comfy_api.latest import io
 
-from ..comfyui_binding.architectures.unet import family_of
 from ..comfyui_binding.samplers import inversion_record
 from ..comfyui_binding.samplers.inversion_record import Inversion, InversionRecord
-from ..comfyui_binding.samplers.inversion_run import InvertedNoise, invert, sampling_sigmas
+from ..comfyui_binding.samplers.inversion_run import (
+    InvertedNoise,
+    invert,
+    inverts_to_noise,
+    sampling_sigmas,
+    usual_fixed_point_iterations,
+)
+from ..comfyui_binding.samplers.model_kinds import family_of
 from ..ebca_core import NoiseRegularisation
 from .file_inputs import (
     HIDDEN,
@@ -140,8 +146,8 @@ class EBCAInvert(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "fixed_point_iterations",
-                    default=0,
-                    min=0,
+                    default=-1,
+                    min=-1,
                     max=20,
                     optional=True,
                     advanced=True,
@@ -168,9 +174,11 @@ class EBCAInvert(io.ComfyNode):
         rolls,
         seed,
         sigmas=None,
-        fixed_point_iterations=0,
+        fixed_point_iterations=-1,
     ) -> io.NodeOutput:
         regularisation = NoiseRegularisation(lambda_auto_corr, lambda_kl, reg_steps, rolls)
+        if fixed_point_iterations < 0:
+            fixed_point_iterations = usual_fixed_point_iterations(model)
         prompt, node_id = _graph(cls)
         if sigmas is None:
             sigmas = sampling_sigmas(model, scheduler, steps)
@@ -186,6 +194,7 @@ class EBCAInvert(io.ComfyNode):
             regularisation=asdict(regularisation),
             fixed_point_iterations=fixed_point_iterations,
             seed=seed,
+            holds_noise=inverts_to_noise(model),
         )
         _log_warnings(inversion_record.mismatches(record, prompt, node_id))  # before the inversion, which takes long
         samples = invert(model, caption, latent, sigmas, regularisation, seed, fixed_point_iterations)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ebca_core import NoiseRegularisation, ddim_inversion, regularised_noise, rising_sigmas
+from ebca_core import NoiseRegularisation, ddim_inversion, inversion_sigmas, regularised_noise
 from ebca_core.noise_regularisation import (
     auto_correlation_gradient,
     auto_correlation_loss,
@@ -185,11 +185,11 @@ def euler_down(x, sigmas):
     return x
 
 
-def test_rising_sigmas_begin_above_zero_and_leave_the_given_ones_alone():
+def test_inversion_sigmas_begin_above_zero_and_leave_the_given_ones_alone():
     given = SIGMAS.clone()
-    assert rising_sigmas(given).tolist() == [1e-4, *reversed(SIGMAS.tolist()[:-1])]
+    assert inversion_sigmas(given).tolist() == [1e-4, *reversed(SIGMAS.tolist()[:-1])]
     assert torch.equal(given, SIGMAS)
-    assert rising_sigmas(SIGMAS[:4]).tolist() == [2.0, 4.0, 8.0, 14.6]
+    assert inversion_sigmas(SIGMAS[:4]).tolist() == [2.0, 4.0, 8.0, 14.6]
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 3])
@@ -209,7 +209,7 @@ def test_fixed_point_iterations_make_the_way_down_lead_back():
     picture = toy.noise(1, 1, 4, 4).double()
     errors = []
     for iterations in (0, 1, 2, 8, 60):
-        top = ddim_inversion(picture, rising_sigmas(SIGMAS), gaussian_noise, iterations)
+        top = ddim_inversion(picture, inversion_sigmas(SIGMAS), gaussian_noise, iterations)
         errors.append(relative_error(euler_down(top, SIGMAS), picture))
     assert errors == sorted(errors, reverse=True)
     assert errors[1] < 0.7 * errors[0]
@@ -224,12 +224,12 @@ def test_one_iteration_costs_no_more_than_none_but_the_first_call(iterations, ca
         seen.append(float(sigma))
         return x
 
-    ddim_inversion(torch.ones(1), rising_sigmas(SIGMAS), predict_noise, iterations)
+    ddim_inversion(torch.ones(1), inversion_sigmas(SIGMAS), predict_noise, iterations)
     assert len(seen) == calls
 
 
 def test_every_step_is_reported():
     seen = []
-    top = ddim_inversion(torch.ones(1), rising_sigmas(SIGMAS), gaussian_noise, 0, lambda i, x: seen.append((i, x)))
+    top = ddim_inversion(torch.ones(1), inversion_sigmas(SIGMAS), gaussian_noise, 0, lambda i, x: seen.append((i, x)))
     assert [i for i, _ in seen] == list(range(7))
     assert seen[-1][1] is top

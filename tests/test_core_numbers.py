@@ -139,13 +139,13 @@ def test_small_gamma_in_fp16_keeps_small_queries(comfy):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=HALF_IDS)
 def test_thousands_of_half_precision_steps_add_up(pack, dtype):
     """50 steps of sampling through 70 layers."""
-    layer = importlib.import_module(f"{pack.__name__}.comfyui_binding.runtime.layer")
+    layer = importlib.import_module(f"{pack.__name__}.comfyui_binding.runtime.denoiser_call")
     change, expected = None, 0
     for seed in range(3500):
         step = (1 + 0.1 * toy.noise(1, 2, 8, seed=seed)).to(dtype)
-        change, expected = layer.accumulated(change, step, 1e-4), expected + 1e-4 * step.double()
+        change, expected = layer.accumulate(change, step, 1e-4), expected + 1e-4 * step.double()
     assert relative_error(change, expected) < 1e-4
-    assert layer.moved(torch.zeros(1, 2, 8, dtype=dtype), change).dtype == dtype
+    assert layer.apply_change(torch.zeros(1, 2, 8, dtype=dtype), change).dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=HALF_IDS)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ebca_core import ddim_step, noised_again, repaint_levels
+from ebca_core import ddim_step, renoise, repaint_levels
 from support import reference, toy
 from support.sampling import relative_error
 
@@ -83,7 +83,7 @@ def test_noise_has_its_level_after_every_step_and_jump(eta):
         if after > before:
             x = ddim_step(x, torch.full_like(x, point), sigma, sigma_after, eta, fresh())
         else:
-            x = noised_again(x, sigma, sigma_after, fresh())
+            x = renoise(x, sigma, sigma_after, fresh())
         error_of_mean = 5 * float(sigma_after) / seeds**0.5
         assert abs(float(x.mean()) - point) <= error_of_mean + 1e-12
         assert float(x.var()) == pytest.approx(float(sigma_after) ** 2, rel=5 * (2 / seeds) ** 0.5, abs=1e-20)

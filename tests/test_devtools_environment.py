@@ -177,6 +177,7 @@ def test_problem_is_printed_without_a_traceback(monkeypatch, capsys):
         (["comfyui_tests", "-k", "jobs"], "devtools/comfyui_tests.py --comfyui /comfyui -k jobs"),
         (["test", "tests/x.py", "-k", "y"], "tests/x.py -k y"),
         (["test", "--host", "0.24.1", "-x"], "-x"),
+        (["test", "--host", "0.24.1"], "/tests"),
     ],
 )
 def test_commands_call_their_program(command, expected, monkeypatch):
@@ -191,21 +192,3 @@ def test_commands_call_their_program(command, expected, monkeypatch):
     assert run.main(command) == 0
     assert len(calls) == 1
     assert expected in calls[0]
-
-
-def test_all_tests_run_on_the_newest_and_the_oldest_and_the_fast_ones_between(monkeypatch):
-    calls = {}
-
-    def call_together(commands, folder, at_once):
-        calls.update(commands)
-        return [(name, int(name == "ruff"), 1.0) for name in commands]
-
-    monkeypatch.setattr(environment, "prepare", lambda version=None: environment.Host(
-        Path("py"), Path(version or environment.NEWEST), fetched=True))  # fmt: skip
-    monkeypatch.setattr(children, "call_together", call_together)
-    assert run.main(["test"]) == 1
-    lint, *tests = calls.values()
-    assert "ruff" in lint.arguments
-    assert [str(command.variables["COMFYUI_PATH"]) for command in tests] == [
-        "0.30.0", "0.16.3", "0.20.1", "0.24.1", "0.27.0"]  # fmt: skip
-    assert ["not slow and not server" in command.arguments for command in tests] == [False, False, True, True, True]

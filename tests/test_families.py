@@ -131,12 +131,22 @@ def weights_of(class_name):
 
 
 def named(side, layers_per_block):
-    return {(side, block, depth) for block, layers in enumerate(layers_per_block) for depth in range(layers)}
+    return {f"{side}{block}.{depth}" for block, layers in enumerate(layers_per_block) for depth in range(layers)}
 
 
 @pytest.fixture(scope="module")
-def families(pack):
+def unets(pack):
     return importlib.import_module(f"{pack.__name__}.comfyui_binding.architectures.unet")
+
+
+@pytest.fixture(scope="module")
+def registry(pack):
+    return importlib.import_module(f"{pack.__name__}.comfyui_binding.architectures.registry")
+
+
+@pytest.fixture(scope="module")
+def parse_blocks(pack):
+    return importlib.import_module(f"{pack.__name__}.comfyui_binding.architectures.layer_selection").parse_blocks
 
 
 # --- supported -------------------------------------------------------------------------------------------------------
@@ -149,14 +159,15 @@ def test_configuration_is_the_family_that_comfyui_detects(name):
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_supported_family_is_accepted_with_all_its_layers(comfy, families, name):
+def test_supported_family_is_accepted_with_all_its_layers(comfy, unets, registry, name):
     class_name, settings, down, middle, up = SUPPORTED[name]
     model = built(class_name, settings)
-    names = families.named_layers(families.unet_of(model))
+    names = registry.layer_names(model)
 
     assert set(names) == named("d", down) | named("m", middle) | named("u", up)
-    assert len(set(names.values())) == len(names) == TOTALS.get(name, len(names))
-    assert families.context_width(model) == settings["context_dim"]
+    keys = unets.cross_attention_layers(registry.network_of(model))
+    assert len(keys) == len(set(names)) == len(names) == TOTALS.get(name, len(names))
+    assert registry.context_width(model) == settings["context_dim"]
     assert_accepted(comfy, model)
 
 
@@ -175,20 +186,22 @@ def assert_accepted(comfy, model):
     ("SDXL", "u0-u2", 30), ("SDXL", "d0-u5", 70), ("KOALA 700M", "d1.4", 1), ("KOALA 700M", "d0-u3", 21),
     ("SSD-1B", "u2", 10), ("SDXL refiner", "m0.0-m0.3", 4),
 ])  # fmt: skip
-def test_blocks_name_layers(families, name, blocks, count):
-    layers = families.parse_blocks(families.unet_of(built(*SUPPORTED[name][:2])), blocks)
+def test_blocks_name_layers(registry, parse_blocks, name, blocks, count):
+    layers = parse_blocks(registry.layer_names(built(*SUPPORTED[name][:2])), blocks)
     assert layers is None if count is None else len(layers) == count
 
 
-def test_block_names_are_comfyui_s_own_layers(families):
-    unet = families.unet_of(built(*SUPPORTED["SDXL"][:2]))
-    found = {text: set(families.parse_blocks(unet, text)) for text in ("d1.1", "m0.9", "u0.4", "u5")}
+def test_block_names_are_comfyui_s_own_layers(unets, registry, parse_blocks):
+    model = built(*SUPPORTED["SDXL"][:2])
+    key_of = {name: key for key, name in unets.names_of_layers(registry.network_of(model)).items()}
+    chosen = {text: parse_blocks(registry.layer_names(model), text) for text in ("d1.1", "m0.9", "u0.4", "u5")}
+    found = {text: {key_of[name] for name in names} for text, names in chosen.items()}
     assert found == {"d1.1": {("input", 5, 1)}, "m0.9": {("middle", 0, 9)}, "u0.4": {("output", 0, 4)},
                      "u5": {("output", 5, 0), ("output", 5, 1)}}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", toy.FAMILIES)
-def test_layers_are_in_the_order_of_a_model_call(families, family):
+def test_layers_are_in_the_order_of_a_model_call(unets, registry, family):
     model, passed = toy.model(family).clone(), []
 
     def note(n, context, value, extra_options):
@@ -197,7 +210,7 @@ def test_layers_are_in_the_order_of_a_model_call(families, family):
 
     model.set_model_attn2_patch(note)
     sample(model, toy.conditioning(1), steps=1, cfg=1.0, latent=toy.latent(1, 8, 8))
-    assert passed == list(families.cross_attention_layers(families.unet_of(model)))
+    assert passed == list(unets.cross_attention_layers(registry.network_of(model)))
 
 
 @pytest.mark.parametrize("family", toy.FAMILIES)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from comfy import model_management
 from comfy import samplers as comfy_samplers
+from comfy.model_sampling import IMG_TO_IMG, ModelSamplingDiscrete
 
 from ebca_core import NoiseRegularisation, regularised_noise
 from shapes.drawing import draw, random_picture
@@ -334,14 +335,21 @@ def test_run_from_another_latent_says_nothing(comfy, updated, caplog):
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_flow_matching_model_is_refused(comfy):
-    latent = picture(channels=16)
-    refused(lambda: inverted(comfy, toy.model("flux"), latent), "predicts noise", "flow-matching", "SD 1.x")
+def image_to_image():
+    """A MODEL that makes an image of an image, without noise, as Lotus does."""
+    model, sampling = toy.model(), type("Sampling", (ModelSamplingDiscrete, IMG_TO_IMG), {})()
+    model.add_object_patch("model_sampling", sampling)
+    return model
 
 
-def test_flow_matching_by_a_patch_is_refused(comfy):
+def test_model_without_noise_is_refused(comfy):
+    refused(lambda: inverted(comfy, image_to_image(), picture()), "predicts noise", "velocity", "SD 1.x")
+
+
+def test_sigmas_of_another_kind_of_model_are_refused(comfy):
     (model,) = node(comfy, "ModelSamplingSD3").execute(model=toy.model(), shift=3.0)
-    refused(lambda: inverted(comfy, model, picture()), "flow-matching")
+    sigmas = sigmas_of(comfy, toy.model())
+    refused(lambda: inverted(comfy, model, picture(), sigmas=sigmas), "at most 1", "14.61", "scheduler of this model")
 
 
 def test_model_with_edits_is_refused(comfy):
@@ -383,10 +391,10 @@ def test_noise_that_explodes_is_said(comfy):
 
 
 def test_refusal_reaches_the_user_through_the_executor(comfy, run_prompt, monkeypatch):
-    monkeypatch.setitem(comfy.NODE_CLASS_MAPPINGS, "ToyFlux", _toy_node("MODEL", lambda: toy.model("flux")))
+    monkeypatch.setitem(comfy.NODE_CLASS_MAPPINGS, "ToyModel", _toy_node("MODEL", image_to_image))
     monkeypatch.setitem(comfy.NODE_CLASS_MAPPINGS, "ToyPrompt", _toy_node("CONDITIONING", lambda: CAPTION))
     prompt = {
-        "1": {"class_type": "ToyFlux", "inputs": {}},
+        "1": {"class_type": "ToyModel", "inputs": {}},
         "2": {"class_type": "ToyPrompt", "inputs": {}},
         "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
         "4": {
@@ -398,7 +406,7 @@ def test_refusal_reaches_the_user_through_the_executor(comfy, run_prompt, monkey
         },
         "5": {"class_type": "EBCASaveInversion", "inputs": {"latent": ["4", 0], "filename_prefix": "x"}},
     }  # fmt: skip
-    with pytest.raises(PromptError, match="flow-matching"):
+    with pytest.raises(PromptError, match="predicts noise"):
         run_prompt(prompt)
 
 

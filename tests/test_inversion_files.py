@@ -134,6 +134,7 @@ def test_file_tells_how_it_was_made(file):
         "regularisation": {"lambda_auto_corr": 20.0, "lambda_kl": 10.0, "steps": 2, "rolls": 2},
         "fixed_point_iterations": 0,
         "seed": 7,
+        "holds_noise": False,
     }
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from comfy import model_management, samplers
 from comfy.k_diffusion import sampling as k_sampling
+from comfy.model_sampling import IMG_TO_IMG, ModelSamplingDiscrete
 
 from support import progress, toy
 from support.host import node
@@ -178,9 +179,10 @@ def test_interruption_ends_it(comfy, monkeypatch):
     assert len(seen) <= 3
 
 
-def test_flow_matching_model_is_refused(comfy):
-    (model,) = node(comfy, "ModelSamplingSD3").execute(model=toy.model(), shift=3.0)
-    with pytest.raises(ValueError, match=r"predicts noise.*SD15.*flow-matching.*own samplers"):
+def test_model_without_noise_is_refused(comfy):
+    model, sampling = toy.model(), type("Sampling", (ModelSamplingDiscrete, IMG_TO_IMG), {})()
+    model.add_object_patch("model_sampling", sampling)
+    with pytest.raises(ValueError, match=r"predicts noise.*SD15 does not.*own samplers"):
         painted(comfy, masked(), model=model)
 
 

@@ -182,4 +182,4 @@ def test_schedule_that_could_take_everything_away_is_refused(comfy):
     rising = schedule(comfy, shape="linear", start_factor=1.0, end_factor=3.0)
     inputs = dict(direction="remove", alpha=0.5)
     composed(comfy, toy.model(), **inputs)
-    refused(lambda: composed(comfy, toy.model(), **inputs, alpha_schedule=rising), "-0.5", "schedules multiply them")
+    refused(lambda: composed(comfy, toy.model(), **inputs, alpha_schedule=rising), "-0.5", "Schedules multiply")

@@ -330,7 +330,7 @@ def test_maps_take_no_more_memory_in_longer_runs(comfy, pack):
     """While the run goes on there is one map for each prompt, image and size of grid."""
     import gc
 
-    readings, held = pack.comfyui_binding.trace.recorder.RunReadings, []
+    readings, held = pack.comfyui_binding.trace.recorder.RunRecorder, []
 
     def note(*_):
         (own,) = [thing for thing in gc.get_objects() if isinstance(thing, readings)]
@@ -357,7 +357,7 @@ def test_traced_picture_is_bit_identical_beside_other_packs(comfy, caplog):
             wired = wire(comfy, replace(scene, model=model))
             after, _ = traced(comfy, wired.model, attention_maps=True)
             assert torch.equal(replace(wired, model=after).sampled(comfy), plain), name
-            assert trace.record.roles or any("EBCA Trace leaves out layers" in said for said in messages(caplog)), name
+            assert trace.record.roles or any("layers not recorded" in said for said in messages(caplog)), name
 
 
 def test_each_run_clears_the_trace(comfy, pack):
@@ -434,18 +434,18 @@ def test_error_of_a_run_is_the_one_that_its_user_sees(comfy, pack, monkeypatch):
     def unreadable(*_, **__):
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(pack.comfyui_binding.trace.recorder.RunReadings, "record", unreadable)
+    monkeypatch.setattr(pack.comfyui_binding.trace.recorder.RunRecorder, "record", unreadable)
     model, _ = traced(comfy, toy.model())
     with pytest.raises(KeyError, match="of a sampler"):
         run(model, callback=broken)
 
 
 def test_picture_is_not_lost_with_its_record(comfy, pack, monkeypatch, caplog):
-    monkeypatch.setattr(pack.comfyui_binding.trace.recorder.RunReadings, "record", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(pack.comfyui_binding.trace.recorder.RunRecorder, "record", lambda *_, **__: 1 / 0)
     model, trace = traced(comfy, toy.model())
     assert torch.equal(run(model), run(toy.model()))
     assert trace.record is None
-    assert any("could not put its record together" in message for message in messages(caplog))
+    assert any("could not build its record" in message for message in messages(caplog))
 
 
 def test_run_that_ended_in_nan_can_be_looked_at(comfy):
@@ -529,7 +529,7 @@ def test_call_outside_any_run_says_that_nothing_is_recorded(comfy, caplog):
             toy.noise(1, 4, 8, 8), torch.ones(1), c_crossattn=toy.conditioning(1)[0][0], transformer_options=options
         )
     assert trace.record is None
-    assert any("EBCA Trace records nothing here" in message for message in messages(caplog))
+    assert any("EBCA Trace: nothing is recorded" in message for message in messages(caplog))
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -538,7 +538,7 @@ def test_run_in_tiles_leaves_a_trace_that_says_so(comfy, caplog, at_once):
     model, trace = traced(comfy, scene.model)
     other_packs.tiles(at_once)(comfy, replace(scene, model=model)).sampled(comfy)
     refused(lambda: node(comfy, "EBCAEnergyPlot").execute(trace=trace, latent=toy.latent()), "could be read", "the log")
-    assert any("EBCA Trace leaves out layers" in message for message in messages(caplog))
+    assert any("EBCA Trace: layers not recorded" in message for message in messages(caplog))
 
 
 def test_models_without_cross_attention_are_refused(comfy):

@@ -1,6 +1,8 @@
-"""G @ W_k: the way from a step in the keys back to a step in the context, for every way ComfyUI stores W_k."""
+"""G @ W_k: a step in the keys -> a step in the context, for every way in which ComfyUI stores W_k."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import comfy.model_management
 import comfy.ops
@@ -11,26 +13,36 @@ from torch import Tensor
 def project_to_context(step: Tensor, to_k: torch.nn.Module, width: int) -> Tensor:
     """step [b, t, (h d)] @ W_k [(h d), c] -> [b, t, c]; c is `width`, and `step` has the keys' type and device.
 
-    A layer of ComfyUI's own lends its weight as its forward pass would see it: cast, on the right device, with LoRAs.
-    Any other linear module (bypass LoRA, GGUF, unknown packs) is asked for W_k by the identity matrix, at every call,
-    for it may change during a run and keeping all layers' copies would take hundreds of megabytes in SDXL.
+    The weight of ComfyUI's own linear layers is used as their forward pass would see it: cast, on the right device,
+    with LoRAs. Of any other linear module (bypass LoRA, GGUF, unknown packs) W_k is computed from the identity matrix,
+    at every call: it may change during a run, and keeping the copies of all layers would take hundreds of megabytes
+    in SDXL.
     """
-    if _lends_its_weight(to_k):
-        return _with_lent_weight(to_k, step)
+    if _is_comfy_linear(to_k):
+        return _project_with_cast_weight(to_k, step)
     return step @ _weight_by_identity(to_k, width, step)
 
 
-def _lends_its_weight(to_k: torch.nn.Module) -> bool:
+def together(linear: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`linear` of each tensor [b, t, c]: in one call where they have one length, which costs little more than one."""
+    tensors = list(tensors)
+    for tensor in tensors:
+        if tensor.shape[1] != tensors[0].shape[1]:
+            return list(map(linear, tensors))
+    return linear(torch.cat(tensors)).split(list(map(len, tensors))) if len(tensors) > 1 else list(map(linear, tensors))
+
+
+def _is_comfy_linear(to_k: torch.nn.Module) -> bool:
     """Whether nothing but ComfyUI's own code stands between the module's weight and its output."""
-    own_passes = all(_is_comfyuis(to_k, name) for name in ("forward", "forward_comfy_cast_weights"))
-    hooked = to_k._forward_hooks or to_k._forward_pre_hooks
-    own_cast = not hasattr(to_k, "cast_bias_weight")
-    return isinstance(to_k, comfy.ops.CastWeightBiasOp) and own_passes and own_cast and not hooked
-
-
-def _is_comfyuis(module: torch.nn.Module, method: str) -> bool:
-    function = getattr(type(module), method, None)
-    return is_unpatched(module, method) and getattr(function, "__module__", None) == comfy.ops.__name__
+    if not isinstance(to_k, comfy.ops.CastWeightBiasOp) or hasattr(to_k, "cast_bias_weight"):
+        return False
+    if to_k._forward_hooks or to_k._forward_pre_hooks:
+        return False
+    for method in ("forward", "forward_comfy_cast_weights"):
+        function = getattr(type(to_k), method, None)
+        if getattr(function, "__module__", None) != "comfy.ops" or not is_unpatched(to_k, method):
+            return False
+    return True
 
 
 def is_unpatched(module: torch.nn.Module, method: str) -> bool:
@@ -39,13 +51,13 @@ def is_unpatched(module: torch.nn.Module, method: str) -> bool:
     return on_instance is None or getattr(on_instance, "__func__", None) is getattr(type(module), method)
 
 
-def _with_lent_weight(to_k: torch.nn.Module, step: Tensor) -> Tensor:
-    weight, bias, loan = comfy.ops.cast_bias_weight(to_k, step, offloadable=True)
+def _project_with_cast_weight(to_k: torch.nn.Module, step: Tensor) -> Tensor:
+    weight, bias, offload_stream = comfy.ops.cast_bias_weight(to_k, step, offloadable=True)
     try:
         dense = weight.dequantize() if isinstance(weight, comfy.ops.QuantizedTensor) else weight
         out = step @ dense.to(step.dtype)
     finally:
-        comfy.ops.uncast_bias_weight(to_k, weight, bias, loan)
+        comfy.ops.uncast_bias_weight(to_k, weight, bias, offload_stream)
     scale = getattr(to_k, "pre_quant_scale", None)  # multiplies the layer's input, so it belongs to W_k's columns
     return out if scale is None else out * comfy.model_management.cast_to_device(scale, out.device, out.dtype)
 

@@ -1,28 +1,33 @@
-"""What the nodes store on a MODEL."""
+"""What the nodes store on a MODEL: updates, edits and traces."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ...ebca_core import Schedule, Window
-from ..architectures.unet import LayerKey
-from ..text.token_weights import TokenWeights
-from ..trace.trace_record import Trace
+from ...ebca_core import EBCA, ContextEnergy, Schedule, Window
 
-#: Key of the settings, the wrappers and the run in ComfyUI's options.
+if TYPE_CHECKING:
+    from ..text.token_weights import TokenWeights
+    from .protocols import Architecture, RunTrace
+
+#: Key of the settings and the wrappers in ComfyUI's options.
 KEY = "ebca"
+#: Keys of the Run, and of the DenoiserCall where something is on, in the options of a run's calls.
+RUN_KEY = "ebca_run"
+CALL_KEY = "ebca_call"
 
 
 @dataclass(frozen=True, eq=False)
 class ContextUpdate:
-    """One EBCAContextUpdate: an update of the prompt's own context. mask [b, height, width], layers None for all.
+    """One EBCAContextUpdate: an update of the prompt's own context.
 
-    use_noise_mask: where there is no mask, the latent's own takes its place.
+    mask [b, height, width]; layers: names of the layers that compute the update, None for all; use_noise_mask: without
+    a mask, the latent's noise mask is used.
     """
 
     gamma_attn: float
@@ -32,8 +37,9 @@ class ContextUpdate:
     mask: Tensor | None = None
     use_noise_mask: bool = False
     positive_only: bool = False
-    layers: frozenset[LayerKey] | None = None
+    layers: frozenset[str] | None = None
     schedule: Schedule | None = None
+    energy: ContextEnergy = EBCA
 
     def __post_init__(self):
         _check_strengths(gamma_attn=self.gamma_attn, gamma_norm=self.gamma_norm)
@@ -47,11 +53,11 @@ class ContextUpdate:
         return replace(self, gamma_attn=factor * self.gamma_attn, gamma_norm=factor * self.gamma_norm, schedule=None)
 
     @property
-    def waits_for_noise_mask(self) -> bool:
+    def needs_noise_mask(self) -> bool:
         return self.use_noise_mask and self.mask is None and self.gamma_attn != 0
 
-    def with_plain_mask_resolved(self) -> ContextUpdate:
-        """Without a mask that is 1 everywhere, without the attention term if it is 0 everywhere: exactly so."""
+    def with_constant_mask_resolved(self) -> ContextUpdate:
+        """A mask of ones is dropped; a mask of zeros drops the attention term. Both are exact."""
         if self.mask is None:
             return self
         if bool((self.mask == 1).all()):
@@ -60,7 +66,7 @@ class ContextUpdate:
             return replace(self, mask=None, use_noise_mask=False, gamma_attn=0.0, token_weights=None)
         return self
 
-    def described(self, layer_names: Mapping[LayerKey, str]) -> dict[str, Any]:
+    def to_dict(self, layer_names: Sequence[str]) -> dict[str, Any]:
         return {
             "gamma_attn": self.gamma_attn,
             "gamma_norm": self.gamma_norm,
@@ -69,19 +75,18 @@ class ContextUpdate:
             "token_weights": self.token_weights and self.token_weights.values.tolist(),
             "has_mask": self.mask is not None,
             "apply_to": "positive" if self.positive_only else "both",
-            "layers": None if self.layers is None else [layer_names[key] for key in layer_names if key in self.layers],
+            "layers": None if self.layers is None else [name for name in layer_names if name in self.layers],
         }
-
-    def reaches(self, layer: LayerKey) -> bool:
-        """Whether this layer computes the update."""
-        return self.layers is None or layer in self.layers
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One EBCAEditContext: a further prompt [b, t, c] to add (direction 1) or to remove (-1)."""
+    """One EBCAEditContext: a further prompt to add (direction 1) or to remove (-1).
 
-    context: Tensor
+    conditioning: a CONDITIONING of one entry; context [b, t, c]: its encoded text.
+    """
+
+    conditioning: list
     direction: int
     alpha: float
     window: Window
@@ -95,7 +100,7 @@ class Edit:
     def __post_init__(self):
         _check_strengths(alpha=self.alpha, gamma_attn=self.gamma_attn, gamma_norm=self.gamma_norm)
 
-    def described(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "direction": "add" if self.direction > 0 else "remove",
             "alpha": self.alpha,
@@ -107,6 +112,10 @@ class Edit:
             "gamma_schedule": self.gamma_schedule and asdict(self.gamma_schedule),
             "has_mask": self.mask is not None,
         }
+
+    @property
+    def context(self) -> Tensor:
+        return self.conditioning[0][0]
 
     @property
     def weight(self) -> float:
@@ -124,14 +133,15 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """Everything the EBCA nodes before a sampler ask for."""
+    """Everything the EBCA nodes before a sampler ask for, and the architecture of the model that they are on."""
 
+    architecture: Architecture | None = None
     updates: tuple[ContextUpdate, ...] = ()
     edits: tuple[Edit, ...] = ()
-    traces: tuple[Trace, ...] = ()
+    traces: tuple[RunTrace, ...] = ()
     windows: frozenset[Window] = field(init=False)
-    #: What was said in calls of the model outside any run, which have no other place to remember it.
-    said_without_run: set[str] = field(init=False, default_factory=set)
+    #: Warnings already given in calls of the model outside any run, which have no run to remember them.
+    warned_without_run: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self):
         windows = {update.window for update in self.updates}
@@ -144,22 +154,22 @@ class Settings:
         schedules += [schedule for edit in self.edits for schedule in (edit.alpha_schedule, edit.gamma_schedule)]
         return [schedule for schedule in schedules if schedule is not None]
 
-    def described(self, layer_names: Mapping[LayerKey, str]) -> dict[str, list[dict[str, Any]]]:
-        """What the nodes ask for, in numbers and words that JSON knows."""
+    def to_dict(self, layer_names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """The settings of all nodes, as JSON values."""
         return {
-            "updates": [update.described(layer_names) for update in self.updates],
-            "edits": [edit.described() for edit in self.edits],
+            "updates": [update.to_dict(layer_names) for update in self.updates],
+            "edits": [edit.to_dict() for edit in self.edits],
         }
 
     @property
-    def wants_noise_mask(self) -> bool:
-        """Whether an update waits for the latent's mask."""
-        return any(update.waits_for_noise_mask for update in self.updates)
+    def needs_noise_mask(self) -> bool:
+        """Whether an update uses the noise mask of the latent."""
+        return any(update.needs_noise_mask for update in self.updates)
 
     def with_noise_mask(self, mask: Tensor) -> Settings:
         """These settings for a run whose latent has a mask [b, height, width]."""
         updates = [
-            replace(update, mask=mask).with_plain_mask_resolved() if update.waits_for_noise_mask else update
+            replace(update, mask=mask).with_constant_mask_resolved() if update.needs_noise_mask else update
             for update in self.updates
         ]
         return replace(self, updates=tuple(update for update in updates if not update.is_off))
@@ -172,4 +182,4 @@ def _is_zero(schedule: Schedule | None) -> bool:
 def _check_strengths(**strengths: float) -> None:
     for name, value in strengths.items():
         if not 0 <= value < math.inf:
-            raise ValueError(f"Expected {name} to be a number from 0 up, but got {value}. 0 switches it off.")
+            raise ValueError(f"{name} is {value}, but must be a finite number from 0 up. Set it to 0 to switch it off.")

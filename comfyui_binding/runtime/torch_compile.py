@@ -7,34 +7,34 @@ import threading
 import torch
 
 
-class _Eager:
-    """While anyone is inside, torch.compile's code rests; whoever leaves last puts the switch back as it was."""
+class _ForceEager:
+    """Reference-counted `torch.compiler.set_stance("force_eager")`; restored when the last user exits."""
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._inside = 0
-        self._switch = None
+        self._users = 0
+        self._stance = None
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._inside == 0:
-                self._switch = _force_eager()
-            self._inside += 1
+            if self._users == 0:
+                self._stance = _set_force_eager()
+            self._users += 1
 
     def __exit__(self, *_) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._switch.__exit__(None, None, None)
+            self._users -= 1
+            if self._users == 0:
+                self._stance.__exit__(None, None, None)
 
 
-def _force_eager():
+def _set_force_eager():
     if not hasattr(torch.compiler, "set_stance"):
         raise RuntimeError(
-            f"EBCA next to torch.compile needs PyTorch 2.6 or newer, but this is {torch.__version__}. Update PyTorch "
-            "or remove the node that compiles the model."
+            f"EBCA with torch.compile needs PyTorch 2.6 or newer, and this is {torch.__version__}. Update PyTorch or "
+            "remove the node that compiles the model."
         )
     return torch.compiler.set_stance("force_eager")
 
 
-eager = _Eager()
+force_eager = _ForceEager()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,12 @@ INVERSION_KEY = f"{KEY}_inversion"
 #: outside a noise mask.
 RETRACING = ("euler", "ddim")
 
+#: What is said of a sampler that does not start from the noise of a flow-matching model's inversion.
+STARTS_ELSEWHERE = (
+    "does not start from the inverted noise: a run of a flow-matching model from sigma 1 does not read its latent. "
+    "Wire the noise output of the inversion into SamplerCustomAdvanced."
+)
+
 
 @dataclass(frozen=True)
 class InversionRecord:
@@ -39,6 +45,7 @@ class InversionRecord:
     regularisation: dict[str, float]
     fixed_point_iterations: int
     seed: int
+    holds_noise: bool = False  # the samples are noise, as a flow-matching model's run from sigma 1 needs it
 
     def described(self) -> str:
         """The record in lines."""
@@ -55,7 +62,10 @@ class InversionRecord:
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """An inverted latent [b, c, height, width], as a LATENT scales it, and how it was made."""
+    """An inverted latent [b, c, (frames,) height, width], as a LATENT scales it, and how it was made.
+
+    With `record.holds_noise`, the noise that starts a run there on an empty latent.
+    """
 
     samples: Tensor
     record: InversionRecord
@@ -103,14 +113,15 @@ def load(path: Path) -> Inversion:
         raise ValueError(
             f"Expected a file that EBCA Save Inversion wrote, but cannot read {path.name}: {error}."
         ) from None
-    missing = [field.name for field in fields(InversionRecord) if field.name not in values]
+    missing = [f.name for f in fields(InversionRecord) if f.name not in values and f.default is MISSING]
     if samples is None or missing:
         raise ValueError(
             f"Expected a file that EBCA Save Inversion wrote, but {path.name} has no record of an inversion"
             + (f" (it lacks {', '.join(missing)})." if values else ".")
             + " Load other latents with core's Load Latent."
         )
-    return Inversion(samples.float(), InversionRecord(**{f.name: values[f.name] for f in fields(InversionRecord)}))
+    known = {f.name: values[f.name] for f in fields(InversionRecord) if f.name in values}
+    return Inversion(samples.float(), InversionRecord(**known))
 
 
 # --- what the graph tells ---
@@ -189,7 +200,9 @@ def run_mismatches(noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Te
     if name != "sample_euler":
         name = name.removeprefix("sample_")
         found.append(f"The sampler {name} does not go back the way of the inversion: use {' or '.join(RETRACING)}.")
-    if inverted and noise.count_nonzero():
+    if record.holds_noise and not hasattr(noise, INVERSION_KEY):
+        found.append(f"The sampler {STARTS_ELSEWHERE}")
+    elif not record.holds_noise and inverted and noise.count_nonzero():
         found.append("The sampler adds noise to the inverted latent: switch add_noise off.")
     return found
 
@@ -218,7 +231,10 @@ def _sampler_mismatches(record: InversionRecord, prompt: Prompt, sampler: str, n
             f"{here} has the sampler {name}, which does not go back the way of the inversion: use "
             f"{' or '.join(RETRACING)}."
         )
-    if _adds_noise(prompt, sampler, node_id):
+    if record.holds_noise:
+        if graph.link_of(prompt, sampler, "noise") != node_id:
+            yield f"{here} {STARTS_ELSEWHERE}"
+    elif _adds_noise(prompt, sampler, node_id):
         yield (
             f"{here} adds noise to the inverted latent. Use KSampler (Advanced) with add_noise off, or "
             "SamplerCustomAdvanced with DisableNoise or this node's own noise."

@@ -12,18 +12,27 @@ import comfy.samplers
 import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.model_sampling import CONST, COSMOS_RFLOW
 from torch import Tensor
 
-from ...ebca_core import NoiseRegularisation, ddim_inversion, regularised_noise, rising_sigmas
-from ..architectures.unet import adds_noise, family_of
+from ...ebca_core import FLOW, NoiseRegularisation, Noising, ddim_inversion, inversion_sigmas, regularised_noise
 from ..model_patch import settings_of
 from .inversion_record import Inversion, marked
+from .model_kinds import HIGHEST_FLOW_SIGMA, family_of, is_flow_matching, noising_of
 
 
 def sampling_sigmas(model: ModelPatcher, scheduler: str, steps: int) -> Tensor:
     """The sigmas [steps + 1] of a whole run, as KSampler makes them."""
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).cpu()
+
+
+def inverts_to_noise(model: ModelPatcher) -> bool:
+    """Whether `invert` gives noise, not a latent: a flow-matching model's run from sigma 1 does not read its latent."""
+    return noising_of(_sampling_of(model)) is FLOW
+
+
+def usual_fixed_point_iterations(model: ModelPatcher) -> int:
+    """0, as in the paper; 1 for flow-matching models, whose schedules take large steps near the finished picture."""
+    return int(is_flow_matching(_sampling_of(model)))
 
 
 def invert(
@@ -37,21 +46,26 @@ def invert(
 ) -> Tensor:
     """The latent from which a deterministic sampler, walking down `sigmas`, makes `latent` under the caption at cfg 1.
 
-    latent LATENT, sigmas [steps + 1] falling -> [b, c, height, width], scaled as a LATENT is.
+    latent LATENT, sigmas [steps + 1] falling -> [b, c, (frames,) height, width], scaled as a LATENT is. Where
+    `inverts_to_noise`, the noise with which a run on an empty latent starts there, scaled as a NOISE is.
 
     Raises ValueError for a model, a caption, a latent or sigmas that cannot be inverted, and where the result is not
     finite.
     """
-    _check_model(model)
+    noising = _checked_noising(model)
     _check_caption(model, caption)
     samples = _checked_samples(model, latent)
-    _check_sigmas(sigmas)
+    _check_sigmas(sigmas, noising)
+    last_x = []
     sampler = comfy.samplers.KSAMPLER(
         _walk_up,
         extra_options={
+            "noising": noising,
             "regularisation": regularisation,
+            "flow_matching": is_flow_matching(_sampling_of(model)),
             "generator": torch.Generator().manual_seed(seed),
             "fixed_point_iterations": fixed_point_iterations,
+            "keep": last_x.append,
         },
     )
     guider = comfy.samplers.CFGGuider(model)
@@ -61,10 +75,12 @@ def invert(
         torch.zeros_like(samples),
         samples,
         sampler,
-        rising_sigmas(sigmas),
+        inversion_sigmas(sigmas),
         callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
         seed=seed,
     )
+    if noising is FLOW:  # ComfyUI divides what its sampler returns by 1 - sigma, which is 0 at the start of a run
+        samples = last_x[0].float() / float(sigmas[0])
     if not torch.isfinite(samples).all():
         raise ValueError(
             "Expected finite numbers from the inversion, but some are not. Lower lambda_auto_corr and lambda_kl, or "
@@ -87,11 +103,12 @@ class InvertedNoise:
         self._shape = list(inversion.samples.shape)
         self._scaled = model.get_model_object("latent_format").process_in
         self._sampling = model.get_model_object("model_sampling")
-        self._start = self._scaled(inversion.samples.float().cpu())
         self._sigma = torch.tensor(inversion.record.sigmas[0])
+        samples = inversion.samples.float().cpu()
+        self._start = self._sigma * samples if inversion.record.holds_noise else self._scaled(samples)
 
     def generate_noise(self, latent: dict) -> Tensor:
-        """The noise [b, c, height, width] that ComfyUI's sampler turns, with the image, into the inverted latent."""
+        """The noise that ComfyUI's sampler turns, with the image, into the inverted latent; both of one shape."""
         image = latent["samples"]
         if list(image.shape) != self._shape:
             raise ValueError(
@@ -120,37 +137,43 @@ def _walk_up(
     callback: Callable[[dict], None],
     disable: bool,
     *,
+    noising: Noising,
     regularisation: NoiseRegularisation,
+    flow_matching: bool,
     generator: torch.Generator,
     fixed_point_iterations: int,
+    keep: Callable[[Tensor], None],
 ) -> Tensor:
-    """A sampler for KSAMPLER: DDIM inversion of x. It has no bar on the console to disable."""
+    """A sampler for KSAMPLER: DDIM inversion of x, which `keep` gets too. It has no bar on the console to disable."""
     denoised = x
 
-    def predict_noise(x: Tensor, sigma: Tensor) -> Tensor:
+    def derivative(x: Tensor, sigma: Tensor) -> Tensor:
         nonlocal denoised
         denoised = model(x, sigma * x.new_ones(x.shape[0]), **extra_args)
-        noise = (x - denoised) / sigma
-        return noise if regularisation.is_off else regularised_noise(noise, regularisation, generator)
+        return (x - denoised) / sigma
+
+    def regularise(noise: Tensor) -> Tensor:
+        return noise if regularisation.is_off else regularised_noise(noise, regularisation, generator, flow_matching)
 
     def after_step(step: int, x: Tensor) -> None:
         sigma = sigmas[step + 1]
         callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
 
-    return ddim_inversion(x, sigmas, predict_noise, fixed_point_iterations, after_step)
+    x = ddim_inversion(x, sigmas, derivative, fixed_point_iterations, after_step, noising, regularise)
+    keep(x)
+    return x
 
 
-def _check_model(model: ModelPatcher) -> None:
-    name, sampling = family_of(model.model), model.get_model_object("model_sampling")
-    if isinstance(sampling, CONST | COSMOS_RFLOW):
+def _sampling_of(model: ModelPatcher) -> Any:
+    return model.get_model_object("model_sampling")
+
+
+def _checked_noising(model: ModelPatcher) -> Noising:
+    noising = noising_of(_sampling_of(model))
+    if noising is None:
         raise ValueError(
-            f"Expected a model that predicts noise (eps) or velocity (v), but {name} is a flow-matching model: its "
-            "way from picture to noise is another one, which EBCA Invert does not know. SD 1.x, SD 2.x and SDXL work."
-        )
-    if not adds_noise(sampling):
-        raise ValueError(
-            f"Expected a model that predicts noise (eps) or velocity (v), but {name} predicts something else. SD 1.x, "
-            "SD 2.x and SDXL work."
+            f"Expected a model that predicts noise (eps) or velocity (v, flow matching), but {family_of(model.model)} "
+            "predicts something else. SD 1.x, SD 2.x, SDXL, Wan and Cosmos work."
         )
     if settings_of(model).edits:
         raise ValueError(
@@ -158,6 +181,7 @@ def _check_model(model: ModelPatcher) -> None:
             "come back as it was. Wire the model from before EBCA Compose into EBCA Invert, and the one after it into "
             "the sampler."
         )
+    return noising
 
 
 def _check_caption(model: ModelPatcher, caption: list) -> None:
@@ -179,13 +203,16 @@ def _check_caption(model: ModelPatcher, caption: list) -> None:
 
 def _checked_samples(model: ModelPatcher, latent: dict) -> Tensor:
     samples = latent["samples"]
-    if isinstance(samples, Tensor) and samples.ndim == 4 and samples.numel() > 0:
+    shape = ["batch", "channels", "height", "width"]
+    if model.get_model_object("latent_format").latent_dimensions == 3:
+        shape.insert(2, "frames")
+    if isinstance(samples, Tensor) and samples.ndim in (4, len(shape)) and samples.numel() > 0:
         samples = comfy.sample.fix_empty_latent_channels(model, samples).float()
-    if not isinstance(samples, Tensor) or samples.ndim != 4 or samples.numel() == 0:
+    if not isinstance(samples, Tensor) or samples.ndim != len(shape) or samples.numel() == 0:
         came = list(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
         raise ValueError(
-            f"Expected the latent of a picture, [batch, channels, height, width], but got {came}. Connect a VAE "
-            "Encode, and a model for pictures."
+            f"Expected the latent of a picture, [{', '.join(shape)}], but got {came}. Connect a VAE Encode, and a "
+            "model for pictures or videos."
         )
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
@@ -200,11 +227,16 @@ def _checked_samples(model: ModelPatcher, latent: dict) -> Tensor:
     return samples
 
 
-def _check_sigmas(sigmas: Tensor) -> None:
+def _check_sigmas(sigmas: Tensor, noising: Noising) -> None:
     listed = f"{len(sigmas)} of them" if sigmas.ndim == 1 else f"shape {list(sigmas.shape)}"
     if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas.diff() < 0).all()) or not 0 <= sigmas[-1] < torch.inf:
         raise ValueError(
             "Expected at least two sigmas that fall, as a sampler gets them (EBCA Invert turns them round itself), but "
             f"got {listed}: {', '.join(f'{sigma:.4g}' for sigma in sigmas.flatten()[:8].tolist())}. Wire the same "
             "sigmas as into the sampler, without FlipSigmas."
+        )
+    if noising is FLOW and sigmas[0] > HIGHEST_FLOW_SIGMA:
+        raise ValueError(
+            f"Expected sigmas of at most 1, as a flow-matching model has them, but got {listed}, the first of which is "
+            f"{float(sigmas[0]):.4g}. Make them with a scheduler of this model."
         )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.samplers
 import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
 from torch import Tensor
 
-from ...ebca_core import ddim_step, model_calls, noised_again, repaint_levels
-from ..architectures.unet import adds_noise, family_of
+from ...ebca_core import FLOW, Noising, count_model_calls, ddim_step, renoise, repaint_levels
+from .model_kinds import HIGHEST_FLOW_SIGMA, family_of, noising_of, reads_noise_mask
+
+if TYPE_CHECKING:
+    from comfy.model_base import BaseModel
 
 log = logging.getLogger("ebca")
 
@@ -32,7 +35,7 @@ class RePaintSampler(comfy.samplers.KSAMPLER):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, *args, **kwargs
     ):
         """As ComfyUI calls it; progress counts all calls of the model. ValueError for other models and sigmas."""
-        calls = model_calls(repaint_levels(len(sigmas) - 1, *self._jumps))
+        calls = count_model_calls(repaint_levels(len(sigmas) - 1, *self._jumps))
         _warn_of_what_does_nothing(calls, len(sigmas) - 1, *self._jumps, denoise_mask)
 
         def with_jumps(call: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
@@ -61,21 +64,23 @@ def sample_repaint(
 
     Its model, a KSamplerX0Inpaint, puts the known region into x and into what it returns, with the noise that it holds.
     """
-    _check(model, sigmas)
+    noising = _checked_noising(model, sigmas)
+    sampling = model.inner_model.inner_model.model_sampling
     make_noise = default_noise_sampler(x, seed=extra_args.get("seed"))
     call = 0
     for level, level_after in pairwise(repaint_levels(len(sigmas) - 1, jump_length, jump_n_sample)):
         sigma, sigma_after = sigmas[level], sigmas[level_after]
         if level_after < level:
-            x = noised_again(x, sigma, sigma_after, make_noise(sigma, sigma_after))
+            x = renoise(x, sigma, sigma_after, make_noise(sigma, sigma_after), noising)
             mask = _mask_at(sigma_after, model, x, extra_args)
             if mask is not None:  # what was painted may be known again at this level
                 noise = _for_blending(make_noise(sigma, sigma_after), mask)
-                x = x * mask + (model.latent_image + sigma_after * noise) * (1 - mask)
+                x = x * mask + sampling.noise_scaling(sigma_after, noise, model.latent_image) * (1 - mask)
             continue
         model.noise = _for_blending(make_noise(sigma, sigma_after), _mask_at(sigma, model, x, extra_args))
         denoised = model(x, sigma * x.new_ones(x.shape[0]), **extra_args)
-        x = ddim_step(x, denoised, sigma, sigma_after, eta, make_noise(sigma, sigma_after) if eta else 0)
+        fresh = make_noise(sigma, sigma_after) if eta else 0
+        x = ddim_step(x, denoised, sigma, sigma_after, eta, fresh, noising)
         callback({"x": x, "i": call, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         call += 1
     return x
@@ -115,7 +120,7 @@ def _warn_of_what_does_nothing(
         )
 
 
-def _check(model, sigmas: Tensor) -> None:
+def _checked_noising(model, sigmas: Tensor) -> Noising:
     if not hasattr(model, "noise"):
         raise ValueError(
             "Expected ComfyUI's own inpainting around the model, but another node wraps this sampler and hides it: the "
@@ -126,13 +131,26 @@ def _check(model, sigmas: Tensor) -> None:
             "Expected sigmas that fall, but they rise: RePaint goes back up by itself. Remove FlipSigmas, or take the "
             "sigmas of a plain scheduler."
         )
-    _check_model(model.inner_model.inner_model)
-
-
-def _check_model(model: Any) -> None:
-    if not adds_noise(model.model_sampling):
+    noising = _noising_of(model.inner_model.inner_model)
+    if noising is FLOW and bool((sigmas > HIGHEST_FLOW_SIGMA).any() | (sigmas[1:] >= 1).any()):
         raise ValueError(
-            f"Expected a model that predicts noise (eps) or velocity (v), but {family_of(model)} does not: RePaint "
-            "adds noise to a picture, where flow-matching models mix the two. Use ComfyUI's own samplers with this "
-            "model."
+            "Expected sigmas of a flow-matching model, from at most 1 down and below 1 after the first, but got "
+            f"{', '.join(f'{sigma:.4g}' for sigma in sigmas[:8].tolist())}. Make them with a scheduler of this model."
         )
+    return noising
+
+
+def _noising_of(model: BaseModel) -> Noising:
+    noising = noising_of(model.model_sampling)
+    if noising is None:
+        raise ValueError(
+            f"Expected a model that predicts noise (eps) or velocity (v, flow matching), but {family_of(model)} does "
+            "not: RePaint needs to know how much noise a latent has. Use ComfyUI's own samplers with this model."
+        )
+    if reads_noise_mask(model):
+        raise ValueError(
+            f"Expected a model that sees the known region with noise, but {family_of(model)} reads the noise mask "
+            "itself and sees that region without noise: RePaint could not noise it again. Use ComfyUI's own samplers "
+            "with this model."
+        )
+    return noising

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 #: {option of a conditioning that edits do not support: its name, and the alternative}
 NOT_FOR_EDITS = {
@@ -25,8 +24,8 @@ NOT_FOR_EDITS = {
 NEUTRAL = {"start_percent": 0.0, "end_percent": 1.0, "strength": 1.0, "default": False}
 
 
-def edit_context(conditioning: list) -> Tensor:
-    """The context [b, t, c] of a conditioning with one prompt. Raises ValueError for unsupported options."""
+def checked_conditioning(conditioning: list) -> list:
+    """The conditioning of an edit: one encoded prompt [b, t, c]. Raises ValueError for unsupported options."""
     if len(conditioning) != 1:
         raise ValueError(
             f"The conditioning of an edit has {len(conditioning)} prompts instead of one. Use one EBCA Edit Context "
@@ -42,4 +41,4 @@ def edit_context(conditioning: list) -> Tensor:
             f"The conditioning of an edit is {received} instead of an encoded prompt [batch, tokens, width]. Connect a "
             "CLIP Text Encode."
         )
-    return context
+    return conditioning

@@ -1,4 +1,4 @@
-"""Energies, update sizes and attention maps, read while a run goes on and made into a TraceRecord when it ends.
+"""Records energies, update sizes and attention maps during a run, and builds a TraceRecord when it ends.
 
 Nothing leaves the device, and no call waits for it, before the run ends.
 """
@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ...ebca_core import attention_energy, attention_map, norm_energy
-from ..architectures.unet import LayerKey, place_of
+from ...ebca_core import EBCA, ContextEnergy, attention_map, energy_values
+from ..architectures.layer_selection import layer_sort_key
+from ..runtime import notices
 from ..runtime.batch_layout import Chunk
 from ..runtime.settings import Settings
-from .trace_record import TraceRecord, WordMaps, sampled
+from .trace_record import TraceRecord, WordMaps, fingerprint
 
 if TYPE_CHECKING:
-    from ..runtime.layer import Layer
+    from ..runtime.denoiser_call import ContextTrack
     from ..runtime.sampling_run import Run
+    from ..runtime.text_attention import TextAttention
 
 log = logging.getLogger("ebca")
 
@@ -61,52 +64,52 @@ class MapSum:
 
 
 @dataclass(eq=False)
-class CallReadings:
-    """What one call of the U-Net reads: E(K|Q), E(K) and the update size [columns], one column for a layer and row.
+class CallRecorder:
+    """Records one pass of the network: E(K|Q), E(K) and the update size [columns], one column for a layer and row.
 
-    context [b, t, c]: the prompts as the U-Net got them.
+    names: of the layers, in the order of the pass; context [b, t, c]: the prompts as the network got them.
     """
 
-    names: Mapping[LayerKey, str]
+    names: Sequence[str]
     chunks: Sequence[Chunk]
     context: Tensor
     wants_maps: bool
+    energy: ContextEnergy = EBCA
     columns: list[Column] = field(default_factory=list)
     values: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     #: Maps [b, t, rows, columns] of a positive prompt, by the size of their grid.
     maps: dict[tuple[Chunk, tuple[int, int]], MapSum] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """Forget what the call read before: its U-Net runs again."""
+        """Drop what the pass has recorded: the network starts again."""
         self.columns, self.values, self.maps = [], [], {}
 
-    def read_prompts(self, layer: Layer, repeats: Tensor | None, change: Tensor | None, unit: float) -> None:
-        """The prompts' own contexts in a layer, and its change of them [b, t, c] in units of `unit`, None for none."""
+    def record_prompts(self, layer: TextAttention, repeats: Tensor | None, change: Tensor | None, scale: float) -> None:
+        """The prompts' contexts in a layer, and its change of them [b, t, c] in units of `scale`, None for none."""
         roles = [
-            Column(self.names[layer.key], "positive" if chunk.prompt.positive else "negative", chunk.cond, image)
+            Column(layer.name, "positive" if chunk.entry.positive else "negative", chunk.cond, image)
             for chunk in self.chunks
             for image in chunk.images
         ]
-        size = self._relative_size(change, unit, layer.context)
-        if layer.key == next(reversed(self.names)):  # no layer would read the update of the last one
+        size = self._relative_size(change, scale, layer.context)
+        if layer.name == self.names[-1]:  # no layer reads the update of the last one
             size = torch.full_like(size, torch.nan)
-        self._note(roles, _energies(layer.k, layer.q, layer.heads, repeats), size)
+        self._note(roles, _energies(layer.k, layer.q, layer.heads, repeats, self.energy), size)
 
-    def read_edit(
-        self, layer: Layer, number: int, chunk: Chunk, keys: Tensor, change: Tensor | None, unit: float, text: Tensor
-    ) -> None:
-        """An edit's context in a layer, for a chunk's rows, and its change there; text [b, t, c]: as it was encoded."""
-        columns = [Column(self.names[layer.key], f"edit{number}", chunk.cond, image) for image in chunk.images]
-        energies = _energies(keys, layer.q[chunk.rows], layer.heads, None)
-        self._note(columns, energies, self._relative_size(change, unit, text))
+    def record_edit(self, layer: TextAttention, number: int, track: ContextTrack, change: Tensor | None) -> None:
+        """An edit's context in a layer, and the layer's change of it [b, t, c] in units of the track's scale."""
+        chunk = track.chunk
+        columns = [Column(layer.name, f"edit{number}", chunk.cond, image) for image in chunk.images]
+        energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, EBCA)
+        self._note(columns, energies, self._relative_size(change, track.scale, track.encoded))
 
-    def read_maps(self, layer: Layer) -> None:
+    def record_maps(self, layer: TextAttention) -> None:
         """The attention of a layer to the positive prompts of whole images, whose tokens lie on its grid."""
         for chunk in self.chunks:
-            if chunk.prompt.positive and chunk.prompt.area is None:
+            if chunk.entry.positive and chunk.entry.area is None:
                 maps = _in_parts(attention_map, layer.k[chunk.rows], layer.q[chunk.rows], layer.heads)
-                if chunk.prompt.tokens:  # ComfyUI repeats a prompt to the length of a longer one
-                    maps = maps.unflatten(1, (-1, chunk.prompt.tokens)).sum(dim=1)
+                if chunk.entry.tokens:  # ComfyUI repeats a prompt to the length of a longer one
+                    maps = maps.unflatten(1, (-1, chunk.entry.tokens)).sum(dim=1)
                 maps = _pooled(maps.unflatten(2, layer.grid))
                 _add(self.maps, (chunk, tuple(maps.shape[-2:])), MapSum(maps, maps.new_ones(())))
 
@@ -114,23 +117,24 @@ class CallReadings:
         self.columns += columns
         self.values.append((*energies, size))
 
-    def _relative_size(self, change: Tensor | None, unit: float, text: Tensor) -> Tensor:
-        """unit * ||change|| / ||text|| of each row, [b, t, c] -> [b]; zero without a change."""
+    def _relative_size(self, change: Tensor | None, scale: float, context: Tensor) -> Tensor:
+        """scale * ||change|| / ||context|| of each row, [b, t, c] -> [b]; zero without a change."""
         if change is None:
-            return text.new_zeros(text.shape[0], dtype=torch.float32)
-        return _norm(change) * unit / (self._context_norm if text is self.context else _norm(text))
+            return context.new_zeros(context.shape[0], dtype=torch.float32)
+        return _norm(change) * scale / (self._context_norm if context is self.context else _norm(context))
 
     @cached_property
     def _context_norm(self) -> Tensor:
         return _norm(self.context)
 
 
-class RunReadings:
-    """All that one run has read."""
+class RunRecorder:
+    """All that one run has recorded."""
 
-    def __init__(self, wants_maps: bool):
+    def __init__(self, wants_maps: bool, energy: ContextEnergy = EBCA):
         self.wants_maps = wants_maps
-        self._names: Mapping[LayerKey, str] = {}
+        self._energy = energy
+        self._names: list[str] = []
         self._calls: list[tuple[Tensor, list[Column], Tensor, Tensor]] = []
         #: Maps [t, rows, columns] of one prompt and image, by the size of their grid.
         self._maps: dict[tuple[Hashable, tuple[int, int], int], MapSum] = {}
@@ -139,8 +143,11 @@ class RunReadings:
         self._prompts: dict[Hashable, Tensor] = {}
         self._lock = threading.Lock()
 
-    def add(self, call: CallReadings, sigma: Tensor) -> None:
-        """Keep what a call at `sigma`, a tensor of one value, has read.
+    def call_recorder(self, names: Sequence[str], chunks: Sequence[Chunk], context: Tensor) -> CallRecorder:
+        return CallRecorder(names, chunks, context, self.wants_maps, self._energy)
+
+    def add(self, call: CallRecorder, sigma: Tensor) -> None:
+        """Keep what a pass at `sigma`, a tensor of one value, has recorded.
 
         Of calls in a row for one prompt and image at one sigma (heun, PAG, SAG, context windows that overlap) the first
         counts, as for what edits carry.
@@ -151,11 +158,11 @@ class RunReadings:
         with self._lock:
             is_new = self._are_new([(chunk.cond, image) for chunk in call.chunks for image in chunk.images], sigma)
             weights = torch.stack([is_new[column.cond, column.image] for column in call.columns])
-            self._names = {**self._names, **call.names}  # a guider may have a second U-Net
+            self._names = list(dict.fromkeys([*self._names, *call.names]))  # a guider may have a second network
             self._calls.append((sigma, call.columns, values, weights))
             for chunk in call.chunks:
-                if chunk.prompt.positive and chunk.cond not in self._prompts:
-                    self._prompts[chunk.cond] = sampled(call.context[chunk.rows][0][: chunk.prompt.tokens])
+                if chunk.entry.positive and chunk.cond not in self._prompts:
+                    self._prompts[chunk.cond] = fingerprint(call.context[chunk.rows][0][: chunk.entry.tokens])
             for (chunk, grid), maps in call.maps.items():
                 for image, total in zip(chunk.images, maps.total, strict=True):
                     one = MapSum(total, maps.count).times(is_new[chunk.cond, image])
@@ -171,7 +178,7 @@ class RunReadings:
     def record(self, sigmas: Sequence[float], settings: Settings, is_complete: bool) -> TraceRecord:
         """The record of a run that walks along `sigmas`."""
         read = [column for _, columns, *_ in self._calls for column in columns]
-        layers = sorted({*self._names.values(), *(column.layer for column in read)}, key=place_of)
+        layers = sorted({*self._names, *(column.layer for column in read)}, key=layer_sort_key)
         starts = sigmas[:-1] or sigmas  # of the steps
         present = {column.role for column in read}
         roles = sorted(present, key=lambda role: ({"positive": 0, "negative": 1}.get(role, 2), role))
@@ -194,7 +201,7 @@ class RunReadings:
             layers=tuple(layers),
             roles=tuple(roles),
             sigmas=tuple(starts),
-            settings=settings.described(self._names),
+            settings=settings.to_dict(sorted(self._names, key=layer_sort_key)),
             is_complete=is_complete,
             maps=tuple(self._maps_of(cond) for cond in dict.fromkeys(cond for cond, _, _ in self._maps)),
             prompts=tuple(prompt.cpu() for prompt in self._prompts.values()),
@@ -214,10 +221,11 @@ def recording(run: Run, sigmas: Sequence[float]):
     traces = run.settings.traces
     for trace in traces:
         trace.record = None
-    run.readings = RunReadings(wants_maps=any(trace.wants_maps for trace in traces))
+    energy = next((update.energy for update in run.settings.updates), EBCA)
+    run.recorder = RunRecorder(any(trace.wants_maps for trace in traces), energy)
 
     def write(is_complete: bool) -> None:
-        record = run.readings.record(sigmas, run.settings, is_complete)
+        record = run.recorder.record(sigmas, run.settings, is_complete)
         for trace in traces:
             trace.record = record if trace.wants_maps else replace(record, maps=())
 
@@ -229,8 +237,8 @@ def recording(run: Run, sigmas: Sequence[float]):
         raise
     try:
         write(is_complete=True)
-    except Exception:  # the picture is there, and must not be lost with its trace
-        log.exception("EBCA Trace could not put its record together; the picture is as it should be. Please report it.")
+    except Exception:  # the image is done, and must not be lost with its trace
+        log.exception(notices.TRACE_FAILED)
 
 
 def _differs(sigma: Tensor, last: Tensor | None) -> Tensor:
@@ -245,26 +253,35 @@ def _step_at(sigma: float, starts: Sequence[float]) -> int:
     return max(begun, default=0)
 
 
-def _energies(keys: Tensor, queries: Tensor, heads: int, repeats: Tensor | None) -> tuple[Tensor, Tensor]:
+def _energies(
+    keys: Tensor, queries: Tensor, heads: int, repeats: Tensor | None, energy: ContextEnergy
+) -> tuple[Tensor, Tensor]:
     """E(K|Q), summed over the tokens, and E(K) of each row [b], as if repeated tokens were there once."""
-    attention, norm = _in_parts(attention_energy, keys, queries, heads).sum(dim=1), norm_energy(keys)
-    if repeats is None:
-        return attention, norm
-    repeats = repeats.flatten()
-    return attention / repeats, norm - 0.5 * repeats.log()
+    rows = _rows_at_once(keys, queries, heads)
+    if rows >= keys.shape[0]:
+        return energy_values(keys, queries, heads, repeats, energy)
+    parts = zip(keys.split(rows), queries.split(rows), repeats.split(rows) if repeats is not None else repeat(None))
+    values = [energy_values(k, q, heads, r, energy) for k, q, r in parts]
+    attention, norm = zip(*values, strict=True)
+    return torch.cat(attention), torch.cat(norm)
+
+
+def _rows_at_once(keys: Tensor, queries: Tensor, heads: int) -> int:
+    """How many rows' [h, t, n] matrices fit into MATRIX_ENTRIES."""
+    return max(1, MATRIX_ENTRIES // (heads * keys.shape[1] * queries.shape[1]))
 
 
 def _in_parts(read: Callable[[Tensor, Tensor, int], Tensor], keys: Tensor, queries: Tensor, heads: int) -> Tensor:
     """read(keys, queries, heads), some rows at a time where a matrix of all of them would be large."""
-    rows = max(1, MATRIX_ENTRIES // (heads * keys.shape[1] * queries.shape[1]))
+    rows = _rows_at_once(keys, queries, heads)
     if rows >= keys.shape[0]:
         return read(keys, queries, heads)
     return torch.cat([read(k, q, heads) for k, q in zip(keys.split(rows), queries.split(rows), strict=True)])
 
 
-def _norm(text: Tensor) -> Tensor:
+def _norm(context: Tensor) -> Tensor:
     """[b, t, c] -> [b]."""
-    return torch.linalg.vector_norm(text, dim=(1, 2), dtype=torch.float32)
+    return torch.linalg.vector_norm(context, dim=(1, 2), dtype=torch.float32)
 
 
 def _pooled(maps: Tensor) -> Tensor:

@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared_on_deepcopy import CopiedAsItself
+from ..shared_on_deepcopy import SharedOnDeepcopy
 
 #: The quantities of a record, in the order of its values.
 QUANTITIES = ("E(K|Q)", "E(K)", "E(K|Q) + E(K)", "update size")
-#: Values in `sampled`.
+#: Values in a fingerprint.
 SAMPLES = 256
 
 
-def sampled(tensor: Tensor) -> Tensor:
+def fingerprint(tensor: Tensor) -> Tensor:
     """Some values of a tensor, evenly spread over it, in float32: enough to know it again."""
     flat = tensor.detach().flatten()
     return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].to(torch.float32, copy=True)
 
 
-def is_known_again(samples: Tensor, tensor: Tensor) -> bool:
+def matches_fingerprint(samples: Tensor, tensor: Tensor) -> bool:
     """Whether a tensor is the one that samples were taken of, up to what half precision rounds away."""
-    others = sampled(tensor).cpu()
+    others = fingerprint(tensor).cpu()
     if samples.shape != others.shape or not torch.equal(samples.isfinite(), others.isfinite()):
         return False
     samples, others = samples.nan_to_num(0, 0, 0), others.nan_to_num(0, 0, 0)  # a picture that broke up can be traced
@@ -73,17 +73,17 @@ class TraceRecord:
 
 
 @dataclass(eq=False)
-class Trace(CopiedAsItself):
+class Trace(SharedOnDeepcopy):
     """An EBCA_TRACE: the record of the last run with the model of one EBCA Trace, or the one that was in a file."""
 
     wants_maps: bool = False
     record: TraceRecord | None = field(default=None, repr=False)
     is_from_file: bool = False
 
-    def know_result(self, latent: Tensor) -> None:
+    def set_result(self, latent: Tensor) -> None:
         """Remember the latent [b, c, height, width] of the run just recorded."""
         if self.record is not None:
-            self.record = replace(self.record, result=sampled(latent).cpu())
+            self.record = replace(self.record, result=fingerprint(latent).cpu())
 
     def recorded(self) -> TraceRecord:
         """The record. Raises ValueError if there is none."""
@@ -104,7 +104,7 @@ class Trace(CopiedAsItself):
     def recorded_with(self, latent: Tensor) -> TraceRecord:
         """The record of the run that this latent came from. Raises ValueError if it is another's, or there is none."""
         record = self.recorded()
-        if record.result is not None and not is_known_again(record.result, latent):
+        if record.result is not None and not matches_fingerprint(record.result, latent):
             raise ValueError(
                 "Expected the latent of the run that the trace holds, but got another: the trace holds the last run "
                 "with the model of its EBCA Trace, and this latent is from elsewhere, from an earlier run that ComfyUI "

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ..text.tokenized_prompt import Reading, occurrences, read, words
-from .trace_record import TraceRecord, WordMaps, is_known_again
+from .trace_record import TraceRecord, WordMaps, matches_fingerprint
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -38,7 +38,7 @@ def _all_words(reading: Reading) -> dict[str, list]:
 def is_prompt_of(record: TraceRecord, clip: CLIP, text: str) -> bool:
     """Whether the run's positive prompt is what `clip` makes of the text."""
     context = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0]
-    return all(is_known_again(prompt, context[0]) for prompt in record.prompts)
+    return all(matches_fingerprint(prompt, context[0]) for prompt in record.prompts)
 
 
 def maps_of_prompt(record: TraceRecord, tokens: int, images: int) -> WordMaps:

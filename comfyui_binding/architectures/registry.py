@@ -1,0 +1,56 @@
+"""The architecture of a model, or a refusal that names the model and says which ones work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+from ..runtime.protocols import Architecture
+from .transformer import Transformer
+from .transformer_families import FAMILIES
+from .unet import UNet
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+#: The one list of supported models in messages.
+SUPPORTED = (
+    "EBCA works with U-Net models that read text through cross-attention: SD 1.x, SD 2.x, SDXL (base and refiner), "
+    "SSD-1B, Segmind Vega, KOALA, and their inpainting and InstructPix2Pix variants."
+)
+
+UNET = UNet()
+TRANSFORMERS = [Transformer(family) for family in FAMILIES]
+
+
+def architecture_of(model: ModelPatcher) -> Architecture:
+    """The architecture of a MODEL. Raises ValueError, naming the model's class, if EBCA cannot act on it."""
+    name, network = type(model.model).__name__, network_of(model)
+    if isinstance(network, UNetModel):
+        architecture = UNET
+    else:
+        architecture = next((one for one in TRANSFORMERS if one.family.matches(network)), None)
+    if architecture is None:
+        raise ValueError(f"{name} has no cross-attention to text that EBCA can reach. {SUPPORTED}")
+    reason = architecture.why_unsupported(network, name)
+    if reason is not None:
+        raise ValueError(f"EBCA does not apply to {name}: {reason}. {SUPPORTED}")
+    return architecture
+
+
+def network_of(model: ModelPatcher) -> torch.nn.Module:
+    """The denoising network of a MODEL, without the wrapper of torch.compile."""
+    network = model.get_model_object("diffusion_model")
+    return getattr(network, "_orig_mod", network)
+
+
+def layer_names(model: ModelPatcher) -> tuple[str, ...]:
+    """The text cross-attention layers of a supported MODEL, in the order of a call."""
+    return architecture_of(model).layer_names(network_of(model))
+
+
+def context_width(model: ModelPatcher) -> int:
+    """Width c of the text context that a supported MODEL reads."""
+    return architecture_of(model).context_width(network_of(model), model.model.model_config)

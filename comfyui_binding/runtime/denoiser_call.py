@@ -1,0 +1,554 @@
+"""One call of the denoiser: the text contexts in it, which move from layer to layer.
+
+The architecture calls `begin` when the network gets its context. In each text cross-attention layer it calls `context`
+(what the layer reads) and `output` (what it returns, after which every context takes its step); at the end, `finish`.
+Changes are kept apart from the contexts they belong to (`context + change`), so that what other packs do to a context
+between layers stays in force.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ...ebca_core import EBCA, ContextEnergy, composition_weight_sum, key_step, mix_contexts
+from ..shared_on_deepcopy import SharedOnDeepcopy
+from . import notices
+from .batch_layout import Chunk
+from .carried_contexts import CarryKey
+from .sampling_run import Run
+from .settings import ContextUpdate, Edit
+from .tensor_cache import rows_of_images
+from .text_attention import EncodedText, TextAttention
+
+
+@dataclass(frozen=True, eq=False)
+class RowUpdate:
+    """An update of some rows of a track's context. Gammas are in units of the track's scale."""
+
+    rows: slice
+    chunks: Sequence[Chunk]
+    gamma_attn: float
+    gamma_norm: float
+    energy: ContextEnergy = EBCA
+    #: Of the prompts' update: the names of the layers that compute it (None: all), its mask and its token weights.
+    layers: frozenset[str] | None = None
+    mask: Tensor | None = None
+    token_weights: Tensor | None = None
+    #: Whether it must be known which rows belong to which prompt and image.
+    needs_rows: bool = False
+
+
+@dataclass(eq=False)
+class ContextTrack:
+    """A text context that moves from layer to layer.
+
+    There are three kinds. The prompts' own track (chunk None) holds all rows of the call and starts each call afresh.
+    An edit's track holds its context for one positive prompt. The track of any other prompt (edit None) holds a copy of
+    it that all edits share. The last two carry their change from call to call.
+    """
+
+    updates: Sequence[RowUpdate]
+    #: The largest gamma. Steps are divided by it, so that small gammas do not underflow in half precision.
+    scale: float
+    chunk: Chunk | None = None
+    edit: Edit | None = None
+    #: Whether the composition mixes it into the layers' outputs, and its weight there; None where masks decide it.
+    is_mixed: bool = False
+    weight: float | None = None
+    #: An edit's context as it was encoded, [b, t, c], and its attention mask.
+    encoded: Tensor | None = None
+    text_mask: Tensor | None = None
+    #: The change that earlier calls have carried to this one.
+    carried: Tensor | None = None
+    #: The change so far, by the shape of the context: some packs change it between layers.
+    changes: dict[torch.Size, Tensor] = field(default_factory=dict)
+    #: In the present layer: the context that was read (a slice: rows of the layer's own), its keys and its values.
+    read: Tensor | slice | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
+
+    def begin(self) -> None:
+        """Start again from what was carried to the call."""
+        self.changes = {} if self.carried is None else {self.carried.shape: self.carried}
+
+    def at(self, context: Tensor) -> Tensor:
+        """The context [b, t, c] with its change so far."""
+        change = self.changes.get(context.shape)
+        return context if change is None else apply_change(context, change)
+
+    def move(self, step: Tensor) -> None:
+        """Add a step [b, t, c], in units of the scale, to the change of the context of this shape."""
+        self.changes[step.shape] = accumulate(self.changes.get(step.shape), step, self.scale)
+
+    def fit(self, tokens: int) -> bool:
+        """Repeat or cut the change of a copy to a context of so many tokens; False where neither leads there."""
+        for change in self.changes.values():
+            own = change.shape[1]
+            if own != tokens:
+                if tokens % own and own % tokens:
+                    return False
+                change = change.repeat(1, max(1, tokens // own), 1)[:, :tokens]
+                self.changes = {change.shape: change}
+        return True
+
+
+class DenoiserCall(SharedOnDeepcopy):
+    """One call of the model with EBCA on; `begin` to `finish` is one pass of its network.
+
+    Some packs run the network several times in one call. Each pass starts from what the call began with, and the last
+    one counts for what is carried on.
+    """
+
+    def __init__(self, run: Run, sigma: float | None, sigma_on_device: Tensor, latent_size: tuple[int, int]):
+        """sigma: None where nothing depends on it; sigma_on_device: the same where the model has it, which costs no
+        wait; latent_size: height and width of the model's input."""
+        self.run = run
+        self.sigma = sigma
+        self.latent_size = latent_size
+        self._sigma_on_device = sigma_on_device
+        self._updates = run.timeline.updates(sigma)
+        self._weights = run.timeline.weights(sigma)
+        self._gammas = run.timeline.gammas(sigma)
+        self._carried_on: dict[CarryKey, Tensor] = {}
+        #: The edits' texts as the layers read them, where that is not their encoded context.
+        self.texts: Mapping[Edit, EncodedText] = {}
+
+    @property
+    def is_active(self) -> bool:
+        return bool(self._updates or self._weights or self._gammas)
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The edits that are on."""
+        return [edit for edit in self.run.settings.edits if edit in self._weights or edit in self._gammas]
+
+    def commit(self) -> None:
+        """Carry the edits' contexts to the next call."""
+        self.run.carried.store(self._carried_on, self.sigma)
+
+    # --- one pass of the network ---
+
+    def begin(self, layers: Sequence[str], chunks: Sequence[Chunk], context: Tensor) -> None:
+        """Plan a pass. layers: their names, in the order of the pass; context [b, t, c]: what the network was given."""
+        self.chunks = chunks
+        self._first, self._last = layers[0], layers[-1]
+        self._network_context = context
+        self._may_repeat = self.run.settings.architecture.repeats_prompts
+        self._lengths_known = bool(chunks) and all(chunk.entry.tokens for chunk in chunks)
+        self._repeats = self._known_repeats() if self._lengths_known else None
+        self._token_weights: dict[tuple[RowUpdate, int], Tensor] = {}
+        self._prompts = self._prompt_track()
+        self._composes = bool(self._weights or self._gammas)
+        self._edits = self._edit_tracks() if self._composes else []
+        self._has_edit_masks = any(edit.mask is not None for edit in self._weights)
+        recorder = self.run.recorder
+        self._recorder = recorder.call_recorder(layers, chunks, context) if recorder is not None else None
+        self.restart()
+
+    def restart(self) -> None:
+        """The network starts again from its first layer."""
+        for track in (self._prompts, *self._edits):
+            track.begin()
+        if self._recorder is not None:
+            self._recorder.begin()
+
+    def works_in(self, layer: str) -> bool:
+        """Whether a layer needs more than the updated context."""
+        is_needed = self._recorder is not None or self._composes
+        return is_needed or any(update.layers is None or layer in update.layers for update in self._prompts.updates)
+
+    def context(self, layer: str, context: Tensor) -> Tensor:
+        """The prompts' context [b, t, c] as updated so far, for a layer to read."""
+        if layer == self._first:
+            self.restart()
+        return self._prompts.at(context)
+
+    def shares_context(self, layer: str, context: Tensor, value_context: Tensor) -> bool:
+        """Whether a layer's keys and values get the same text. Two equal tensors are compared once a run and layer."""
+        if value_context is context or value_context.shape != context.shape:
+            return value_context is context
+        if not self.chunks:
+            return torch.equal(context, value_context)
+        key = ("shares context", layer, context.shape, tuple(chunk.cond for chunk in self.chunks))
+        return self.run.cache.cached(key, lambda: torch.equal(context, value_context))
+
+    def output(self, layer: TextAttention, out: Tensor, has_other_branches: bool) -> Tensor:
+        """The layer's attention output [b, n, (h d)] with the edits mixed in; then every context takes its step.
+
+        has_other_branches: whether another pack has computed `out`.
+        """
+        self.run.notices.accounted_for = True
+        # Whether the layer's rows are the call's, so that it is known whose prompt each of them holds.
+        own_rows = bool(self.chunks) and layer.q.shape[0] == layer.k.shape[0] == self._network_context.shape[0]
+        if self._composes:
+            out = self._compose(layer, out, has_other_branches, own_rows)
+        change = self._update_prompts(layer, own_rows) if layer.name != self._last else None  # read by no layer
+        if self._recorder is not None:
+            self._record_prompts(layer, change, own_rows)
+        return out
+
+    def finish(self) -> None:
+        """Keep what the pass has changed and recorded."""
+        for track in self._edits:
+            change = next(iter(track.changes.values()), None)
+            if change is not track.carried:
+                repeats = 1 if track.edit is not None else self._repeats_of(track.chunk)
+                own = change[:, : change.shape[1] // repeats]
+                for row, image in zip(own, track.chunk.images, strict=True):
+                    self._carried_on[track.edit, track.chunk.cond, image] = row
+        if self._recorder is not None:
+            self.run.recorder.add(self._recorder, self._sigma_on_device)
+
+    # --- the prompts ---
+
+    def _prompt_track(self) -> ContextTrack:
+        """One track for all rows: every layer's steps start from the same context and are summed."""
+        scale = max((max(update.gamma_attn, update.gamma_norm) for update in self._updates), default=1.0)
+        everything = [(slice(0, self._network_context.shape[0]), self.chunks)]
+        positive = [(chunk.rows, [chunk]) for chunk in self.chunks if chunk.entry.positive]
+        updates = [
+            self._row_update(update, scale, rows, chunks)
+            for update in self._updates
+            for rows, chunks in (positive if update.positive_only and self.chunks else everything)
+        ]
+        return ContextTrack(updates, scale)
+
+    def _row_update(self, update: ContextUpdate, scale: float, rows: slice, chunks: Sequence[Chunk]) -> RowUpdate:
+        has_weights = update.token_weights is not None and any(chunk.entry.positive for chunk in chunks)
+        return RowUpdate(
+            rows,
+            chunks,
+            update.gamma_attn / scale,
+            update.gamma_norm / scale,
+            update.energy,
+            update.layers,
+            update.mask,
+            update.token_weights.values if has_weights else None,
+            update.positive_only or update.token_weights is not None or update.mask is not None,
+        )
+
+    def _update_prompts(self, layer: TextAttention, own_rows: bool) -> Tensor | None:
+        """Update the context for the layers that follow -> this layer's change [b, t, c], in units of the scale."""
+        total = None
+        for update in self._prompts.updates:
+            if update.layers is not None and layer.name not in update.layers:
+                continue
+            bypass = self._update_bypass(update, layer, own_rows)
+            if bypass is not None:
+                self.run.notices.warn_once(bypass)
+                continue
+            rows = update.rows if own_rows else slice(None)
+            gamma_norm = self._gamma_norm(update, layer)
+            if update.gamma_attn == 0 and gamma_norm == 0:
+                continue
+            mask, repeats = update.mask, self._layer_repeats(layer) if gamma_norm != 0 else None
+            step = key_step(
+                layer.k[rows],
+                layer.q[rows],
+                layer.heads,
+                layer.attend_exchanged,
+                update.gamma_attn,
+                gamma_norm,
+                None if update.token_weights is None else self._token_weight_rows(update, layer),
+                None if mask is None else self._mask_rows(mask, update.chunks, layer),
+                None if repeats is None else repeats[rows],
+                update.energy,
+            )
+            if total is None and step.shape == layer.k.shape:
+                total = step
+            else:
+                total = torch.zeros_like(layer.k) if total is None else total
+                total[rows] += step
+        if total is None:
+            return None
+        if layer.value_context is not layer.context:
+            self.run.notices.warn_once(notices.UPDATE_KEYS_ONLY)
+        (change,) = layer.pullback([total], [slice(None)], [layer.text_mask])
+        self._prompts.move(change)
+        return change
+
+    def _gamma_norm(self, update: RowUpdate, layer: TextAttention) -> float:
+        """The update's gamma_norm, 0 in layers that normalise their keys."""
+        if update.gamma_norm == 0 or not layer.normalises_keys:
+            return update.gamma_norm
+        self.run.notices.inform_once(notices.NO_NORM_TERM)
+        return 0.0
+
+    def _update_bypass(self, update: RowUpdate, layer: TextAttention, own_rows: bool) -> str | None:
+        """Why an update cannot act in a layer; None if it can."""
+        if not own_rows:
+            if layer.q.shape[0] != layer.k.shape[0]:
+                return notices.UPDATE_REGIONS
+            if update.needs_rows:
+                return notices.UPDATE_REGIONS_ROWS
+        has_other_length = update.token_weights is not None and layer.k.shape[1] != len(update.token_weights)
+        if has_other_length and not self._has_own_lengths(layer):
+            return notices.UPDATE_LENGTHS
+        if update.mask is not None and not _is_on_grid(layer):
+            return notices.UPDATE_MERGED
+        return None
+
+    def _token_weight_rows(self, update: RowUpdate, layer: TextAttention) -> Tensor:
+        """Weights [rows of the update, t, 1]: the user's on positive prompts, 1 on the others."""
+        key = (update, layer.k.shape[1])
+        if key not in self._token_weights:
+            self._token_weights[key] = self._make_token_weights(update, layer)
+        return self._token_weights[key]
+
+    def _make_token_weights(self, update: RowUpdate, layer: TextAttention) -> Tensor:
+        values, tokens = update.token_weights, layer.k.shape[1]
+        own = [chunk.entry.tokens or tokens for chunk in update.chunks if chunk.entry.positive]
+        if tokens % len(values) or (self._has_own_lengths(layer) and any(count != len(values) for count in own)):
+            wrong = next((count for count in own if count != len(values)), tokens)
+            raise notices.token_weights_error(len(values), wrong)
+        positive = self.run.cache.cast(values, layer.k).repeat(tokens // len(values)).view(1, tokens, 1)
+        rows = [positive if chunk.entry.positive else torch.ones_like(positive) for chunk in update.chunks]
+        images = [len(chunk.images) for chunk in update.chunks]
+        return torch.cat([row.expand(count, -1, -1) for row, count in zip(rows, images, strict=True)])
+
+    # --- the edits ---
+
+    def _edit_tracks(self) -> list[ContextTrack]:
+        """Each edit has a track for every positive prompt; for any other prompt, all edits share one."""
+        return [
+            self._edit_track(edit, chunk)
+            for chunk in self.chunks
+            for edit in (self.run.settings.edits if chunk.entry.positive else (None,))
+        ]
+
+    def _edit_track(self, edit: Edit | None, chunk: Chunk) -> ContextTrack:
+        if edit is not None:
+            gammas = self._gammas.get(edit, (0.0, 0.0))
+        else:  # the shared copy moves by the mean of the edits' updates
+            count = len(self.run.settings.edits)
+            gammas = tuple(sum(values) / count for values in zip(*self._gammas.values(), strict=True)) or (0.0, 0.0)
+        scale = max(gammas)
+        weighted = self._weighted(edit)
+        is_masked = any(one.mask is not None for one in weighted)
+        text = self._encoded(edit, chunk)
+        return ContextTrack(
+            updates=[RowUpdate(chunk.rows, [chunk], gammas[0] / scale, gammas[1] / scale)] if scale else [],
+            scale=scale,
+            chunk=chunk,
+            edit=edit,
+            is_mixed=bool(weighted),
+            weight=None if is_masked else sum(self._weights[one] for one in weighted),
+            encoded=text.context,
+            text_mask=text.mask,
+            carried=self.run.carried.load(edit, chunk, self._network_context.device),
+        )
+
+    def _encoded(self, edit: Edit | None, chunk: Chunk) -> EncodedText:
+        """An edit's text for each row of a chunk; none for an edit that is off, and for the copy of the prompt."""
+        if edit is None or not (edit in self._weights or edit in self._gammas):
+            return EncodedText(None)
+        if edit not in self.texts:
+            return EncodedText(self.run.cache.edit_rows(edit, chunk, self._network_context))
+        text = self.texts[edit]
+        return EncodedText(
+            rows_of_images(text.context, chunk), None if text.mask is None else rows_of_images(text.mask, chunk)
+        )
+
+    def _weighted(self, edit: Edit | None) -> list[Edit]:
+        """The edits whose weights a track has: an edit's own, or all of them."""
+        return [one for one in self._weights if edit in (None, one)]
+
+    def _compose(self, layer: TextAttention, out: Tensor, has_other_branches: bool, own_rows: bool) -> Tensor:
+        """Mix the edits' outputs into the layer's, [b, n, (h d)], and move the edits' contexts."""
+        if not own_rows:
+            self.run.notices.warn_once(notices.EDITS_REGIONS)
+            return out
+        if self._has_edit_masks and not _is_on_grid(layer):
+            self.run.notices.warn_once(notices.EDITS_MERGED)
+            return out
+        tracks = [track for track in self._edits if self._acts(track, layer)]
+        _make_keys_and_values(layer, tracks)
+        if has_other_branches or layer.has_attention_override:
+            out = out.clone()  # the pack that computed it may keep it
+        for chunk in self.chunks:
+            rows, position, outs, weights = chunk.rows, chunk.position, [], []
+            for track in tracks:
+                if track.chunk is chunk and track.v is not None:
+                    outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text_mask))
+                    weights.append(self._masked_weight(track, layer) if track.weight is None else track.weight)
+            if outs:
+                main = out[rows]
+                if has_other_branches:
+                    main = layer.attend(layer.q[rows], layer.k[rows], layer.v[rows], position)
+                out[rows] += mix_contexts(main, outs, weights)
+        changes = self._move_edits(layer, [track for track in tracks if track.updates])
+        if self._recorder is not None:
+            for track in tracks:
+                if track.edit is not None:
+                    number = self.run.settings.edits.index(track.edit)
+                    self._recorder.record_edit(layer, number, track, changes.get(track))
+        return out
+
+    def _acts(self, track: ContextTrack, layer: TextAttention) -> bool:
+        """Whether a track is mixed or moves in a layer; sets what is read there."""
+        track.k = track.v = None
+        if track.edit is not None:
+            if not track.is_mixed and not track.updates:
+                return False
+            if track.encoded.dtype != layer.context.dtype and track.edit not in self.texts:
+                track.encoded = self.run.cache.edit_rows(track.edit, track.chunk, layer.context)
+            track.read = track.at(track.encoded)
+            return True
+        rows = track.chunk.rows
+        track.text_mask = None if layer.text_mask is None else layer.text_mask[rows]
+        if not track.changes and not self._has_moved(layer.context, track.chunk):
+            track.read, track.k = rows, layer.k[rows]  # a copy that equals the prompt has the prompt's outputs
+            return bool(track.updates)
+        if not track.fit(layer.context.shape[1]):
+            self.run.notices.warn_once(notices.EDITS_NEGATIVE_LENGTH)
+            return False
+        track.read = track.at(layer.context[rows])
+        return True
+
+    def _has_moved(self, context: Tensor, chunk: Chunk) -> bool:
+        """Whether the prompts' update has moved a chunk's rows of a layer's context."""
+        return context.shape in self._prompts.changes and any(chunk in u.chunks for u in self._prompts.updates)
+
+    def _move_edits(self, layer: TextAttention, tracks: Sequence[ContextTrack]) -> Mapping[ContextTrack, Tensor]:
+        """Move the tracks' contexts -> their changes in the layer [b, t, c], in units of the scale."""
+        if not tracks:
+            return {}
+        steps = []
+        for track in tracks:
+            (update,) = track.updates
+            repeats = self._layer_repeats(layer) if track.edit is None else None  # edits are never repeated
+            steps.append(
+                key_step(
+                    track.k,
+                    layer.q[update.rows],
+                    layer.heads,
+                    layer.attend_exchanged,
+                    update.gamma_attn,
+                    self._gamma_norm(update, layer),
+                    repeats=None if repeats is None else repeats[update.rows],
+                    energy=update.energy,
+                )
+            )
+        read, masks = [track.read for track in tracks], [track.text_mask for track in tracks]
+        changes = dict(zip(tracks, layer.pullback(steps, read, masks), strict=True))
+        for track, change in changes.items():
+            track.move(change)
+        return changes
+
+    def _masked_weight(self, track: ContextTrack, layer: TextAttention) -> float | Tensor:
+        """A track's weight where an edit has a mask: one for each image token, [b, n, 1]."""
+        chunks = [track.chunk]
+        return composition_weight_sum([
+            self._weights[edit] * (1.0 if edit.mask is None else self._mask_rows(edit.mask, chunks, layer))
+            for edit in self._weighted(track.edit)
+        ])
+
+    # --- what is known about a layer ---
+
+    def _has_own_lengths(self, layer: TextAttention) -> bool:
+        """Whether the layer's context has the shape of the call's, so that it is known whose word each token is."""
+        return layer.context.shape == self._network_context.shape
+
+    def _mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], layer: TextAttention) -> Tensor:
+        """Mask [b, height, width] -> [rows of the chunks, n, 1]."""
+        rows = self.run.cache.mask_rows(mask, chunks, self.latent_size, layer.grid, layer.q)
+        before = layer.tokens_before_grid
+        if before is None:
+            return rows
+        return pad(rows, (0, 0, before, layer.q.shape[1] - before - rows.shape[1]))  # tokens of no image have weight 0
+
+    def _repeats_of(self, chunk: Chunk) -> int:
+        """How many copies of a prompt's own tokens its rows hold: ComfyUI repeats prompts to a common length."""
+        tokens = self._network_context.shape[1]
+        return tokens // (chunk.entry.tokens or tokens)
+
+    def _known_repeats(self) -> Tensor | None:
+        """The copies in each row [b, 1, 1]; None where every row has one. Needs the prompts' own lengths."""
+        counts = [self._repeats_of(chunk) for chunk in self.chunks]
+        if set(counts) <= {1}:
+            return None
+        rows = [
+            self._network_context.new_full((len(chunk.images), 1, 1), count, dtype=torch.float32)
+            for chunk, count in zip(self.chunks, counts, strict=True)
+        ]
+        return torch.cat(rows)
+
+    def _layer_repeats(self, layer: TextAttention) -> Tensor | None:
+        """The copies of each row's own tokens in the layer's keys, [b, 1, 1]; None where every row has one."""
+        if not self._may_repeat:
+            return None
+        if self._lengths_known and layer.context.shape == self._network_context.shape:
+            return self._repeats
+        return _found_repeats(layer.context)
+
+    # --- what is recorded ---
+
+    def _record_prompts(self, layer: TextAttention, change: Tensor | None, own_rows: bool) -> None:
+        if not own_rows:
+            self.run.notices.warn_once(notices.TRACE_REGIONS)
+            return
+        self._recorder.record_prompts(layer, self._layer_repeats(layer), change, self._prompts.scale)
+        if not self.run.recorder.wants_maps:
+            return
+        if not self._has_own_lengths(layer):
+            self.run.notices.warn_once(notices.MAPS_LENGTHS)
+        elif not _is_on_grid(layer):
+            self.run.notices.warn_once(notices.MAPS_MERGED)
+        else:
+            self._recorder.record_maps(layer)
+
+
+def apply_change(context: Tensor, change: Tensor) -> Tensor:
+    """context [b, t, c] + its change, in the context's type."""
+    return (context + change).to(context.dtype)
+
+
+def accumulate(change: Tensor | None, step: Tensor, scale: float) -> Tensor:
+    """change + scale * step, in float32 at least: the sum of many small steps."""
+    if change is None:
+        return step.to(torch.promote_types(step.dtype, torch.float32)) * scale
+    return torch.add(change, step, alpha=scale)
+
+
+def _make_keys_and_values(layer: TextAttention, tracks: Sequence[ContextTrack]) -> None:
+    """The tracks' keys, and the values of those that are mixed in."""
+    read = [track for track in tracks if track.k is None]
+    for track, k in zip(read, layer.keys([track.read for track in read]), strict=True):
+        track.k = k
+    mixed = [track for track in read if track.is_mixed]
+    has_own_values = layer.value_context is not layer.context  # of the prompts, which the shared copies follow
+    contexts = [
+        layer.value_context[track.chunk.rows] if has_own_values and not track.edit else track.read for track in mixed
+    ]
+    for track, v in zip(mixed, layer.values(contexts), strict=True):
+        track.v = v
+
+
+def _is_on_grid(layer: TextAttention) -> bool:
+    """Whether the layer's image tokens are the positions of its grid, so that masks and maps fit."""
+    if layer.grid is None:
+        return False
+    tokens, before = math.prod(layer.grid), layer.tokens_before_grid
+    return layer.q.shape[1] == tokens if before is None else layer.q.shape[1] >= before + tokens
+
+
+def _found_repeats(context: Tensor) -> Tensor:
+    """How often each row of a context [b, t, c] repeats its first tokens -> [b, 1, 1].
+
+    ComfyUI batches prompts up to four times as long as the first: the least common multiple of three lengths can be
+    twelve times the shortest.
+    """
+    tokens = context.shape[1]
+    repeats = torch.ones(context.shape[0], dtype=torch.float32, device=context.device)
+    for count in range(2, 13):
+        if tokens % count == 0:
+            own = tokens // count
+            same = (context[:, own:] == context[:, :-own]).all(dim=2).all(dim=1)
+            repeats = torch.where(same, float(count), repeats)
+    return repeats.view(-1, 1, 1)

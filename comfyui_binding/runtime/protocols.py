@@ -1,0 +1,66 @@
+"""What the runtime asks of architectures and traces, which it does not import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+from torch.nn import Module
+
+if TYPE_CHECKING:
+    from .batch_layout import Chunk
+    from .denoiser_call import ContextTrack, DenoiserCall
+    from .text_attention import TextAttention
+
+
+class Architecture(Protocol):
+    """A kind of network: which layers read text, and how to reach them during a call."""
+
+    #: ComfyUI wrappers that the architecture needs besides the binding's own, {WrappersMP kind: wrapper}.
+    wrappers: Mapping[str, Callable[..., Any]]
+    #: Whether ComfyUI repeats prompts of different lengths to a common one, to batch them.
+    repeats_prompts: bool
+
+    def layer_names(self, network: Module) -> tuple[str, ...]:
+        """The text cross-attention layers, in the order of a call."""
+
+    def intercept(
+        self, call: DenoiserCall, model: Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> AbstractContextManager:
+        """Have the layers of a model's network consult a call while this lasts; args and kwargs of apply_model."""
+
+
+class RunTrace(Protocol):
+    """What EBCA Trace stores on a model."""
+
+    wants_maps: bool
+
+
+class CallRecorder(Protocol):
+    """What is recorded in one pass of the network."""
+
+    def begin(self) -> None:
+        """The pass starts, or starts again."""
+
+    def record_prompts(self, layer: TextAttention, repeats: Tensor | None, change: Tensor | None, scale: float) -> None:
+        """The prompts' contexts in a layer, and the layer's change of them in units of `scale`."""
+
+    def record_edit(self, layer: TextAttention, number: int, track: ContextTrack, change: Tensor | None) -> None:
+        """An edit's context in a layer, and the layer's change of it in units of the track's scale."""
+
+    def record_maps(self, layer: TextAttention) -> None:
+        """The layer's attention to each token of the positive prompts."""
+
+
+class RunRecorder(Protocol):
+    """What is recorded in one run."""
+
+    wants_maps: bool
+
+    def call_recorder(self, names: Sequence[str], chunks: Sequence[Chunk], context: Tensor) -> CallRecorder:
+        """A recorder for one pass of the network."""
+
+    def add(self, recorder: CallRecorder, sigma: Tensor) -> None:
+        """Keep what a pass has recorded."""

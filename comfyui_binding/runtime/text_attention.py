@@ -1,0 +1,72 @@
+"""What an architecture hands to a DenoiserCall: one text cross-attention layer at work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedText:
+    """A text as the layers of a network read it: context [b, t, c], and its attention mask where it has one."""
+
+    context: Tensor | None
+    mask: Tensor | None = None
+
+
+class TextAttention(Protocol):
+    """A text cross-attention layer during one call of the denoiser.
+
+    Shapes: b rows of the batch, n image tokens, t text tokens, (h d) heads and their width, c width of the context.
+    """
+
+    #: As users write it in `blocks`, with the number of the layer: d1.0, m0.0, b12.0.
+    name: str
+    #: What the layer attends with: q [b, n, (h d)], k and v [b, t, (h d)].
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    heads: int
+    #: The layer's inputs for keys and values before EBCA's change, [b, t, c]: one tensor unless another pack gives keys
+    #: and values different contexts.
+    context: Tensor
+    value_context: Tensor
+    #: The attention mask of the layer's text; None where it has none.
+    text_mask: Tensor | None
+    #: Whether keys are normalised. E(K) is constant then, or picks one token by chance, and is left out.
+    normalises_keys: bool
+    #: Rows and columns of the image tokens, with frames in front for videos; None where they are not known.
+    grid: tuple[int, ...] | None
+    #: Tokens in front of the grid's that belong to no image; None where the grid's must be the only ones.
+    tokens_before_grid: int | None
+    #: Whether another node has set an attention function of its own for the layer.
+    has_attention_override: bool
+
+    def keys(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The layer's keys of other contexts: [b, t, c] each -> [b, t, (h d)]."""
+
+    def values(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The layer's values of other contexts: [b, t, c] each -> [b, t, (h d)]."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Attention as the layer computes it, other packs' overrides included -> [b, n, (h d)].
+
+        position: of the prompt whose rows these are; None for all rows of the call. text_mask: of the keys' text.
+        """
+
+    def attend_exchanged(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """Attention for the update, text tokens over image tokens. Overrides expect the opposite and are not used."""
+
+    def pullback(
+        self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice], text_masks: Sequence[Tensor | None]
+    ) -> Sequence[Tensor]:
+        """Steps in the keys [b, t, (h d)] -> steps in the contexts [b, t, c].
+
+        contexts: what each step's keys were made of; a slice stands for these rows of what the layer itself has read.
+        text_masks: their attention masks.
+        """
