@@ -200,10 +200,10 @@ class EBCACompose(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, edits) -> io.NodeOutput:
-        wired = [edit for edit in edits.values() if edit is not None]
-        if not wired:
+        connected = [edit for edit in edits.values() if edit is not None]
+        if not connected:
             raise ValueError("No edit is connected. Connect an EBCA Edit Context to edit0.")
-        return io.NodeOutput(with_edits(model, wired))
+        return io.NodeOutput(with_edits(model, connected))
 
 
 NODES = [EBCAEditContext, EBCACompose]
