@@ -33,7 +33,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from devtools import children, environment, tiers
+from devtools import environment, subprocesses, tiers
 
 REPO = Path(__file__).absolute().parent
 BENCHES = (
@@ -44,13 +44,13 @@ BENCHES = (
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
     script = REPO / "demo" / "before_after.py"
-    return children.call([host.python, script, "--comfyui", host.comfyui, "--out", REPO / "output", *rest])
+    return subprocesses.call([host.python, script, "--comfyui", host.comfyui, "--out", REPO / "output", *rest])
 
 
 def twins(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
     script = REPO / "devtools" / "twin_pictures.py"
-    return children.call([host.python, script, "--comfyui", host.comfyui, *rest])
+    return subprocesses.call([host.python, script, "--comfyui", host.comfyui, *rest])
 
 
 def bench(options: argparse.Namespace, rest: list[str]) -> int:
@@ -60,35 +60,35 @@ def bench(options: argparse.Namespace, rest: list[str]) -> int:
         return 2
     host = environment.prepare(options.host)
     comfyui = [] if name == "real_checkpoints" else ["--comfyui", host.comfyui]  # it runs on servers that are there
-    return children.call([host.python, REPO / "bench" / f"{name}.py", *comfyui, *rest])
+    return subprocesses.call([host.python, REPO / "bench" / f"{name}.py", *comfyui, *rest])
 
 
 def comfyui_tests(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
-    return children.call([host.python, REPO / "devtools" / "comfyui_tests.py", "--comfyui", host.comfyui, *rest])
+    return subprocesses.call([host.python, REPO / "devtools" / "comfyui_tests.py", "--comfyui", host.comfyui, *rest])
 
 
 def archive(options: argparse.Namespace, rest: list[str]) -> int:
-    return children.call([environment.prepare(options.host).python, REPO / "devtools" / "archive.py", *rest])
+    return subprocesses.call([environment.prepare(options.host).python, REPO / "devtools" / "archive.py", *rest])
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
     option = "".join(rest)
     if options.host or option not in tiers.TIERS:
-        return children.call(_pytest(host, rest or [REPO / "tests"]), COMFYUI_PATH=host.comfyui)
+        return subprocesses.call(_pytest(host, rest or [REPO / "tests"]), COMFYUI_PATH=host.comfyui)
     tier, tools = tiers.TIERS[option], True
     if tier == "tier 1":
         tools, why = tiers.need_tool_tests()
         print(f"In {tier}, the tests of the tools {'run' if tools else 'are left out'}: {why}.", flush=True)
-    commands = {"ruff": children.Command([host.python, "-m", "ruff", "check", REPO])}
+    commands = {"ruff": subprocesses.Command([host.python, "-m", "ruff", "check", REPO])}
     for name, part in tiers.parts(tier, environment.NEWEST if host.fetched else None, tools).items():
         of = environment.prepare(part.version) if part.version else host
         variables = {"COMFYUI_PATH": of.comfyui, "OMP_NUM_THREADS": "1"}
-        commands[name] = children.Command(_pytest(of, part.arguments), variables)
+        commands[name] = subprocesses.Command(_pytest(of, part.arguments), variables)
     begun = time.monotonic()
     # Two at once, each with one busy thread, in the tests or in the server that they ask, and some gigabytes of memory.
-    results = list(children.call_together(commands, REPO / "output" / "tests", at_once=2))
+    results = list(subprocesses.call_together(commands, REPO / "output" / "tests", at_once=2))
     return _report(tier, results, time.monotonic() - begun)
 
 
@@ -133,5 +133,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    children.exit_on_terminate()
+    subprocesses.exit_on_terminate()
     sys.exit(main(sys.argv[1:]))

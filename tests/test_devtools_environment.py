@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from devtools import children, environment
+from devtools import environment, subprocesses
 from devtools.environment import EnvironmentProblem
 
 _spec = importlib.util.spec_from_file_location("run", environment.REPO / "run.py")
@@ -123,7 +123,7 @@ def test_stage_prints_its_seconds(capsys):
 
 
 def test_exit_code_of_a_child_is_passed_on():
-    assert children.call([sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CODE']))"], CODE="7") == 7
+    assert subprocesses.call([sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CODE']))"], CODE="7") == 7
 
 
 def test_programs_that_run_together_show_what_they_printed_once_they_end(tmp_path, capsys):
@@ -131,11 +131,11 @@ def test_programs_that_run_together_show_what_they_printed_once_they_end(tmp_pat
     wait = "[time.sleep(0.05) for _ in range(1200) if not os.path.exists(os.environ['RELEASE'])]"
     say = "import os, sys, time\n{}\nprint('I am', os.environ['NAME']); sys.exit({})"
     commands = {
-        name: children.Command([sys.executable, "-c", say.format(task, code)], {"NAME": name, "RELEASE": release})
+        name: subprocesses.Command([sys.executable, "-c", say.format(task, code)], {"NAME": name, "RELEASE": release})
         for name, task, code in (("first", wait, 3), ("second", "", 0), ("third", "", 0))
     }
     found = []
-    for ended in children.call_together(commands, tmp_path, at_once=2):
+    for ended in subprocesses.call_together(commands, tmp_path, at_once=2):
         found.append(ended)
         if ended[0] == "third":
             release.touch()
@@ -148,11 +148,11 @@ def test_programs_that_run_together_show_what_they_printed_once_they_end(tmp_pat
 
 
 def test_programs_that_run_together_end_with_the_one_that_called_them(tmp_path, monkeypatch):
-    processes, start = [], children.Command.start
-    monkeypatch.setattr(children.Command, "start", lambda *call: processes.append(start(*call)) or processes[-1])
-    lasting = children.Command([sys.executable, "-c", "import time; time.sleep(600)"])
-    brief = children.Command([sys.executable, "-c", ""])
-    running = children.call_together({"lasting": lasting, "brief": brief}, tmp_path, at_once=2)
+    processes, start = [], subprocesses.Command.start
+    monkeypatch.setattr(subprocesses.Command, "start", lambda *call: processes.append(start(*call)) or processes[-1])
+    lasting = subprocesses.Command([sys.executable, "-c", "import time; time.sleep(600)"])
+    brief = subprocesses.Command([sys.executable, "-c", ""])
+    running = subprocesses.call_together({"lasting": lasting, "brief": brief}, tmp_path, at_once=2)
     assert next(running)[0] == "brief"
     assert processes[0].poll() is None
     running.close()
@@ -188,7 +188,7 @@ def test_commands_call_their_program(command, expected, monkeypatch):
         return 0
 
     monkeypatch.setattr(environment, "prepare", lambda version: environment.Host(Path("/py"), Path("/comfyui"), True))
-    monkeypatch.setattr(children, "call", call)
+    monkeypatch.setattr(subprocesses, "call", call)
     assert run.main(command) == 0
     assert len(calls) == 1
     assert expected in calls[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from devtools import children, environment, tiers
+from devtools import environment, subprocesses, tiers
 from devtools.environment import BETWEEN, NEWEST, OLDEST, REPO
 
 _spec = importlib.util.spec_from_file_location("run", REPO / "run.py")
@@ -157,7 +157,7 @@ def test_run_py_runs_the_parts_and_ruff_and_prints_their_times(monkeypatch, caps
     monkeypatch.setattr(environment, "prepare", lambda version=None: environment.Host(
         Path("py"), Path(version or NEWEST), fetched=True))  # fmt: skip
     monkeypatch.setattr(tiers, "need_tool_tests", lambda: (False, "nothing changed"))
-    monkeypatch.setattr(children, "call_together", call_together)
+    monkeypatch.setattr(subprocesses, "call_together", call_together)
     assert run.main(["test", *option]) == 1
     parts = tiers.parts(tier, tools=False)
     assert list(called) == ["ruff", *parts]
