@@ -96,12 +96,14 @@ def _pytest(host: environment.Host, arguments: Sequence[str | Path]) -> list[str
     return [host.python, "-m", "pytest", f"--rootdir={REPO}", *arguments]
 
 
-def _report(tier: str, results: list[tuple[str, int, float]], seconds: float) -> int:
+def _report(tier: str, results: list[subprocesses.Result], seconds: float) -> int:
     print()
-    for label, code, taken in results:
-        print(f"{'passed' if code == 0 else 'FAILED'}  {label} ({taken:.0f} s)")
-    print(f"{tier}: {seconds / 60:.1f} minutes")
-    return next((code for _, code, _ in results if code), 0)
+    for result in results:
+        passed = "passed" if result.code == 0 else "FAILED"
+        print(f"{passed}  {result.name} ({result.seconds:.0f} s, of the CPU {result.cpu_seconds:.0f} s)")
+    cpu_seconds = sum(result.cpu_seconds for result in results)
+    print(f"{tier}: {seconds / 60:.1f} minutes, of the CPU {cpu_seconds / 60:.1f}")
+    return next((result.code for result in results if result.code), 0)
 
 
 COMMANDS = {

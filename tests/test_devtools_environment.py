@@ -1,6 +1,7 @@
 """Which ComfyUI and which Python run.py takes, and what it says when it cannot."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -137,14 +138,22 @@ def test_programs_that_run_together_show_what_they_printed_once_they_end(tmp_pat
     found = []
     for ended in subprocesses.call_together(commands, tmp_path, at_once=2):
         found.append(ended)
-        if ended[0] == "third":
+        if ended.name == "third":
             release.touch()
-    assert [(name, code) for name, code, _ in found] == [("second", 0), ("third", 0), ("first", 3)]
-    seconds = {name: taken for name, _, taken in found}
+    assert [(ended.name, ended.code) for ended in found] == [("second", 0), ("third", 0), ("first", 3)]
+    seconds = {ended.name: ended.seconds for ended in found}
     assert 0 < seconds["second"] + seconds["third"] < seconds["first"]  # one after the other beside it
     assert [(tmp_path / f"{name}.log").read_text() for name in commands] == [f"I am {name}\n" for name in commands]
     printed = capsys.readouterr().out
     assert printed.index("I am second") < printed.index("I am third") < printed.index("I am first")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell the time of programs that ended")
+def test_the_cpu_seconds_of_programs_that_run_together_are_told_apart(tmp_path):
+    programs = {"idle": "", "busy": "import time\nwhile time.process_time() < 1: pass"}
+    commands = {name: subprocesses.Command([sys.executable, "-c", code]) for name, code in programs.items()}
+    found = {ended.name: ended.cpu_seconds for ended in subprocesses.call_together(commands, tmp_path, at_once=2)}
+    assert found["idle"] < 0.8 < found["busy"] < 2
 
 
 def test_programs_that_run_together_end_with_the_one_that_called_them(tmp_path, monkeypatch):
@@ -153,7 +162,7 @@ def test_programs_that_run_together_end_with_the_one_that_called_them(tmp_path, 
     lasting = subprocesses.Command([sys.executable, "-c", "import time; time.sleep(600)"])
     brief = subprocesses.Command([sys.executable, "-c", ""])
     running = subprocesses.call_together({"lasting": lasting, "brief": brief}, tmp_path, at_once=2)
-    assert next(running)[0] == "brief"
+    assert next(running).name == "brief"
     assert processes[0].poll() is None
     running.close()
     assert processes[0].poll() is not None
