@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from devtools import children, environment, tiers
+from devtools import environment, subprocesses, tiers
 from devtools.environment import BETWEEN, NEWEST, OLDEST, REPO
 
 _spec = importlib.util.spec_from_file_location("run", REPO / "run.py")
@@ -152,19 +152,19 @@ def test_run_py_runs_the_parts_and_ruff_and_prints_their_times(monkeypatch, caps
 
     def call_together(commands, folder, at_once):
         called.update(commands)
-        return [(name, int(name == "ruff"), 1.0) for name in commands]
+        return [subprocesses.Result(name, int(name == "ruff"), 1.0, 2.0) for name in commands]
 
     monkeypatch.setattr(environment, "prepare", lambda version=None: environment.Host(
         Path("py"), Path(version or NEWEST), fetched=True))  # fmt: skip
     monkeypatch.setattr(tiers, "need_tool_tests", lambda: (False, "nothing changed"))
-    monkeypatch.setattr(children, "call_together", call_together)
+    monkeypatch.setattr(subprocesses, "call_together", call_together)
     assert run.main(["test", *option]) == 1
     parts = tiers.parts(tier, tools=False)
     assert list(called) == ["ruff", *parts]
     assert [str(called[name].variables["COMFYUI_PATH"]) for name in parts] == [part.version for part in parts.values()]
     assert all(called[name].variables["OMP_NUM_THREADS"] == "1" for name in parts)
     printed = capsys.readouterr().out
-    assert "FAILED  ruff (1 s)" in printed
-    assert all(f"passed  {name} (1 s)" in printed for name in parts)
-    assert f"{tier}: 0.0 minutes" in printed
+    assert "FAILED  ruff (1 s, of the CPU 2 s)" in printed
+    assert all(f"passed  {name} (1 s, of the CPU 2 s)" in printed for name in parts)
+    assert f"{tier}: 0.0 minutes, of the CPU" in printed
     assert ("the tests of the tools are left out: nothing changed" in printed) == (tier == "tier 1")

@@ -9,6 +9,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Result(NamedTuple):
+    """How a program ended: its exit code, how long it ran, and the CPU seconds of it and the programs it started."""
+
+    name: str
+    code: int
+    seconds: float
+    cpu_seconds: float  # 0 on Windows
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,8 @@ def call(arguments: Sequence[str | Path], **variables: str | Path) -> int:
         return process.wait()
 
 
-def call_together(commands: Mapping[str, Command], folder: Path, at_once: int) -> Iterator[tuple[str, int, float]]:
-    """Run programs by their names, some at once: name, exit code and seconds of each as it ends.
+def call_together(commands: Mapping[str, Command], folder: Path, at_once: int) -> Iterator[Result]:
+    """Run programs by their names, some at once: the result of each as it ends.
 
     What each prints goes to a file in the folder, and is shown when it ends.
     """
@@ -50,11 +60,19 @@ def call_together(commands: Mapping[str, Command], folder: Path, at_once: int) -
                 running[name] = (processes[-1], file, time.monotonic())
             time.sleep(0.2)
             for name, (process, file, began) in list(running.items()):
+                before = _cpu_seconds_of_ended()
                 if process.poll() is not None:
+                    cpu_seconds = _cpu_seconds_of_ended() - before
                     del running[name]
                     file.seek(0)
                     print(f"\n== {name}\n{file.read()}", flush=True)
-                    yield name, process.returncode, time.monotonic() - began
+                    yield Result(name, process.returncode, time.monotonic() - began, cpu_seconds)
+
+
+def _cpu_seconds_of_ended() -> float:
+    """Of all programs that this one has started and whose end it has noticed."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 @contextlib.contextmanager
