@@ -71,8 +71,8 @@ class EBCAInvert(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A model that predicts noise or velocity. Take it from before EBCA Compose: edits act "
-                    "during sampling, not during the inversion.",
+                    tooltip="A model that predicts noise or velocity, or a flow-matching model. Take it from before "
+                    "EBCA Compose: edits act during sampling, not during the inversion.",
                 ),
                 io.Conditioning.Input(
                     "caption",
@@ -151,9 +151,10 @@ class EBCAInvert(io.ComfyNode):
                     max=20,
                     optional=True,
                     advanced=True,
-                    tooltip="Refines each step so that the sampler's step leads back to it. 0 is plain DDIM inversion, "
-                    "as in the paper. 1 adds one model call in total and reconstructs the image more accurately; each "
-                    "further iteration adds one call per step.",
+                    tooltip="Refines each step so that the sampler's step leads back to it. 0 is plain DDIM "
+                    "inversion, as in the paper. 1 adds one model call in total and reconstructs the image more "
+                    "accurately; each further iteration adds one call per step. -1: 1 for flow-matching models, 0 for "
+                    "others.",
                 ),
             ],
             outputs=latent_and_noise(),
