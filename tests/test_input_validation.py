@@ -325,7 +325,7 @@ def test_what_a_wire_cannot_bring_is_refused(comfy, node_id, name, value, said):
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
 def test_impossible_eta_is_refused(comfy, eta):
-    refused(lambda: node(comfy, "EBCARePaintSampler").execute(eta=eta), "Expected eta to be from 0", str(eta))
+    refused(lambda: node(comfy, "EBCARePaintSampler").execute(eta=eta), "Set it to a number from 0", f"eta is {eta}")
 
 
 def test_file_that_cannot_be_written_is_refused(comfy):
@@ -336,11 +336,11 @@ def test_file_that_cannot_be_written_is_refused(comfy):
 
 
 @pytest.mark.parametrize(("caption", "said"), [
-    ([], "got no prompt"),
-    ([[None, {}]], "got NoneType"),
-    ([[torch.zeros(1, 0, toy.WIDTH), {}]], "got [1, 0, 64]"),
-    ([[torch.zeros(77, toy.WIDTH), {}]], "got [77, 64]"),
-    (toy.conditioning(1, width=48), "Expected a caption of width 64, as SD15 reads it, but got one of width 48"),
+    ([], "caption is empty"),
+    ([[None, {}]], "caption is NoneType"),
+    ([[torch.zeros(1, 0, toy.WIDTH), {}]], "caption is [1, 0, 64]"),
+    ([[torch.zeros(77, toy.WIDTH), {}]], "caption is [77, 64]"),
+    (toy.conditioning(1, width=48), "width 48, but SD15 reads text of width 64"),
 ], ids=["none", "no text", "no tokens", "flat", "narrow"])  # fmt: skip
 def test_impossible_caption_is_refused(comfy, caption, said):
     invert = node(comfy, "EBCAInvert")

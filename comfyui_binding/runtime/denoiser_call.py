@@ -247,7 +247,7 @@ class DenoiserCall(SharedOnDeepcopy):
                 self.run.notices.warn_once(bypass)
                 continue
             rows = update.rows if own_rows else slice(None)
-            gamma_norm = self._gamma_norm(update, layer)
+            gamma_norm = update.gamma_norm if not layer.normalises_keys else self._no_gamma_norm(update)
             if update.gamma_attn == 0 and gamma_norm == 0:
                 continue
             mask, repeats = update.mask, self._layer_repeats(layer) if gamma_norm != 0 else None
@@ -277,11 +277,10 @@ class DenoiserCall(SharedOnDeepcopy):
         self._updated_layers += 1
         return change
 
-    def _gamma_norm(self, update: RowUpdate, layer: TextAttention) -> float:
-        """The update's gamma_norm, 0 in layers that normalise their keys."""
-        if update.gamma_norm == 0 or not layer.normalises_keys:
-            return update.gamma_norm
-        self.run.notices.inform_once(notices.NO_NORM_TERM)
+    def _no_gamma_norm(self, update: RowUpdate) -> float:
+        """The gamma_norm of an update in layers that normalise their keys: 0, which is logged."""
+        if update.gamma_norm != 0:
+            self.run.notices.inform_once(notices.NO_NORM_TERM)
         return 0.0
 
     def _update_bypass(self, update: RowUpdate, layer: TextAttention, own_rows: bool) -> str | None:
@@ -434,7 +433,7 @@ class DenoiserCall(SharedOnDeepcopy):
                     layer.heads,
                     layer.attend_exchanged,
                     update.gamma_attn,
-                    self._gamma_norm(update, layer),
+                    update.gamma_norm if not layer.normalises_keys else self._no_gamma_norm(update),
                     repeats=None if repeats is None else repeats[update.rows],
                     energy=update.energy,
                 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .tokenized_prompt import Reading, Token, occurrences, read, words
+from .tokenized_prompt import Token, TokenizedPrompt, occurrences, tokenize_prompt, words
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -48,21 +48,21 @@ def weigh_words(clip: CLIP, text: str, weights: str) -> tuple[TokenWeights, str]
             one token, or text encoders with the weighted words at different positions.
     """
     lines = parse_lines(weights)
-    readings = read(clip, text)
-    phrases = [read(clip, line.phrase) for line in lines]
+    tokenized = tokenize_prompt(clip, text)
+    phrases = [tokenize_prompt(clip, line.phrase) for line in lines]
     values = [
-        weigh_tokens(reading, lines, [phrase[index].tokens for phrase in phrases])
-        for index, reading in enumerate(readings)
+        weigh_tokens(prompt, lines, [phrase[index].tokens for phrase in phrases])
+        for index, prompt in enumerate(tokenized)
     ]
     # SDXL concatenates its encoders' outputs along the width, up to the length of the shorter one.
-    length = min(reading.length for reading in readings)
+    length = min(prompt.length for prompt in tokenized)
     if any(not torch.equal(v[:length], values[0][:length]) for v in values):
         raise ValueError(
             "The weighted words are at different positions in the two text encoders: "
             f"{' and '.join(str(v.ne(1).nonzero().flatten().tolist()) for v in values)}. Remove embeddings that belong "
             "to another model, or move them to the end of the prompt."
         )
-    return TokenWeights(values[0][:length]), describe(readings[0], values[0][:length])
+    return TokenWeights(values[0][:length]), token_table(tokenized[0], values[0][:length])
 
 
 def parse_lines(weights: str) -> list[Line]:
@@ -86,16 +86,16 @@ def _parse_line(line: str) -> Line:
     return Line(phrase, weight)
 
 
-def weigh_tokens(reading: Reading, lines: list[Line], phrases: list[list[Token]]) -> Tensor:
+def weigh_tokens(prompt: TokenizedPrompt, lines: list[Line], phrases: list[list[Token]]) -> Tensor:
     """One weight per token [t]; phrases holds the tokens of each line's phrase."""
-    values = torch.ones(reading.length, dtype=torch.float32)
+    values = torch.ones(prompt.length, dtype=torch.float32)
     given: dict[int, Line] = {}
     for line, phrase in zip(lines, phrases, strict=True):
-        for token in occurrences(reading, line.phrase, phrase):
+        for token in occurrences(prompt, line.phrase, phrase):
             earlier = given.setdefault(token.position, line)
             if earlier.weight != line.weight:
                 raise ValueError(
-                    f"The token `{reading.text([token])}` at position {token.position} has two weights: "
+                    f"The token `{prompt.text([token])}` at position {token.position} has two weights: "
                     f"`{earlier.phrase} = {earlier.weight:g}` and `{line.phrase} = {line.weight:g}`. Remove one of the "
                     "two lines, or give them the same weight."
                 )
@@ -103,12 +103,12 @@ def weigh_tokens(reading: Reading, lines: list[Line], phrases: list[list[Token]]
     return values
 
 
-def describe(reading: Reading, values: Tensor) -> str:
+def token_table(prompt: TokenizedPrompt, values: Tensor) -> str:
     """A table of the prompt's tokens with positions and weights, and the word of tokens that are a part of one."""
     rows = [
-        f"{token.position:>8}  {values[token.position]:<6g}  {reading.text([token])}"
-        + (f"  in {reading.text(word)}" if len(word) > 1 else "")
-        for word in words(reading)
+        f"{token.position:>8}  {values[token.position]:<6g}  {prompt.text([token])}"
+        + (f"  in {prompt.text(word)}" if len(word) > 1 else "")
+        for word in words(prompt)
         for token in word
     ]
     unchanged = ["All weights are 1, so nothing changes."] if torch.all(values == 1) else []

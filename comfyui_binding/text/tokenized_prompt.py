@@ -30,7 +30,7 @@ class Token(NamedTuple):
     ends_word: bool
 
 
-class Reading(NamedTuple):
+class TokenizedPrompt(NamedTuple):
     """The prompt in one text encoder: its own tokens; length includes start, end and padding tokens."""
 
     tokens: list[Token]
@@ -44,7 +44,7 @@ class Reading(NamedTuple):
         return self.decode([token.key for token in tokens])
 
 
-def read(clip: CLIP, text: str) -> list[Reading]:
+def tokenize_prompt(clip: CLIP, text: str) -> list[TokenizedPrompt]:
     """The tokens of `text` in each text encoder of `clip`. Raises ValueError for unsupported text encoders."""
     if clip is None:
         raise ValueError("The checkpoint has no CLIP. Load one with Load CLIP.")
@@ -56,13 +56,13 @@ def read(clip: CLIP, text: str) -> list[Reading]:
             f"This CLIP is not supported ({type(clip.tokenizer).__name__}, tokens for {', '.join(chunks)}). Connect "
             "the CLIP that encodes the prompt of the EBCA model; the README lists the supported models."
         )
-    return [_reading(clip, name, chunks[name]) for name in names]
+    return [_tokenized(clip, name, chunks[name]) for name in names]
 
 
-def _reading(clip: CLIP, name: str, chunks: list[list[tuple]]) -> Reading:
+def _tokenized(clip: CLIP, name: str, chunks: list[list[tuple]]) -> TokenizedPrompt:
     tokenizer = getattr(clip.tokenizer, f"clip_{name}")
     tokens = list(_prompt_tokens(clip, name, chunks, tokenizer.inv_vocab))
-    return Reading(tokens, sum(map(len, chunks)), tokenizer.tokenizer.decode)
+    return TokenizedPrompt(tokens, sum(map(len, chunks)), tokenizer.tokenizer.decode)
 
 
 def _prompt_tokens(clip: CLIP, name: str, chunks: list[list[tuple]], vocabulary: dict[int, str]) -> Iterator[Token]:
@@ -88,32 +88,32 @@ def _is_left_out(clip: CLIP, name: str, token: int | Tensor) -> bool:
     return token.shape[-1] != encoder.transformer.get_input_embeddings().embedding_dim
 
 
-def occurrences(reading: Reading, text: str, phrase: list[Token]) -> list[Token]:
+def occurrences(prompt: TokenizedPrompt, text: str, phrase: list[Token]) -> list[Token]:
     """The tokens of every occurrence of the phrase, whole words only; `text` is the phrase as the user wrote it.
 
     Raises ValueError if there is none.
     """
-    keys, wanted = [token.key for token in reading.tokens], [token.key for token in phrase]
+    keys, wanted = [token.key for token in prompt.tokens], [token.key for token in phrase]
     starts = [
         i
         for i in range(len(keys) - len(wanted) + 1)
-        if keys[i : i + len(wanted)] == wanted and (i == 0 or reading.tokens[i - 1].ends_word)
+        if keys[i : i + len(wanted)] == wanted and (i == 0 or prompt.tokens[i - 1].ends_word)
     ]
     if not wanted or not starts:
-        in_order = [reading.text(word) for word in words(reading)]
+        in_order = [prompt.text(word) for word in words(prompt)]
         length = max(1, len(text.split()))
         phrases = [" ".join(in_order[i : i + length]) for i in range(len(in_order) - length + 1)]
         similar = get_close_matches(text.lower(), phrases, n=1)
         advice = f"Did you mean `{similar[0]}`?" if similar else "Write words and phrases as they are in the prompt."
         listed = " ".join(f"`{word}`" for word in dict.fromkeys(in_order)) or "(none)"
         raise ValueError(f"`{text}` is not in the prompt. {advice} The words of the prompt are: {listed}")
-    return [token for i in starts for token in reading.tokens[i : i + len(wanted)]]
+    return [token for i in starts for token in prompt.tokens[i : i + len(wanted)]]
 
 
-def words(reading: Reading) -> list[list[Token]]:
+def words(prompt: TokenizedPrompt) -> list[list[Token]]:
     """The words of the prompt in order, each as its tokens."""
     found: list[list[Token]] = [[]]
-    for token in reading.tokens:
+    for token in prompt.tokens:
         found[-1].append(token)
         if token.ends_word:
             found.append([])
