@@ -2,8 +2,11 @@
 
     python run.py demo                        before/after pictures on the model that ships with the repository
     python run.py demo --count 40             the same for 40 pictures of each kind, counted
-    python run.py test                        all tests on the newest and the oldest ComfyUI, fast ones on those between
-                                              (half an hour on two cores)
+    python run.py test                        tier 1, for every push: the newest ComfyUI, the interfaces of the oldest
+                                              (a quarter of an hour on two cores)
+    python run.py test --quick                tier 0, before a commit: without server and sampling (a minute)
+    python run.py test --all                  the nightly tier: everything on the newest and the oldest ComfyUI, and the
+                                              fast tests on those between (over an hour)
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
     python run.py twins                       every workflow file on that model, and the pictures it saves
@@ -15,7 +18,8 @@
     python run.py bench inpainting            inpainting with and without EBCA and RePaint, counted
     python run.py bench round_trip            how exactly a picture returns from its inversion
     python run.py bench attention_maps        how often the attention map of a word peaks on its object
-    python run.py bench alignment             how well pictures follow captions: EBCA beside its rivals, counted
+    python run.py bench alignment             how well pictures follow captions: EBCA beside other methods, counted
+    python run.py bench plain_model           what the shapes model draws without EBCA, counted
     python run.py bench real_checkpoints      the same question on your own checkpoint and servers, by CLIP
     python run.py bench import_time           how long ComfyUI takes to load the pack
     python run.py archive                     what users install, as the registry packs it, in dist/
@@ -26,82 +30,90 @@ unless COMFYUI_PATH names one or the pack lies in one's custom_nodes.
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from devtools import children, environment
+from devtools import environment, subprocesses, tiers
 
 REPO = Path(__file__).absolute().parent
-BENCHES = (
-    "speed", "editing", "inpainting", "round_trip", "attention_maps", "alignment", "real_checkpoints", "import_time",
-)  # fmt: skip
-# Without what needs a server or long runs, and without the files in which no code of ComfyUI takes part.
-FAST = ["-m", "not slow and not server", *(f"--ignore-glob=*/test_{part}*" for part in ("core", "shapes", "devtools"))]
+#: What `bench` runs by name: `bench/` measures the product, `research/` the method on small models.
+BENCHES = {
+    "speed": "bench/speed.py",
+    "import_time": "bench/import_time.py",
+    "alignment": "research/alignment/compare.py",
+    "attention_maps": "research/attention_maps.py",
+    "editing": "research/editing.py",
+    "inpainting": "research/inpainting.py",
+    "plain_model": "research/plain_model.py",
+    "real_checkpoints": "research/real_checkpoints.py",
+    "round_trip": "research/round_trip.py",
+}
 
 
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
     script = REPO / "demo" / "before_after.py"
-    return children.call([host.python, script, "--comfyui", host.comfyui, "--out", REPO / "output", *rest])
+    return subprocesses.call([host.python, script, "--comfyui", host.comfyui, "--out", REPO / "output", *rest])
 
 
 def twins(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
     script = REPO / "devtools" / "twin_pictures.py"
-    return children.call([host.python, script, "--comfyui", host.comfyui, *rest])
+    return subprocesses.call([host.python, script, "--comfyui", host.comfyui, *rest])
 
 
 def bench(options: argparse.Namespace, rest: list[str]) -> int:
-    name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else (BENCHES[0], rest)
+    name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("speed", rest)
     if name not in BENCHES:
         print(f"Expected one of the benches {', '.join(BENCHES)}, got {name}.", file=sys.stderr)
         return 2
     host = environment.prepare(options.host)
     comfyui = [] if name == "real_checkpoints" else ["--comfyui", host.comfyui]  # it runs on servers that are there
-    return children.call([host.python, REPO / "bench" / f"{name}.py", *comfyui, *rest])
+    return subprocesses.call([host.python, REPO / BENCHES[name], *comfyui, *rest])
 
 
 def comfyui_tests(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
-    return children.call([host.python, REPO / "devtools" / "comfyui_tests.py", "--comfyui", host.comfyui, *rest])
+    return subprocesses.call([host.python, REPO / "devtools" / "comfyui_tests.py", "--comfyui", host.comfyui, *rest])
 
 
 def archive(options: argparse.Namespace, rest: list[str]) -> int:
-    return children.call([environment.prepare(options.host).python, REPO / "devtools" / "archive.py", *rest])
+    return subprocesses.call([environment.prepare(options.host).python, REPO / "devtools" / "archive.py", *rest])
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
-    if rest or options.host:
-        return children.call(_pytest(host, rest), COMFYUI_PATH=host.comfyui)
-    runs = [("ruff", host, [host.python, "-m", "ruff", "check", REPO]), (_tests_in(host), host, _pytest(host))]
-    if host.fetched:
-        oldest = environment.prepare(environment.OLDEST)
-        fewer = [REPO / "tests", "--cases", "480"]  # random prompts: the newest ComfyUI gets them all
-        runs.append((_tests_in(oldest), oldest, _pytest(oldest, fewer)))
-        for between in map(environment.prepare, environment.BETWEEN):
-            runs.append((f"fast {_tests_in(between)}", between, _pytest(between, FAST)))
+    option = "".join(rest)
+    if options.host or option not in tiers.TIERS:
+        return subprocesses.call(_pytest(host, rest or [REPO / "tests"]), COMFYUI_PATH=host.comfyui)
+    tier, tools = tiers.TIERS[option], True
+    if tier == "tier 1":
+        tools, why = tiers.need_tool_tests()
+        print(f"In {tier}, the tests of the tools {'run' if tools else 'are left out'}: {why}.", flush=True)
+    commands = {"ruff": subprocesses.Command([host.python, "-m", "ruff", "check", REPO])}
+    for name, part in tiers.parts(tier, environment.NEWEST if host.fetched else None, tools).items():
+        of = environment.prepare(part.version) if part.version else host
+        variables = {"COMFYUI_PATH": of.comfyui, "OMP_NUM_THREADS": "1"}
+        commands[name] = subprocesses.Command(_pytest(of, part.arguments), variables)
+    begun = time.monotonic()
     # Two at once, each with one busy thread, in the tests or in the server that they ask, and some gigabytes of memory.
-    commands = {
-        name: children.Command(arguments, {"COMFYUI_PATH": of.comfyui, "OMP_NUM_THREADS": "1"})
-        for name, of, arguments in runs
-    }
-    return _report(list(children.call_together(commands, REPO / "output" / "tests", at_once=2)))
+    results = list(subprocesses.call_together(commands, REPO / "output" / "tests", at_once=2))
+    return _report(tier, results, time.monotonic() - begun)
 
 
-def _tests_in(host: environment.Host) -> str:
-    return f"tests in {host.comfyui.name}"
+def _pytest(host: environment.Host, arguments: Sequence[str | Path]) -> list[str | Path]:
+    return [host.python, "-m", "pytest", f"--rootdir={REPO}", *arguments]
 
 
-def _pytest(host: environment.Host, arguments: Sequence[str | Path] = ()) -> list[str | Path]:
-    return [host.python, "-m", "pytest", f"--rootdir={REPO}", *(arguments or [REPO / "tests"])]
-
-
-def _report(results: list[tuple[str, int, float]]) -> int:
+def _report(tier: str, results: list[subprocesses.Result], seconds: float) -> int:
     print()
-    for label, code, seconds in results:
-        print(f"{'passed' if code == 0 else 'FAILED'}  {label} ({seconds:.0f} s)")
-    return next((code for _, code, _ in results if code), 0)
+    for result in results:
+        passed = "passed" if result.code == 0 else "FAILED"
+        print(f"{passed}  {result.name} ({result.seconds:.0f} s, of the CPU {result.cpu_seconds:.0f} s)")
+    cpu_seconds = sum(result.cpu_seconds for result in results)
+    print(f"{tier}: {seconds / 60:.1f} minutes, of the CPU {cpu_seconds / 60:.1f}")
+    return next((result.code for result in results if result.code), 0)
 
 
 COMMANDS = {
@@ -133,5 +145,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    children.exit_on_terminate()
+    subprocesses.exit_on_terminate()
     sys.exit(main(sys.argv[1:]))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import comfy.model_management
-import random_models
 import torch
 from comfy.patcher_extension import WrappersMP
+
+import random_models
 from denoiser_calls import CASES, PLAIN, Case, DenoiserCall, patched
 from measures import Counts, Ratio, Seconds, Synchronisations, counts, ratio, seconds
-
-if TYPE_CHECKING:
-    from speed import Setting
+from settings import Setting
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import comfy.sample
 import comfy.samplers
 import torch
+
 from random_models import Geometry
 
 #: Direction and alpha of the edits, the authors' cat -> dog first.

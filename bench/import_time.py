@@ -13,18 +13,22 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPO / "demo"))
+sys.path.append(str(REPO))
 
-import comfy_host  # noqa: E402
+from devtools import inprocess  # noqa: E402
 
 
-def load(comfyui: Path) -> dict:
-    """Seconds that the pack takes to load here, and the packages that it brings in besides itself."""
-    comfy_host.start(comfyui)
+def load(comfyui: Path, base: Path) -> dict:
+    """Seconds that the pack takes to load here, and the packages that it brings in besides itself.
+
+    base: a folder for ComfyUI's models, inputs and outputs.
+    """
+    inprocess.boot(comfyui, base)
     import nodes
 
     asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
@@ -45,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--once", action="store_true", help="in this process; JSON")
     options = parser.parse_args(argv)
     if options.once:
-        print(json.dumps(load(options.comfyui)))
+        with tempfile.TemporaryDirectory(prefix="ebca_bench_", ignore_cleanup_errors=True) as base:
+            print(json.dumps(load(options.comfyui.resolve(), Path(base))))
         return
     command = [sys.executable, __file__, "--comfyui", options.comfyui, "--once"]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(options.runs)]

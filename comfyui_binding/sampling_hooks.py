@@ -16,6 +16,7 @@ from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
+from .node_messages import show_on_node
 from .runtime import notices
 from .runtime.batch_layout import make_uuids_unique
 from .runtime.denoiser_call import DenoiserCall
@@ -109,6 +110,7 @@ def sampler_sample(
         run.notices.warn_once(notices.NO_EFFECT)
     if is_installed and run.was_never_on and not is_idle:
         log.info(notices.NEVER_ON)  # no warning: of a run in two stages, one may well lie outside
+    _show_summary(run)
     return samples
 
 
@@ -173,6 +175,19 @@ WRAPPERS = {
     WrappersMP.SAMPLER_SAMPLE: sampler_sample,
     WrappersMP.APPLY_MODEL: apply_model,
 }
+
+
+def _show_summary(run: Run) -> None:
+    """Show on the nodes of the context updates what they did. A failure must not cost the image."""
+    nodes = {update.node_id for update in run.settings.updates if update.node_id is not None}
+    if not nodes:
+        return
+    try:
+        summary = run.summary()
+        for node_id in nodes:
+            show_on_node(node_id, summary)
+    except Exception:
+        log.exception("EBCA could not show on its node what the context update did; the image is not affected.")
 
 
 def _run_of_a_call(model: torch.nn.Module, options: dict[str, Any]) -> Run:

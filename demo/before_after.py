@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 REPO = Path(__file__).absolute().parents[1]
 if __name__ == "__main__":
-    sys.path.append(str(REPO))  # for devtools, which whoever imports this file has
+    sys.path += [str(REPO), str(REPO / "research")]  # for devtools and shapes, which whoever imports this file has
 
 from devtools import twins  # noqa: E402
 from devtools.server import Server  # noqa: E402
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.count < 1:
         parser.error(f"--count: expected 1 or more, but got {options.count}")
     if not options.checkpoint.is_file():
-        print(f"Expected the shapes model at {options.checkpoint}, found no file. Train it: python demo/train.py")
+        print(f"Expected the shapes model at {options.checkpoint}, found no file. Train it: python research/train.py")
         return 1
     print("Starting ComfyUI ...", flush=True)
     with twins.shapes_server(options.comfyui, options.checkpoint) as server:

@@ -141,7 +141,7 @@ def path(name: str) -> Path:
 def pictures(server: Server, name: str) -> Pictures:
     """What a file's twin, changed as its card says, saves by title; its photo and its mask too, if it has them."""
     prompt = prompt_of(name, server.object_info(), SHAPES[name], CARDS[name].changes)
-    return {title: decoded(file) for title, (file,) in saved(server, _with_inputs(prompt)).items()}
+    return {title: decoded(file) for title, (file,) in saved(server, with_inputs(prompt)).items()}
 
 
 def decoded(file: bytes) -> Image.Image:
@@ -149,7 +149,7 @@ def decoded(file: bytes) -> Image.Image:
     return Image.open(io.BytesIO(file)).convert("RGB")
 
 
-def _with_inputs(prompt: Prompt) -> Prompt:
+def with_inputs(prompt: Prompt) -> Prompt:
     """The prompt with nodes that save the photo that it encodes and its mask, if it has them."""
     links = {name: value for node in prompt.values() for name, value in node["inputs"].items()}
     more = {}

@@ -38,7 +38,7 @@ def _photo_divided_by(divisor: int) -> Substitutions:
     return dict.fromkeys(entries, lambda pixels: pixels // divisor)
 
 
-# The setting in which the shapes model is measured (demo/README.md). It makes 64 x 64 pixels where 512 x 512 are asked.
+# The setting in which the shapes model is measured (research/README.md). It makes 64 x 64 pixels for 512 x 512.
 _SAMPLING: Substitutions = {
     _CHECKPOINT: "shapes.safetensors",
     ("EmptyLatentImage", "width"): 512,

@@ -7,30 +7,39 @@ from torch import Tensor
 
 from ..ebca_core import Window
 
+#: Folders of the node menu: prompts, edits, photos, and what shows what happens.
 CATEGORY = "energy attention"
+PROMPT, EDIT, PHOTO, LOOK = (f"{CATEGORY}/{name}" for name in ("prompt", "edit", "photo", "look"))
 #: How far rounding may carry a number out of its range.
 ROUNDING = 1e-3
 MODEL_TOOLTIP = "A supported model (see the README)."
+CLIP_TOOLTIP = "The CLIP that encodes the prompt, from the same checkpoint as the model."
 TokenWeightsType = io.Custom("EBCA_TOKEN_WEIGHTS")
 EditType = io.Custom("EBCA_EDIT")
 ScheduleType = io.Custom("EBCA_SCHEDULE")
 TraceType = io.Custom("EBCA_TRACE")
 
 
-def gamma_input(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.0001, tooltip=tooltip)
+def gamma_input(name: str, default: float, tooltip: str, advanced: bool = False) -> io.Float.Input:
+    return io.Float.Input(
+        name, default=default, min=0.0, max=1.0, step=0.0001, tooltip=tooltip, advanced=advanced or None
+    )
 
 
-def start_input(default: float, what: str, name: str = "start_percent", advice: str = "") -> io.Float.Input:
+def start_input(
+    default: float, what: str, name: str = "start_percent", advice: str = "", advanced: bool = False
+) -> io.Float.Input:
     tooltip = (
         f"Start of {what}: 0 is pure noise, 1 the finished image, as in ComfyUI's timestep ranges. {advice}".strip()
     )
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
+    return io.Float.Input(
+        name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip, advanced=advanced or None
+    )
 
 
-def end_input(what: str, name: str = "end_percent") -> io.Float.Input:
+def end_input(what: str, name: str = "end_percent", advanced: bool = False) -> io.Float.Input:
     tooltip = f"End of {what}. Must be greater than the start."
-    return io.Float.Input(name, default=1.0, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
+    return io.Float.Input(name, default=1.0, min=0.0, max=1.0, step=0.001, tooltip=tooltip, advanced=advanced or None)
 
 
 def schedule_input(name: str, what: str) -> ScheduleType.Input:
@@ -40,12 +49,34 @@ def schedule_input(name: str, what: str) -> ScheduleType.Input:
 def prompt_inputs() -> list[io.Input]:
     """The positive prompt as text, and the CLIP that encodes it."""
     return [
-        io.Clip.Input("clip", tooltip="The CLIP that encodes the prompt, from the same checkpoint as the model."),
+        io.Clip.Input("clip", tooltip=CLIP_TOOLTIP),
         io.String.Input(
             "text",
             multiline=True,
             default="",
             tooltip="The positive prompt: the text that CLIP Text Encode receives. Connect one text to both.",
+        ),
+    ]
+
+
+def concept_inputs() -> list[io.Input]:
+    """The prompt, and the concepts in it."""
+    return [
+        io.String.Input(
+            "prompt",
+            multiline=True,
+            default="",
+            dynamic_prompts=True,
+            tooltip="The positive prompt. Its concepts are found if it is an English caption, such as 'a bear, a red "
+            "balloon and a blue bench'.",
+        ),
+        io.String.Input(
+            "concepts",
+            multiline=True,
+            default="",
+            placeholder="found in the prompt",
+            tooltip="One concept per line, for prompts that cannot be split, such as lists of tags. 'a red balloon = "
+            "0.15' gives a concept a strength of its own. Empty: they are found in the prompt.",
         ),
     ]
 
@@ -107,3 +138,8 @@ def _without_channels(mask: Tensor) -> Tensor:
             "[batch, height, width]. Convert the image with Image To Mask."
         )
     return mask
+
+
+def own_id(node: type[io.ComfyNode]) -> str | None:
+    """The id of a node in the graph, None where it is called without one. Its schema has the hidden unique_id."""
+    return getattr(node.hidden, "unique_id", None)

@@ -30,7 +30,7 @@ from .file_inputs import (
     saved_files,
 )
 from .input_validation import first_error
-from .shared_inputs import CATEGORY, MODEL_TOOLTIP, TraceType, prompt_inputs
+from .shared_inputs import LOOK, MODEL_TOOLTIP, TraceType, prompt_inputs
 
 log = logging.getLogger("ebca")
 
@@ -46,7 +46,7 @@ class EBCATrace(io.ComfyNode):
         return io.Schema(
             node_id="EBCATrace",
             display_name="EBCA Trace",
-            category=CATEGORY,
+            category=LOOK,
             description="Records the energies of the prompt and the size of its update in every step and layer of a "
             "run and, optionally, the attention map of every token. The image stays unchanged.",
             search_aliases=["energy", "attention map", "heat map", "DAAM", "record"],
@@ -81,7 +81,7 @@ class EBCAEnergyPlot(io.ComfyNode):
         return io.Schema(
             node_id="EBCAEnergyPlot",
             display_name="EBCA Energy Plot",
-            category=CATEGORY,
+            category=LOOK,
             description="Plots the energies of the prompt and the size of its update, as recorded by EBCA Trace, over "
             "the steps and over the layers. A second trace is drawn into the same plot for comparison.",
             search_aliases=["energy", "plot", "chart", "curve"],
@@ -115,7 +115,7 @@ class EBCAAttentionMaps(io.ComfyNode):
         return io.Schema(
             node_id="EBCAAttentionMaps",
             display_name="EBCA Attention Maps",
-            category=CATEGORY,
+            category=LOOK,
             description="Shows the image region that attends to each word of the prompt, one tile per word, from cold "
             "to hot: the mean of the attention maps over layers, heads and steps.",
             search_aliases=["energy", "attention map", "heat map", "DAAM", "words"],
@@ -179,7 +179,7 @@ class EBCASaveTrace(io.ComfyNode):
         return io.Schema(
             node_id="EBCASaveTrace",
             display_name="EBCA Save Trace",
-            category=CATEGORY,
+            category=LOOK,
             description="Saves a trace with the settings of its run as a safetensors file, which EBCA Load Trace or "
             "any other program can read.",
             search_aliases=["save energies", "export trace"],
@@ -210,7 +210,7 @@ class EBCALoadTrace(io.ComfyNode):
         return io.Schema(
             node_id="EBCALoadTrace",
             display_name="EBCA Load Trace",
-            category=CATEGORY,
+            category=LOOK,
             description="Loads a file of EBCA Save Trace, to plot it again or beside another trace.",
             search_aliases=["load energies", "import trace"],
             inputs=[

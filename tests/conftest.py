@@ -39,7 +39,7 @@ inprocess.boot(COMFYUI, Path(_base.name), os.environ.get("EBCA_HOST_FLAGS", inpr
 
 import_package("ebca_core")
 
-from support import host  # noqa: E402
+from support import global_state, host  # noqa: E402
 
 SHAPES_FAMILY = REPO / "demo" / "shapes_family"
 SHAPES_MODEL = REPO / "demo" / "shapes.safetensors"
@@ -49,7 +49,16 @@ def pytest_addoption(parser):
     help_text = "run the workflow files on random weights in the size and steps they ship with (long)"
     parser.addoption("--full-size", action="store_true", help=help_text)
     parser.addoption("--update-schemas", action="store_true", help="see tests/test_schemas.py")
-    parser.addoption("--cases", type=int, default=2000, help="how many random prompts tests/test_bad_input.py tries")
+    parser.addoption("--cases", type=int, default=160, help="how many random prompts tests/test_bad_input.py tries")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """Fail a test that leaves a setting of the process changed, under which all later tests would run."""
+    before = global_state.snapshot()
+    yield
+    if changed := global_state.changes(before, global_state.snapshot()):
+        pytest.fail(f"The test left changed: {'; '.join(changed)}. Put it back, say with monkeypatch.", pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -96,3 +105,11 @@ def server(tmp_path_factory):
 def object_info(server) -> dict:
     """What the running server says of its nodes; `devtools.workflows.to_api` wants it."""
     return server.object_info()
+
+
+@pytest.fixture(scope="session")
+def workflow_runs(server, object_info):
+    """A function that runs a workflow file with substitutions: see `support.workflow_runs`."""
+    from support.workflow_runs import WorkflowRuns
+
+    return WorkflowRuns(server, object_info)

@@ -1,6 +1,6 @@
 """Whatever the nodes are given, ComfyUI's executor ends with a result or with words that tell the user what to do.
 
-`python run.py test tests/test_bad_input.py --cases 10000` tries more than the tests do.
+The nightly tier tries more than tier 1, and `python run.py test tests/test_bad_input.py --cases 10000` more still.
 """
 
 import copy

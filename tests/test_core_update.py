@@ -1,16 +1,12 @@
 """The context update is one step down the two energies: against autograd, and against loops, in float64."""
 from __future__ import annotations
 
-import ast
 import math
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-import ebca_core
 from ebca_core import attention_energy, attention_term, key_step, norm_energy, norm_term
 from support.sampling import relative_error
 
@@ -150,13 +146,3 @@ def test_zero_gammas_compute_nothing():
     # A norm term of infinite keys would be nan, and stay nan times a gamma of 0.
     only_attention = key_step(keys * math.inf, keys, 2, lambda q, k, v, heads: v, 0.5, 0.0)
     assert torch.equal(only_attention, 0.5 * keys)
-
-
-def test_method_needs_torch_and_einops_alone():
-    allowed = {"torch", "einops", *sys.stdlib_module_names}
-    for path in Path(ebca_core.__file__).parent.rglob("*.py"):
-        for statement in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in statement.names] if isinstance(statement, ast.Import) else []
-            if isinstance(statement, ast.ImportFrom) and statement.level == 0:
-                names = [statement.module]
-            assert {name.split(".")[0] for name in names} <= allowed, f"{path.name} imports {names}"

@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from before_after import SCENARIOS, Outcome, report, sheet
 from PIL import Image
 
+from before_after import SCENARIOS, Outcome, report, sheet
 from shapes.drawing import draw
 from shapes.world import Picture, Thing
 from support.shapes import DEMO

@@ -40,6 +40,8 @@ BLUEPRINTS = {path.stem: path for path in sorted((REPO / "subgraphs").glob("*.js
 # Older front ends are tried with less, which takes less time.
 not_on_the_oldest = pytest.mark.skipif(__version__ == OLDEST, reason="ComfyUI's oldest front end")
 every_file = pytest.mark.parametrize("name", FILES)
+# What tier 1 runs: between them, they have each kind of node that shows a picture, and a photo with its mask.
+RUN = ("trace_sd15", "sweep_sd15", "real_image_with_mask_sd15")
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.browser]
 
@@ -67,7 +69,7 @@ def object_info(server) -> dict:
     return server.object_info()
 
 
-@pytest.fixture(scope="module", params=["classic", NODES_2])
+@pytest.fixture(scope="module", params=[pytest.param("classic", marks=pytest.mark.nightly), NODES_2])
 def look(request) -> str:
     """With which of its two kinds of nodes the front end draws."""
     return request.param
@@ -212,14 +214,17 @@ def test_every_file_has_a_card_in_the_template_browser(front_end, photograph):
 @not_on_the_oldest
 @every_file
 @pytest.mark.usefixtures("closed_afterwards")
-def test_template_opens_as_it_is(front_end, look, name):
+def test_template_opens_as_it_is(front_end, object_info, look, name):
     front_end("openTemplate", PACK, name)
     canvas = front_end("canvas")
     check(canvas)
     assert content(canvas["graph"], look) == content(load(FILES[name]), look)
+    assert sent(front_end("prompt")) == sent(to_api(load(FILES[name]), object_info))
 
 
-@every_file
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in RUN else pytest.mark.nightly) for name in FILES]
+)
 @pytest.mark.usefixtures("closed_afterwards")
 def test_dropped_file_is_saved_unchanged_runs_and_shows_its_pictures(
     front_end, server, object_info, photograph, look, name

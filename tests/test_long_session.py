@@ -9,7 +9,7 @@ RUNS = 300
 WARM = 50  # runs in which ComfyUI and PyTorch fill their caches
 SIZE = {"width": 512, "height": 512}  # 64 x 64 for the shapes model
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.nightly]
 
 
 def graph(updates: int, edits: int, token_weights: bool, seed: int) -> dict:

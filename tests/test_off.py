@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from support import toy
+from support import oracle, toy
 from support.host import node
 from support.probes import watched
 from support.sampling import relative_error, sample, sample_sigmas
@@ -317,12 +317,9 @@ def layers_at_work(model):
 
 
 def change_by_hand(context, queries, w_k, heads, gamma_attn, gamma_norm):
-    """G W_k of one layer, head by head."""
-    keys = context @ w_k.T
-    step = torch.zeros_like(keys)
-    for k, q, out in zip(keys.chunk(heads, -1), queries.chunk(heads, -1), step.chunk(heads, -1), strict=True):
-        out += gamma_attn * (k @ q.mT / k.shape[-1] ** 0.5).softmax(-1) @ q
-    return (step - gamma_norm * keys.square().sum(-1, keepdim=True).softmax(-2) * keys) @ w_k
+    """G W_k of one layer, row by row."""
+    rows = zip(context @ w_k.T, queries, strict=True)
+    return torch.stack([oracle.step(k, q, heads, gamma_attn, gamma_norm) for k, q in rows]) @ w_k
 
 
 BLOCKS = ["d0", "d1", "m0", "u0", "u1", "u2", "u3"]  # of toy.model("sd1"), one layer each

@@ -186,7 +186,7 @@ def test_saved_checkpoint_loads_again(loaded, tmp_path):
 
 @pytest.mark.parametrize(("colour", "ground"), [("red", "white"), ("blue", "grey"), ("yellow", "black")])
 def test_colour_and_ground_are_those_of_the_prompt(comfy, loaded, colour, ground):
-    """Shapes are for `demo/measure.py` to count: single pictures may miss them."""
+    """Shapes are for `research/plain_model.py` to count: single pictures may miss them."""
     model, clip, vae = loaded
     positive = encode(comfy, clip, f"a {colour} square on a {ground} background")
     out = sample(model, positive, encode(comfy, clip, ""), pixels(64, 64, 2), steps=25, cfg=4.0)

@@ -345,6 +345,6 @@ def test_ids_names_and_types_are_those_of_saved_workflows(comfy):
     }  # fmt: skip
     assert not inputs.get("optional")
     assert list(cls.RETURN_TYPES) == ["EBCA_TOKEN_WEIGHTS", "STRING"]
-    assert cls.CATEGORY == "energy attention"
+    assert cls.CATEGORY == "energy attention/prompt"
     assert all(spec[1]["tooltip"] for spec in inputs["required"].values())
     assert all(cls.OUTPUT_TOOLTIPS)

@@ -502,7 +502,7 @@ def test_copied_options_report_to_the_same_trace(comfy):
     assert trace.record.roles
 
 
-EMPTY = ("the trace is empty", "change the seed")
+EMPTY = ("The trace is empty", "change the seed")
 
 
 @pytest.mark.parametrize("reader", ["EBCAEnergyPlot", "EBCASaveTrace"])

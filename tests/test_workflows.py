@@ -1,7 +1,5 @@
 """The files in workflows/: saved by the front end, and run by a server on the shapes model and on random weights."""
 
-import copy
-import io
 import json
 import urllib.request
 
@@ -13,17 +11,21 @@ from PIL import Image
 
 from devtools import workflows
 from devtools.server import PACK
-from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, WORKFLOWS, pictures, prompt_of, saved, steps
+from devtools.thumbnails import CARDS
+from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, WORKFLOWS, steps
 from ebca_core import count_model_calls, repaint_levels
 from shapes.drawing import draw
 from shapes.scorer import read, verdict
 from shapes.world import Picture, Thing
 from support.checkpoints import write_checkpoint
+from support.workflow_runs import ADDED, CELLS
 
 FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
 QUICK = steps(8)
 SAMPLERS = {"KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced"}
 SWEEP = "sweep_sd15"
+# One file for each of the checkpoints that the files load.
+ONE_OF_EACH_KIND = ("multi_concept_sd15", "multi_concept_sdxl", "inpaint_model_sd15")
 # What files save besides their samplers' pictures.
 CHARTS = {"Energies", "Words", "Schedule"}
 every_file = pytest.mark.parametrize("name", FILES)
@@ -93,49 +95,34 @@ def random_checkpoints(server):
 
 
 @pytest.fixture
-def run(server, object_info):
+def run(workflow_runs):
     """A function that runs a file with substitutions, or without sampling: {title: picture [h w 3], 0..255}."""
 
     def run(name: str, *tables: workflows.Substitutions, sampled: bool = True) -> dict[str, np.ndarray]:
-        prompt = prompt_of(name, object_info, *tables)
-        files = saved(server, prompt if sampled else unsampled(prompt))
-        return {title: decoded(file) for title, (file,) in files.items()}
+        pictures = workflow_runs(name, *tables, sampled=sampled)
+        own = {title: batch for title, batch in pictures.items() if title not in ADDED}
+        return {title: np.asarray(picture) for title, (picture,) in own.items()}
 
     return run
 
 
-@pytest.fixture(scope="module")
-def run_sweep(server, object_info):
-    """A function that runs the sweep with substitutions: its grid and its cells, which the file does not save."""
+@pytest.fixture
+def run_sweep(workflow_runs):
+    """A function that runs the sweep with substitutions: its grid and its cells."""
 
-    def run(*tables: workflows.Substitutions) -> tuple[np.ndarray, list[np.ndarray]]:
-        prompt = prompt_of(SWEEP, object_info, *tables)
-        (decoder,), (grid,) = workflows.node_ids(prompt, "VAEDecode"), pictures(prompt).values()
-        saving = {"class_type": "SaveImage", "inputs": {"images": [decoder, 0], "filename_prefix": "cells"}}
-        history = server.run(prompt | {"cells": saving}, timeout=1800)
-        return decoded(server.images(history, grid)[0]), [decoded(file) for file in server.images(history, "cells")]
+    def run_sweep(*tables: workflows.Substitutions) -> tuple[np.ndarray, list[np.ndarray]]:
+        pictures = dict(workflow_runs(SWEEP, *tables))
+        cells = [np.asarray(cell) for cell in pictures.pop(CELLS)]
+        ((grid,),) = pictures.values()
+        return np.asarray(grid), cells
 
-    return run
+    return run_sweep
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def shapes_sweep(run_sweep):
     """The grid and the cells of the sweep's shapes twin."""
     return run_sweep(SHAPES[SWEEP])
-
-
-def decoded(file: bytes) -> np.ndarray:
-    """A picture [h w 3], 0..255."""
-    return np.asarray(Image.open(io.BytesIO(file)))
-
-
-def unsampled(prompt: workflows.Prompt) -> workflows.Prompt:
-    """The prompt with each picture decoded from what its sampler starts from."""
-    prompt = copy.deepcopy(prompt)
-    for node_id in workflows.node_ids(prompt, "VAEDecode"):
-        sampler, _ = prompt[node_id]["inputs"]["samples"]
-        prompt[node_id]["inputs"]["samples"] = prompt[sampler]["inputs"]["latent_image"]
-    return prompt
 
 
 def all_differ(images: dict[str, np.ndarray]) -> bool:
@@ -302,12 +289,13 @@ def test_template_browser_has_every_file_with_its_thumbnail(server):
 @pytest.mark.server
 @every_file
 def test_shapes_twin_gives_a_picture_with_and_one_without(run, name):
-    images = run(name, SHAPES[name], QUICK)
+    images = run(name, SHAPES[name], CARDS[name].changes)  # the run of its thumbnail
     assert all(map(is_a_picture, images.values()))
     assert all_differ(images)
 
 
 @pytest.mark.server
+@pytest.mark.nightly  # tests/test_off.py has shown it without a server
 @pytest.mark.parametrize("name", [name for name in FILES if name != SWEEP])
 def test_shapes_twin_with_strengths_of_zero_gives_one_picture(run, name):
     images = run(name, SHAPES[name], QUICK, OFF)
@@ -319,6 +307,7 @@ def test_shapes_twin_with_strengths_of_zero_gives_one_picture(run, name):
 
 
 @pytest.mark.server
+@pytest.mark.nightly
 def test_sweep_over_zeros_gives_the_picture_without_ebca_every_time(run, run_sweep):
     _, cells = run_sweep(SHAPES[SWEEP], QUICK, OFF)
     plain = run("multi_concept_sd15", SHAPES["multi_concept_sd15"], QUICK)["Without EBCA"]
@@ -437,7 +426,7 @@ def test_shapes_twin_paints_what_is_asked_and_keeps_the_rest(run, name):
 @pytest.mark.server
 @pytest.mark.parametrize("name", ["inpaint_model_sd15", "repaint_sd15"])
 def test_shapes_twin_keeps_the_photos_own_values_outside_the_mask(run, name):
-    assert all(np.array_equal(image[KEPT], photo()[KEPT]) for image in run(name, SHAPES[name], QUICK).values())
+    assert all(np.array_equal(image[KEPT], photo()[KEPT]) for image in run(name, SHAPES[name]).values())
 
 
 @pytest.mark.slow
@@ -454,7 +443,9 @@ def test_random_inpainting_checkpoint_is_one_for_comfyui(tmp_path):
 
 @pytest.mark.server
 @pytest.mark.slow
-@every_file
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ONE_OF_EACH_KIND else pytest.mark.nightly) for name in FILES]
+)
 def test_it_runs_as_shipped_on_random_weights(run, random_checkpoints, name, request):
     """In its own size and steps only where --full-size asks for that: it takes long on a CPU."""
     images = run(name, RANDOM) if request.config.getoption("--full-size") else run(name, RANDOM, SMALL)

@@ -166,6 +166,7 @@ class DenoiserCall(SharedOnDeepcopy):
 
     def restart(self) -> None:
         """The network starts again from its first layer."""
+        self._updated_layers = 0
         for track in (self._prompts, *self._edits):
             track.begin()
         if self._recorder is not None:
@@ -201,6 +202,8 @@ class DenoiserCall(SharedOnDeepcopy):
             if change is not track.carried:
                 own = change[:, : change.shape[1] // track.copies]
                 self._carried_on[track.edit, track.chunk.cond, track.chunk.images] = own
+        if self._prompts.changes:
+            self.run.note_update(self._network_context, self._prompts.changes, self._updated_layers)
         if self._recorder is not None:
             self._instrument(self.run.recorder.add, self._recorder, self._sigma_on_device)
 
@@ -246,7 +249,7 @@ class DenoiserCall(SharedOnDeepcopy):
                 self.run.notices.warn_once(bypass)
                 continue
             rows = update.rows if own_rows else slice(None)
-            gamma_norm = self._without_norm_term(update) if layer.normalises_keys else update.gamma_norm
+            gamma_norm = update.gamma_norm if not layer.normalises_keys else self._no_gamma_norm(update)
             if update.gamma_attn == 0 and gamma_norm == 0:
                 continue
             mask, repeats = update.mask, self._layer_repeats(layer) if gamma_norm != 0 else None
@@ -276,10 +279,11 @@ class DenoiserCall(SharedOnDeepcopy):
                 self.run.notices.warn_if(layer.values_follow.logical_not().any(), notices.UPDATE_KEYS_ONLY)
         (change,) = layer.pullback([total], [slice(None)], [layer.text_mask])
         self._prompts.move(change)
+        self._updated_layers += 1
         return change
 
-    def _without_norm_term(self, update: RowUpdate) -> float:
-        """gamma_norm of an update in layers that normalise their keys: 0."""
+    def _no_gamma_norm(self, update: RowUpdate) -> float:
+        """The gamma_norm of an update in layers that normalise their keys: 0, which is logged."""
         if update.gamma_norm != 0:
             self.run.notices.inform_once(notices.NO_NORM_TERM)
         return 0.0
@@ -463,7 +467,7 @@ class DenoiserCall(SharedOnDeepcopy):
                     layer.heads,
                     layer.attend_exchanged,
                     update.gamma_attn,
-                    self._without_norm_term(update) if layer.normalises_keys else update.gamma_norm,
+                    update.gamma_norm if not layer.normalises_keys else self._no_gamma_norm(update),
                     repeats=None if repeats is None else repeats[update.rows],
                     energy=update.energy,
                 )

@@ -183,6 +183,7 @@ class Notices:
     def __init__(self, warned: set[str] | None = None):
         """warned: warnings that are not logged again."""
         self._warned: set[str] = set() if warned is None else warned
+        self._logged: list[str] = []
         self._lock = threading.Lock()
         #: Flags of `warn_if`, by message and device.
         self._pending: dict[tuple[str, torch.device], Tensor] = {}
@@ -191,6 +192,11 @@ class Notices:
 
     def warn_once(self, message: str) -> None:
         self._log_once(message, logging.WARNING)
+
+    @property
+    def messages(self) -> list[str]:
+        """All that was logged in this run, in order."""
+        return list(self._logged)
 
     def inform_once(self, message: str) -> None:
         """As `warn_once`, at the level of information."""
@@ -222,4 +228,5 @@ class Notices:
             if message in self._warned:
                 return
             self._warned.add(message)
+            self._logged.append(message)
         log.log(level, message)

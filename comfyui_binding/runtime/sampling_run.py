@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..shared_on_deepcopy import SharedOnDeepcopy
+from . import notices
 from .batch_layout import BatchLayout, Chunk
 from .carried_contexts import CarriedContexts
 from .notices import TOKEN_WEIGHTS_UNKNOWN, Notices, token_weights_error
@@ -54,6 +56,9 @@ class Run(SharedOnDeepcopy):
         self.recorder: RunRecorder | None = None
         self.calls = 0
         self.active_calls = 0
+        #: ||change|| / ||context|| of the prompts at the end of each call with an update, on the device.
+        self._update_sizes: list[Tensor] = []
+        self._updated_layers = 0
 
     def match_token_weights(self, lengths_known: bool = True) -> None:
         """Find the positive prompts that the token weights were made for; a warning where there is none.
@@ -79,6 +84,22 @@ class Run(SharedOnDeepcopy):
             return None
         key = (weights, chunk.cond[0])
         return self._token_weights[key] if key in self._token_weights else weights.values[None]
+
+    def note_update(self, context: Tensor, changes: Mapping[torch.Size, Tensor], layers: int) -> None:
+        """Note how far the prompts' context [b, t, c] has moved in a call, and in how many layers."""
+        change = changes.get(context.shape)
+        if change is not None and any(update.node_id is not None for update in self.settings.updates):
+            sizes = (torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in (change, context))
+            self._update_sizes.append(next(sizes) / next(sizes))
+            self._updated_layers = max(self._updated_layers, layers)
+
+    def summary(self) -> str:
+        """What the context update did in the run, or why it did nothing, for the node to show."""
+        if not self._update_sizes:
+            reasons = self.notices.messages or [notices.NEVER_ON if self.was_never_on else notices.NO_EFFECT]
+            return reasons[0]
+        moved = float(torch.stack([size.cpu() for size in self._update_sizes]).mean())
+        return f"moved the prompt by {moved:.2%} in {self._updated_layers} layers, {len(self._update_sizes)} calls"
 
     @property
     def silently_bypassed(self) -> bool:

@@ -40,6 +40,8 @@ class ContextUpdate:
     layers: frozenset[str] | None = None
     schedule: Schedule | None = None
     energy: ContextEnergy = EBCA
+    #: The node of the graph, which shows after a run what the update did.
+    node_id: str | None = None
 
     def __post_init__(self):
         _check_strengths(gamma_attn=self.gamma_attn, gamma_norm=self.gamma_norm)

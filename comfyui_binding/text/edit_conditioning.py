@@ -1,4 +1,4 @@
-"""Converts a CONDITIONING to the context of one edit."""
+"""Encodes the prompts of edits, and checks their CONDITIONING."""
 
 from __future__ import annotations
 
@@ -49,3 +49,10 @@ def checked_conditioning(conditioning: list) -> list:
             "Encode the edit with the CLIP from before CLIP NegPip."
         )
     return conditioning
+
+
+def encode_prompt(clip, text: str) -> list:
+    """The CONDITIONING that CLIP Text Encode returns. Raises ValueError without a CLIP."""
+    if clip is None:
+        raise ValueError("The CLIP is empty: the checkpoint has no text encoder. Load one with Load CLIP.")
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from .tokenized_prompt import (
-    Reading,
     Token,
+    TokenizedPrompt,
     chunk_length,
     columns_of_encoders,
     encode,
     occurrences,
-    read,
     starts_of,
+    tokenize_prompt,
     words,
 )
 
@@ -114,12 +114,12 @@ def weigh_words(clip: CLIP, text: str, weights: str) -> tuple[TokenWeights, str]
             one token, or text encoders with the weighted words at different positions.
     """
     lines = parse_lines(weights)
-    readings = read(clip, text)
-    phrases = [read(clip, line.phrase) for line in lines]
-    by_line = [[phrase[index].tokens for phrase in phrases] for index in range(len(readings))]
-    values = [weigh_tokens(reading, lines, tokens) for reading, tokens in zip(readings, by_line, strict=True)]
+    tokenized = tokenize_prompt(clip, text)
+    phrases = [tokenize_prompt(clip, line.phrase) for line in lines]
+    by_encoder = [[phrase[index].tokens for phrase in phrases] for index in range(len(tokenized))]
+    values = [weigh_tokens(prompt, lines, tokens) for prompt, tokens in zip(tokenized, by_encoder, strict=True)]
     # SDXL concatenates its encoders' outputs along the width, up to the length of the shorter one.
-    length = min(reading.length for reading in readings)
+    length = min(prompt.length for prompt in tokenized)
     if any(not torch.equal(v[:length], values[0][:length]) for v in values):
         raise ValueError(
             "The weighted words are at different positions in the two text encoders: "
@@ -128,20 +128,20 @@ def weigh_words(clip: CLIP, text: str, weights: str) -> tuple[TokenWeights, str]
         )
     pieces = [
         piece
-        for part, weights in [(text, values[0][:length]), *_parts(clip, text, lines, by_line[0])]
+        for part, weights in [(text, values[0][:length]), *_parts(clip, text, lines, by_encoder[0])]
         for piece in _pieces(clip, part, weights)
         if bool((piece.values != 1).any())
     ]
-    return TokenWeights(values[0][:length], pieces), describe(readings[0], values[0][:length])
+    return TokenWeights(values[0][:length], pieces), token_table(tokenized[0], values[0][:length])
 
 
 def _parts(clip: CLIP, text: str, lines: list[Line], phrases: list[list[Token]]) -> Iterator[tuple[str, Tensor]]:
     """The parts between PART_SEPARATOR and their weights, for packs that encode each part by itself."""
     parts = re.split(rf"\b{PART_SEPARATOR}\b", text)
     for part in parts if len(parts) > 1 else ():
-        reading = read(clip, part)[0]
-        there = [pair for pair in zip(lines, phrases, strict=True) if starts_of(reading, pair[1])]
-        yield part, weigh_tokens(reading, [line for line, _ in there], [phrase for _, phrase in there])
+        prompt = tokenize_prompt(clip, part)[0]
+        there = [pair for pair in zip(lines, phrases, strict=True) if starts_of(prompt, pair[1])]
+        yield part, weigh_tokens(prompt, [line for line, _ in there], [phrase for _, phrase in there])
 
 
 def _pieces(clip: CLIP, text: str, values: Tensor) -> Iterator[Piece]:
@@ -175,16 +175,16 @@ def _parse_line(line: str) -> Line:
     return Line(phrase, weight)
 
 
-def weigh_tokens(reading: Reading, lines: list[Line], phrases: list[list[Token]]) -> Tensor:
+def weigh_tokens(prompt: TokenizedPrompt, lines: list[Line], phrases: list[list[Token]]) -> Tensor:
     """One weight per token [t]; phrases holds the tokens of each line's phrase."""
-    values = torch.ones(reading.length, dtype=torch.float32)
+    values = torch.ones(prompt.length, dtype=torch.float32)
     given: dict[int, Line] = {}
     for line, phrase in zip(lines, phrases, strict=True):
-        for token in occurrences(reading, line.phrase, phrase):
+        for token in occurrences(prompt, line.phrase, phrase):
             earlier = given.setdefault(token.position, line)
             if earlier.weight != line.weight:
                 raise ValueError(
-                    f"The token `{reading.text([token])}` at position {token.position} has two weights: "
+                    f"The token `{prompt.text([token])}` at position {token.position} has two weights: "
                     f"`{earlier.phrase} = {earlier.weight:g}` and `{line.phrase} = {line.weight:g}`. Remove one of the "
                     "two lines, or give them the same weight."
                 )
@@ -192,12 +192,12 @@ def weigh_tokens(reading: Reading, lines: list[Line], phrases: list[list[Token]]
     return values
 
 
-def describe(reading: Reading, values: Tensor) -> str:
+def token_table(prompt: TokenizedPrompt, values: Tensor) -> str:
     """A table of the prompt's tokens with positions and weights, and the word of tokens that are a part of one."""
     rows = [
-        f"{token.position:>8}  {values[token.position]:<6g}  {reading.text([token])}"
-        + (f"  in {reading.text(word)}" if len(word) > 1 else "")
-        for word in words(reading)
+        f"{token.position:>8}  {values[token.position]:<6g}  {prompt.text([token])}"
+        + (f"  in {prompt.text(word)}" if len(word) > 1 else "")
+        for word in words(prompt)
         for token in word
     ]
     unchanged = ["All weights are 1, so nothing changes."] if torch.all(values == 1) else []

@@ -31,7 +31,7 @@ class Token(NamedTuple):
     ends_word: bool
 
 
-class Reading(NamedTuple):
+class TokenizedPrompt(NamedTuple):
     """The prompt in one text encoder: its own tokens; length includes start, end and padding tokens."""
 
     tokens: list[Token]
@@ -45,7 +45,7 @@ class Reading(NamedTuple):
         return self.decode([token.key for token in tokens])
 
 
-def read(clip: CLIP, text: str) -> list[Reading]:
+def tokenize_prompt(clip: CLIP, text: str) -> list[TokenizedPrompt]:
     """The tokens of `text` in each text encoder of `clip`. Raises ValueError for unsupported text encoders."""
     if clip is None:
         raise ValueError("The checkpoint has no CLIP. Load one with Load CLIP.")
@@ -56,7 +56,7 @@ def read(clip: CLIP, text: str) -> list[Reading]:
             f"This CLIP is not supported ({type(clip.tokenizer).__name__}, tokens for {', '.join(chunks)}). Connect "
             "the CLIP that encodes the prompt of the EBCA model; the README lists the supported models."
         )
-    return [_reading(clip, name, chunks[name]) for name in names]
+    return [_tokenized(clip, name, chunks[name]) for name in names]
 
 
 def _encoder_names(clip: CLIP, chunks: Mapping[str, Any]) -> list[str]:
@@ -90,10 +90,10 @@ def _width(clip: CLIP, name: str) -> int:
     return encoder.transformer.get_input_embeddings().embedding_dim
 
 
-def _reading(clip: CLIP, name: str, chunks: list[list[tuple]]) -> Reading:
+def _tokenized(clip: CLIP, name: str, chunks: list[list[tuple]]) -> TokenizedPrompt:
     tokenizer = getattr(clip.tokenizer, f"clip_{name}")
     tokens = list(_prompt_tokens(clip, name, chunks, tokenizer.inv_vocab))
-    return Reading(tokens, sum(map(len, chunks)), tokenizer.tokenizer.decode)
+    return TokenizedPrompt(tokens, sum(map(len, chunks)), tokenizer.tokenizer.decode)
 
 
 def _prompt_tokens(clip: CLIP, name: str, chunks: list[list[tuple]], vocabulary: dict[int, str]) -> Iterator[Token]:
@@ -116,37 +116,37 @@ def _is_left_out(clip: CLIP, name: str, token: int | Tensor) -> bool:
     return torch.is_tensor(token) and token.shape[-1] != _width(clip, name)
 
 
-def occurrences(reading: Reading, text: str, phrase: list[Token]) -> list[Token]:
+def occurrences(prompt: TokenizedPrompt, text: str, phrase: list[Token]) -> list[Token]:
     """The tokens of every occurrence of the phrase, whole words only; `text` is the phrase as the user wrote it.
 
     Raises ValueError if there is none.
     """
-    starts = starts_of(reading, phrase)
+    starts = starts_of(prompt, phrase)
     if not starts:
-        in_order = [reading.text(word) for word in words(reading)]
+        in_order = [prompt.text(word) for word in words(prompt)]
         length = max(1, len(text.split()))
         phrases = [" ".join(in_order[i : i + length]) for i in range(len(in_order) - length + 1)]
         similar = get_close_matches(text.lower(), phrases, n=1)
         advice = f"Did you mean `{similar[0]}`?" if similar else "Write words and phrases as they are in the prompt."
         listed = " ".join(f"`{word}`" for word in dict.fromkeys(in_order)) or "(none)"
         raise ValueError(f"`{text}` is not in the prompt. {advice} The words of the prompt are: {listed}")
-    return [token for i in starts for token in reading.tokens[i : i + len(phrase)]]
+    return [token for i in starts for token in prompt.tokens[i : i + len(phrase)]]
 
 
-def starts_of(reading: Reading, phrase: list[Token]) -> list[int]:
+def starts_of(prompt: TokenizedPrompt, phrase: list[Token]) -> list[int]:
     """Where the phrase begins among the tokens of the prompt, whole words only."""
-    keys, wanted = [token.key for token in reading.tokens], [token.key for token in phrase]
+    keys, wanted = [token.key for token in prompt.tokens], [token.key for token in phrase]
     return [
         i
         for i in range(len(keys) - len(wanted) + 1 if wanted else 0)
-        if keys[i : i + len(wanted)] == wanted and (i == 0 or reading.tokens[i - 1].ends_word)
+        if keys[i : i + len(wanted)] == wanted and (i == 0 or prompt.tokens[i - 1].ends_word)
     ]
 
 
-def words(reading: Reading) -> list[list[Token]]:
+def words(prompt: TokenizedPrompt) -> list[list[Token]]:
     """The words of the prompt in order, each as its tokens."""
     found: list[list[Token]] = [[]]
-    for token in reading.tokens:
+    for token in prompt.tokens:
         found[-1].append(token)
         if token.ends_word:
             found.append([])

@@ -1,1 +1,0 @@
-"""The shapes world: pictures of coloured shapes (drawing), captions (grammar), and a reader of pictures (scorer)."""

@@ -1,0 +1,164 @@
+"""How well pictures follow their captions: EBCA beside the baselines on the shapes model, counted by the scorer.
+
+    python run.py bench alignment              samples what is missing, writes docs/alignment.md and alignment.png
+    python run.py bench alignment --tune       what the settings were chosen by, on other captions and noise
+    python run.py bench alignment --report     only writes the table, from what there is
+
+Every method gets the same captions and the same noise. Results are kept in research/alignment/results.jsonl, a line for
+each method and set of captions, by their exact settings: what is there is not sampled again, so the command can be
+stopped and started at any time.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path.append(str(REPO / "research"))
+
+from alignment.image_statistics import ImageStatistics  # noqa: E402
+from alignment.report import Columns, share, table, write_between  # noqa: E402
+from alignment.results import PATH, ROUNDS, TIMED_IMAGES, Cell, Results, letter, time_key  # noqa: E402
+from alignment.settings import CANDIDATES, FIGURE, METHODS, PLAIN, Method  # noqa: E402
+from shapes.grammar import Scene  # noqa: E402
+from shapes.scorer import verdict  # noqa: E402
+from shapes_model import ShapesModel, bench_parser, boot, sheet  # noqa: E402
+
+SETS = ("two objects", "three objects", "two objects, one a rare pair", "two objects, left of / above")
+IMAGES, TUNING_IMAGES = 500, 200
+BATCH = 10  # of larger ones ComfyUI samples the two prompts apart where memory is short, which NAG cannot
+COLUMNS = 10  # of the figure
+SCORED = Columns(SETS, SETS[:2], SETS[3])
+TUNING = Columns(SETS[1:2], SETS[1:2], None)
+DOCUMENT = REPO / "docs" / "alignment.md"
+TIMED = Cell(SETS[0], "plain", {}, True, TIMED_IMAGES)
+
+
+def sample(shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int]) -> np.ndarray:
+    """Pictures [b h w 3] of a batch."""
+    from alignment.methods import guided
+
+    with torch.no_grad():
+        way = guided(shapes, method, scenes)
+        with torch.autocast("cpu", way.precision, enabled=way.precision != torch.float32):
+            return shapes.sampled(
+                way.model, way.positive, shapes.encode([""]), list(seeds), cfg=way.cfg, **way.sampler
+            )
+
+
+def run(shapes: ShapesModel, cell: Cell, method: Method) -> dict[str, Any]:
+    """Sample a cell: a letter for each picture, their image statistics, CPU seconds a picture."""
+    wanted, seeds = cell.scenes(), cell.seeds()
+    images, began = [], time.process_time()
+    for start in range(0, cell.images, BATCH):
+        part = slice(start, start + BATCH)
+        images.extend(sample(shapes, method, wanted[part], seeds[part]))
+    took = time.process_time() - began
+    letters = "".join(letter(verdict(image, scene)) for image, scene in zip(images, wanted, strict=True))
+    found = ImageStatistics.of(images)
+    return {
+        "labels": letters, "seconds": round(took / cell.images, 4), "mean": rounded(found.mean),
+        "covariance": [rounded(row) for row in found.covariance],
+    }  # fmt: skip
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    """Six digits: what the results file keeps."""
+    return [float(f"{value:.6g}") for value in values]
+
+
+def times(shapes: ShapesModel, method: Method) -> list[float]:
+    """CPU time of a small batch over that of the plain model, both in turn."""
+    scenes, seeds = TIMED.scenes(), TIMED.seeds()
+    both = [lambda one=one: sample(shapes, one, scenes, seeds) for one in (method, PLAIN)]
+    for way in both:
+        way()
+    pairs = [[cpu_seconds(way) for way in both] for _ in range(ROUNDS)]
+    return [round(ours / plain, 4) for ours, plain in pairs]
+
+
+def cpu_seconds(function: Callable[[], Any]) -> float:
+    began = time.process_time()
+    function()
+    return time.process_time() - began
+
+
+def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[Cell, Method]]) -> None:
+    """Sample what is missing, unless its code was removed."""
+    absent = [(cell, method) for cell, method in cells if results.get(cell.key) is None]
+    missing = [(cell, method) for cell, method in absent if not method.is_recorded_only]
+    if len(missing) < len(absent):
+        left_out = "; ".join(method.name for _, method in absent if method.is_recorded_only)
+        print(f"Left out, because their code was removed and the results lack them: {left_out}.")
+    for number, (cell, method) in enumerate(missing, 1):
+        results.add(cell.key, **run(shapes, cell, method))
+        found = results.get(cell.key)
+        print(
+            f"{number:3} of {len(missing)}  {cell.captions:30} {method.name:50} "
+            f"{100 * share(found['labels'], 'rR'):5.1f} %  {found['seconds']:.3f} s", flush=True,
+        )  # fmt: skip
+
+
+def picture(shapes: ShapesModel, methods: Sequence[Method], path: Path) -> None:
+    """The first pictures of two sets with every method, framed where they are not right."""
+    shown, heads = {}, []
+    for captions in SETS[:2]:
+        cell = Cell(captions, "plain", {}, False, COLUMNS // 2)
+        heads += [scene.caption() for scene in cell.scenes()]
+        for method in methods:
+            images = sample(shapes, method, cell.scenes(), cell.seeds())
+            marked = [framed(image, verdict(image, scene).right) for image, scene in zip(images, cell.scenes())]
+            shown.setdefault(method.name, []).extend(marked)
+    sheet(shown, COLUMNS, scale=2, heads=heads).save(path)
+
+
+def framed(image: np.ndarray, is_right: bool) -> np.ndarray:
+    """With a frame two pixels wide: green if all is right, else red."""
+    out = np.pad(image, ((3, 3), (3, 3), (0, 0)), constant_values=1.0)
+    colour = (0.1, 0.65, 0.25) if is_right else (0.85, 0.1, 0.1)
+    for line in (out[:2], out[-2:], out[:, :2], out[:, -2:]):
+        line[...] = colour
+    return out
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = bench_parser(__doc__)
+    parser.add_argument("--tune", action="store_true", help="the candidates, on other captions and noise")
+    parser.add_argument("--report", action="store_true", help="sample nothing")
+    parser.add_argument("--captions", nargs="+", choices=SETS, metavar="SET", help="sample only these sets of captions")
+    parser.add_argument("--method", nargs="+", default=[""], help="only plain and methods with such text in their name")
+    parser.add_argument("--images", type=int, help=f"pictures a cell: {IMAGES}, with --tune {TUNING_IMAGES}")
+    parser.add_argument("--results", type=Path, default=PATH, help="file of the results")
+    parser.add_argument("--document", type=Path, default=DOCUMENT, help="file that gets the table")
+    options = parser.parse_args(arguments)
+    methods, columns = (CANDIDATES, TUNING) if options.tune else (METHODS, SCORED)
+    images = options.images or (TUNING_IMAGES if options.tune else IMAGES)
+    results = Results(options.results)
+    if not options.report:
+        boot(options)
+        shapes = ShapesModel()
+        chosen = [m for m in methods if m is PLAIN or any(text in m.name for text in options.method)]
+        fill(shapes, results, [
+            (Cell(captions, method.kind, method.settings, options.tune, images), method)
+            for captions in options.captions or columns.sets for method in chosen
+        ])  # fmt: skip
+        if not (options.tune or options.captions or options.method != [""]):
+            for method in methods:
+                if method is not PLAIN and results.get(time_key(method)) is None:
+                    results.add(time_key(method), ratios=times(shapes, method))
+            picture(shapes, FIGURE, options.document.with_suffix(".png"))
+    text = table(results, methods, columns, options.tune, images)
+    print(text)
+    write_between(options.document, "candidates" if options.tune else "scores", text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

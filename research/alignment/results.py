@@ -1,0 +1,77 @@
+"""What was sampled: a line of results.jsonl for each method and set of captions, by their exact settings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignment.settings import CFG, SAMPLER, Method
+from shapes.captions import ROWS, scenes
+from shapes.grammar import Scene
+from shapes.scorer import LABELS, Verdict
+
+PATH = Path(__file__).with_name("results.jsonl")
+TUNING_SEED = 10**6  # no noise of the tuning pictures is one of the scored ones; a caption may come up again
+TIMED_IMAGES, ROUNDS = 10, 7  # a batch whose time is compared with the plain model's, and how often
+#: A letter for each picture: the labels of the scorer, and R where place fits the caption as well.
+LETTERS = dict(zip(LABELS, "rmseu", strict=True))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one set of captions: all that its pictures depend on."""
+
+    captions: str
+    kind: str
+    settings: dict[str, Any]
+    is_tuning: bool
+    images: int
+
+    @property
+    def key(self) -> str:
+        return json.dumps({"sampler": SAMPLER, "cfg": CFG, **vars(self)}, sort_keys=True)
+
+    def scenes(self) -> list[Scene]:
+        if not self.is_tuning:
+            return scenes(self.captions, self.images)
+        rng = np.random.default_rng([TUNING_SEED, list(ROWS).index(self.captions)])
+        return [ROWS[self.captions](rng) for _ in range(self.images)]
+
+    def seeds(self) -> list[int]:
+        first = TUNING_SEED if self.is_tuning else 0
+        return list(range(first, first + self.images))
+
+
+def time_key(method: Method) -> str:
+    """The key of a method's times over the plain model's."""
+    timed = {"sampler": SAMPLER, "images": TIMED_IMAGES, "rounds": ROUNDS}
+    return json.dumps({"time": method.kind, "settings": method.settings, **timed}, sort_keys=True)
+
+
+def letter(found: Verdict) -> str:
+    return "R" if found.complete else LETTERS[found.label]
+
+
+class Results:
+    """A file with a line for each finished piece of work."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        text = path.read_text() if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a line that was cut off
+            path.write_text(whole)
+        self._found = {json.dumps(line["of"], sort_keys=True): line for line in map(json.loads, whole.splitlines())}
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        return self._found.get(key)
+
+    def add(self, key: str, **found: Any) -> None:
+        line = {"of": json.loads(key), **found}
+        self._found[key] = line
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,36 @@
+"""Bootstrap intervals of means, such as differences between two methods on the same captions and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_of(sets: Sequence[np.ndarray], seed: int = 0) -> Estimate:
+    """The mean over sets of each set's mean over its images.
+
+    sets: values of each image [n]; differences to another method, where two are compared. Images are drawn again,
+    with replacement, within each set; the interval lies between the percentiles 2.5 and 97.5.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [values[rng.integers(len(values), size=(DRAWS, len(values)))].mean(1) for values in sets]
+    low, high = np.percentile(np.mean(drawn, axis=0), (2.5, 97.5))
+    return Estimate(float(np.mean([values.mean() for values in sets])), float(low), float(high))

@@ -1,0 +1,117 @@
+"""Counts what the plain shapes model draws: ComfyUI's own sampler and loader, the scorer that learns nothing.
+
+    python run.py bench plain_model
+
+Prints one Markdown row per set of captions. Image i of a row has the same caption and noise in every run.
+"""
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import comfy_host
+from shapes.captions import ROWS, scenes
+from shapes.grammar import Scene
+from shapes.scorer import LABELS, Verdict, verdict
+from shapes.world import SIDE
+
+DEMO = comfy_host.DEMO
+
+
+class Sampler:
+    """The checkpoint as ComfyUI loads it, and its sampling with a caption and a noise for each image of a batch."""
+
+    def __init__(self, checkpoint: Path):
+        import comfy.sd
+        comfy_host.family().register()
+        self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
+
+    def encode(self, captions: list[str]):
+        """A conditioning whose row b is the caption of image b."""
+        import torch
+        contexts = [self.clip.encode_from_tokens_scheduled(self.clip.tokenize(c), show_pbar=False)[0] for c in captions]
+        return [[torch.cat([c[0] for c in contexts]), {}]]
+
+    def images(self, captions: list[str], seeds: list[int], steps: int, cfg: float, name: str, scheduler: str,
+               side: int = SIDE) -> np.ndarray:
+        """Images [b h w 3] in 0..1; seeds[b] fixes the noise of image b."""
+        prompts = self.encode(captions), self.encode([""])
+        return self.sampled(self.model, *prompts, seeds, steps, cfg, name, scheduler, side)
+
+    def sampled(self, model, positive, negative, seeds: list[int], steps: int, cfg: float, name: str, scheduler: str,
+                side: int = SIDE) -> np.ndarray:
+        """The same with a MODEL and CONDITIONINGs of one's own."""
+        import comfy.sample
+        import torch
+        noise = torch.cat([torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(s)) for s in seeds])
+        latent = comfy.sample.sample(
+            model, noise, steps, cfg, name, scheduler, positive, negative, torch.zeros_like(noise), disable_pbar=True,
+            seed=seeds[0])
+        return self.vae.decode(latent).float().clamp(0, 1).numpy()
+
+
+def draw_row(sampler: Sampler, row: str, args: argparse.Namespace) -> Iterator[tuple[Scene, np.ndarray, Verdict]]:
+    """Samples a row of the table, batch by batch."""
+    wanted = scenes(row, args.images)
+    for start in range(0, len(wanted), args.batch):
+        part = wanted[start:start + args.batch]
+        seeds = list(range(start, start + len(part)))
+        images = sampler.images([s.caption() for s in part], seeds, args.steps, args.cfg, args.sampler, args.scheduler)
+        for scene, image in zip(part, images, strict=True):
+            yield scene, image, verdict(image, scene)
+
+
+def sheet(images: list[np.ndarray], columns: int, path: Path) -> None:
+    """Saves images [h w 3], 0..1, as one sheet."""
+    blank = [np.ones_like(images[0])] * (-len(images) % columns)
+    rows = [np.concatenate((images + blank)[i:i + columns], 1) for i in range(0, len(images), columns)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8)).save(path)
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--comfyui", help="folder of ComfyUI (default: COMFYUI_PATH)")
+    parser.add_argument("--checkpoint", type=Path, default=DEMO / "shapes.safetensors")
+    parser.add_argument("--images", type=int, default=500, help="images a row")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW",
+                        help=f"rows to measure, of: {', '.join(ROWS)}")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--cfg", type=float, default=1.0)
+    parser.add_argument("--sampler", default="euler")
+    parser.add_argument("--scheduler", default="normal")
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sheets", type=Path, help="folder for a sheet of images of each row")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    comfy_host.start(args.comfyui)
+    import torch
+    torch.set_num_threads(args.threads)
+    sampler = Sampler(args.checkpoint)
+    print(f"{args.images} images a row, {args.sampler}, {args.scheduler}, {args.steps} steps, cfg {args.cfg:g}\n")
+    print("| captions | " + " | ".join(LABELS) + " | right and in place, size, ground |")
+    print("|---" * (len(LABELS) + 2) + "|")
+    for row in args.rows:
+        began = time.monotonic()
+        drawn = list(draw_row(sampler, row, args))
+        counts = Counter(v.label for *_, v in drawn)
+        shares = [counts[label] for label in LABELS] + [sum(v.complete for *_, v in drawn)]
+        print(f"| {row} | " + " | ".join(f"{100 * n / len(drawn):.1f} %" for n in shares) + " |", flush=True)
+        if args.sheets:
+            sheet([image for _, image, _ in drawn[:100]], 10, args.sheets / f"{row.replace(' / ', ' or ')}.png")
+            wrong = [f"{s.caption()}: {v.label}" for s, _, v in drawn[:100] if not v.right]
+            print("\n".join(wrong), f"\n{(time.monotonic() - began) / len(drawn):.2f} s an image")
+
+
+if __name__ == "__main__":
+    main()

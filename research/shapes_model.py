@@ -1,0 +1,179 @@
+"""The shapes model with ComfyUI's nodes and the pack's, drawn pictures to edit, and what the commands share."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+import comfy_host
+from plain_model import Sampler
+from shapes.drawing import random_picture
+from shapes.grammar import Scene, Wanted
+from shapes.world import COLOURS, SHAPES, SIDE, Picture, Thing
+
+REPO = comfy_host.REPO
+
+MARGIN = 2  # pixels that belong to the object around its box: its soft edge
+
+
+@dataclass(frozen=True)
+class Case:
+    """A drawn picture and the colours and shapes of its object and of the one that is to take its place."""
+
+    picture: Picture
+    old: tuple[str, str]
+    new: tuple[str, str]
+
+    def caption(self, thing: tuple[str, str]) -> str:
+        """The caption of the picture if it showed `thing`."""
+        return Scene((Wanted(*thing),), ground=self.picture.ground).caption()
+
+    def background(self) -> np.ndarray:
+        """Where the picture does not show its object, [h w]."""
+        return surroundings(self.picture.things[0])
+
+
+def surroundings(thing: Thing) -> np.ndarray:
+    """All of the picture but a thing's box and MARGIN pixels around it, [h w]."""
+    reach = 1.05 * thing.radius + MARGIN / SIDE
+    left, right = (np.clip(round((thing.x + side * reach) * SIDE), 0, SIDE) for side in (-1, 1))
+    top, bottom = (np.clip(round((thing.y + side * reach) * SIDE), 0, SIDE) for side in (-1, 1))
+    outside = np.ones((SIDE, SIDE), bool)
+    outside[top:bottom, left:right] = False
+    return outside
+
+
+def cases(count: int, seed: int) -> list[Case]:
+    """Drawn pictures of one object, and another object for each."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        picture = random_picture(rng, 1)
+        (thing,) = picture.things
+        colour = str(rng.choice([colour for colour in COLOURS if colour != thing.colour]))
+        made.append(Case(picture, (thing.colour, thing.shape), (colour, str(rng.choice(SHAPES)))))
+    return made
+
+
+def bench_parser(description: str) -> argparse.ArgumentParser:
+    """The options that all commands on the shapes model have; `boot` obeys them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    return parser
+
+
+def boot(options: argparse.Namespace) -> None:
+    """Start ComfyUI in this process."""
+    comfy_host.start(options.comfyui)
+    torch.set_num_threads(options.threads)
+
+
+def pack_module(name: str) -> ModuleType:
+    """A module of the pack as ComfyUI has loaded it, by its dotted name."""
+    pack = next(name for name, module in sys.modules.items() if getattr(module, "__path__", None) == [str(REPO)])
+    return importlib.import_module(f"{pack}.{name}")
+
+
+class ShapesModel(Sampler):
+    """The checkpoint, and nodes of ComfyUI and of the pack, called directly."""
+
+    def __init__(self, checkpoint: Path = REPO / "demo" / "shapes.safetensors"):
+        import nodes
+
+        async def load() -> bool:
+            extras = Path(nodes.__file__).parent / "comfy_extras"
+            packs = (extras / "nodes_custom_sampler.py", extras / "nodes_pag.py", REPO)
+            return all([await nodes.load_custom_node(str(pack)) for pack in packs])
+
+        if not asyncio.run(load()):
+            raise RuntimeError(f"ComfyUI could not load the packs in {REPO}; its log above says why.")
+        self._nodes = nodes.NODE_CLASS_MAPPINGS
+        super().__init__(checkpoint)
+
+    def node(self, node_id: str, **inputs: Any) -> tuple:
+        """The outputs of a node."""
+        cls = self._nodes[node_id]
+        with torch.inference_mode():
+            if hasattr(cls, "define_schema"):
+                return cls.execute(**inputs).result
+            return getattr(cls(), cls.FUNCTION)(**inputs)
+
+    def latent(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """The LATENT of images [h w 3], 0..1."""
+        return {"samples": self.vae.encode(torch.from_numpy(np.stack(images)).float())}
+
+    def decode(self, latent: dict[str, Tensor]) -> np.ndarray:
+        """Images [b h w 3], 0..1."""
+        return self.vae.decode(latent["samples"]).float().clamp(0, 1).numpy()
+
+    def invert(self, caption: list, latent: dict[str, Tensor], steps: int, **settings: Any) -> tuple:
+        """The LATENT and the NOISE that EBCA Invert makes, at its defaults but for `settings`."""
+        defaults = dict(
+            scheduler="normal", lambda_auto_corr=20.0, lambda_kl=20.0, reg_steps=5, rolls=5, seed=0,
+            fixed_point_iterations=0,
+        )  # fmt: skip
+        return self.node(
+            "EBCAInvert", model=self.model, caption=caption, latent=latent, steps=steps, **(defaults | settings)
+        )
+
+    def sample(
+        self, model: Any, latent: dict[str, Tensor], positive: list, negative: list, *, start_at_step: int = 0,
+        **settings: Any,
+    ) -> dict:  # fmt: skip
+        """The LATENT that KSampler (Advanced) makes of an inverted one: no noise added."""
+        return self.node(
+            "KSamplerAdvanced", model=model, add_noise="disable", noise_seed=0, positive=positive, negative=negative,
+            latent_image=latent, start_at_step=start_at_step, end_at_step=10000, return_with_leftover_noise="disable",
+            **settings,
+        )[0]  # fmt: skip
+
+    def sample_custom(
+        self, model: Any, noise: Any, latent: dict[str, Tensor], positive: list, negative: list, *, steps: int,
+        cfg: float, sampler_name: str, scheduler: str,
+    ) -> dict:  # fmt: skip
+        """The LATENT that SamplerCustomAdvanced makes with a NOISE."""
+        (guider,) = self.node("CFGGuider", model=model, positive=positive, negative=negative, cfg=cfg)
+        (sampler,) = self.node("KSamplerSelect", sampler_name=sampler_name)
+        (sigmas,) = self.node("BasicScheduler", model=model, scheduler=scheduler, steps=steps, denoise=1.0)
+        return self.node(
+            "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
+        )[0]
+
+
+def sheet(
+    shown: Mapping[str, Sequence[np.ndarray]], columns: int = 10, scale: int = 2, heads: Sequence[str] = ()
+) -> Image.Image:
+    """The first pictures of each method, a row each, under its name; heads: what stands above the columns."""
+    caption = 20
+    side = scale * len(next(iter(shown.values()))[0])
+    top = 14 * max((len(_wrapped(head)) for head in heads), default=0)
+    sheet = Image.new("RGB", (columns * side, top + len(shown) * (side + caption)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, head in enumerate(heads[:columns]):
+        pen.text((column * side + 4, 2), "\n".join(_wrapped(head)), "black", ImageFont.load_default(11))
+    for name, images in shown.items():
+        pen.text((4, top + 3), name, "black", ImageFont.load_default(13))
+        for column, image in enumerate(images[:columns]):
+            picture = Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
+            enlarged = picture.resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (column * side, top + caption))
+        top += side + caption
+    return sheet
+
+
+def _wrapped(head: str) -> list[str]:
+    return textwrap.wrap(head, 22)

@@ -1,0 +1,203 @@
+"""The alignment benchmark: its intervals, its image statistics, its results file and its tables."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alignment import compare, report
+from alignment.image_statistics import ImageStatistics, distance, drawn
+from alignment.methods import KINDS
+from alignment.results import PATH, Cell, Results
+from alignment.settings import CANDIDATES, METHODS, PLAIN
+from bootstrap import mean_of
+from shapes.captions import scenes
+from shapes.scorer import verdict
+
+# --- intervals -------------------------------------------------------------------------------------------------------
+
+
+def test_interval_is_as_wide_as_the_normal_approximation():
+    values = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], size=500, p=[0.1, 0.75, 0.15])
+    found = mean_of([values])
+    assert found.mean == pytest.approx(values.mean())
+    half_width = 1.96 * values.std() / 500**0.5
+    assert (found.high - found.low) / 2 == pytest.approx(half_width, rel=0.06)
+
+
+def test_interval_of_several_sets_is_that_of_their_mean():
+    rng = np.random.default_rng(1)
+    sets = [rng.normal(mean, 1.0, 400) for mean in (0.0, 1.0, 2.0, 3.0)]
+    found = mean_of(sets)
+    half_width = 1.96 * (sum(values.var() for values in sets) / 400) ** 0.5 / 4
+    assert found.mean == pytest.approx(np.mean([values.mean() for values in sets]))
+    assert (found.high - found.low) / 2 == pytest.approx(half_width, rel=0.06)
+    assert found.is_clear
+    assert not mean_of([np.array([1.0, -1.0] * 50)]).is_clear
+
+
+def test_change_is_paired_by_picture_wherever_objects_lie():
+    plain, ours = {"a": "RrmseuRR", "b": "mm"}, {"a": "RRRseumR", "b": "Rm"}
+    right = [sum(x in "rR" for x in labels) for labels in ("RrmseuRR", "RRRseumR")]
+    assert report.change(ours, plain).mean == pytest.approx(((right[1] - right[0]) / 8 + 0.5) / 2)
+    assert report.change(plain, plain).mean == 0
+
+
+# --- image statistics ------------------------------------------------------------------------------------------------
+
+
+def test_distance_of_normal_distributions_in_closed_form():
+    reference = ImageStatistics(np.zeros(2), np.diag([4.0, 9.0]))
+    shifted = ImageStatistics(np.array([2.0, 0.0]), np.diag([4.0, 9.0]))
+    wider = ImageStatistics(np.zeros(2), np.diag([4.0, 36.0]))
+    assert distance(reference, reference) == pytest.approx(0, abs=1e-9)
+    assert distance(shifted, reference) == pytest.approx(1)  # one deviation
+    assert distance(wider, reference) == pytest.approx((2 - 1) ** 2)  # deviations 2 and 1
+
+
+def test_drawn_pictures_are_close_to_others_of_their_captions_and_spoilt_ones_are_not():
+    wanted = scenes("two objects", 150)
+    reference, others = (ImageStatistics.of(drawn(wanted, seed)) for seed in (1, 2))
+    floor = distance(others, reference)
+    noise = np.random.default_rng(0).normal(0, 0.04, (150, 64, 64, 3))
+    pictures = drawn(wanted, 2)
+    assert distance(ImageStatistics.of(np.clip(pictures + noise, 0, 1)), reference) > 5 * floor
+    assert distance(ImageStatistics.of([0.6 * image + 0.2 for image in pictures]), reference) > 5 * floor
+
+
+def test_drawn_pictures_show_what_their_captions_say():
+    wanted = scenes("two objects, left of / above", 20) + scenes("three objects", 20)
+    assert all(verdict(image, scene).complete for image, scene in zip(drawn(wanted, 3), wanted))
+
+
+# --- cells and their results -----------------------------------------------------------------------------------------
+
+
+def cell(**changed):
+    settings = {"captions": "two objects", "kind": "plain", "settings": {}, "is_tuning": False, "images": 4}
+    return Cell(**settings | changed)
+
+
+def test_what_is_there_is_not_sampled_again(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(
+        compare, "run", lambda shapes, cell, method: ran.append(cell.key) or {"labels": "RRmm", "seconds": 0.1}
+    )
+    wanted = [(cell(captions=captions), PLAIN) for captions in compare.SETS]
+    compare.fill(None, Results(tmp_path / "results"), wanted[:2])
+    again = Results(tmp_path / "results")
+    compare.fill(None, again, wanted)
+    assert ran == [each.key for each, _ in wanted]
+    assert again.get(wanted[0][0].key)["labels"] == "RRmm"
+
+
+def test_a_line_that_was_cut_off_is_sampled_again(tmp_path):
+    path = tmp_path / "results"
+    first, second = cell().key, cell(images=5).key
+    results = Results(path)
+    results.add(first, labels="RRRR")
+    path.write_text(path.read_text() + '{"of": {"captions": "two obj')
+    results = Results(path)
+    assert results.get(first)["labels"] == "RRRR"
+    results.add(second, labels="mmmmm")
+    assert Results(path).get(second)["labels"] == "mmmmm"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"captions": "three objects"}, {"kind": "ebca"}, {"settings": {"cfg": 2.0}}, {"is_tuning": True}, {"images": 5}],
+)
+def test_every_setting_is_in_the_key(changed):
+    assert cell().key != cell(**changed).key
+
+
+def test_tuning_has_other_captions_and_other_noise():
+    for captions in compare.TUNING.sets:
+        tuned, scored = (cell(captions=captions, is_tuning=is_tuning, images=200) for is_tuning in (True, False))
+        assert not set(tuned.seeds()) & set(scored.seeds())
+        same = [a.caption() == b.caption() for a, b in zip(tuned.scenes(), scored.scenes())]
+        assert np.mean(same) < 0.05
+
+
+def tuning_cell(method):
+    (captions,) = compare.TUNING.sets
+    return Cell(captions, method.kind, method.settings, True, compare.TUNING_IMAGES)
+
+
+def test_methods_whose_code_was_removed_are_in_the_results_and_are_not_sampled(tmp_path, monkeypatch, capsys):
+    recorded = [method for method in CANDIDATES if method.is_recorded_only]
+    assert recorded
+    results = Results(PATH)
+    assert all(results.get(tuning_cell(method).key) for method in recorded)
+    ran, found = [], {"labels": "R", "seconds": 0.1}
+    monkeypatch.setattr(compare, "run", lambda shapes, cell, method: ran.append(method) or found)
+    compare.fill(None, Results(tmp_path / "results"), [(tuning_cell(method), method) for method in CANDIDATES])
+    assert ran == [method for method in CANDIDATES if not method.is_recorded_only]
+    said = capsys.readouterr().out
+    assert all(method.name in said.splitlines()[0] for method in recorded)
+
+
+def test_settings_are_arguments_of_their_method():
+    for method in [*METHODS, *CANDIDATES]:
+        if not method.is_recorded_only:
+            inspect.signature(KINDS[method.kind]).bind("shapes", "scenes", **method.settings)
+
+
+def test_names_and_settings_are_unique():
+    for methods in (CANDIDATES, METHODS):
+        assert len({method.name for method in methods}) == len(methods)
+        assert len({json.dumps([method.kind, method.settings], sort_keys=True) for method in methods}) == len(methods)
+
+
+def test_table_stands_between_its_comments(tmp_path):
+    path = tmp_path / "a.md"
+    begin, end = "<!-- scores: written by the command above -->", "<!-- end of scores -->"
+    path.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    report.write_between(path, "scores", "new")
+    assert path.read_text() == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
+    with pytest.raises(ValueError, match="Expected the comments"):
+        report.write_between(path, "candidates", "new")
+
+
+def test_row_says_what_the_letters_say():
+    columns = report.Columns(["two", "three"], ["two"], "three")
+    plain = {"two": "RRmm", "three": "rRee"}
+    ours = {"two": "RRRu", "three": "RRRs"}
+    cells = columns.row("ours", ours, plain, "0.10", "1.02").strip("| ").split(" | ")
+    assert len(cells) == columns.header().splitlines()[0].count("|") - 1
+    assert cells[0] == "ours"
+    assert cells[1].startswith("75.0 %, +25.0 (")
+    assert cells[2].startswith("75.0 %, +25.0 (")
+    assert cells[3] == "75.0 %"
+    assert cells[4].startswith("+25.0 (")
+    assert cells[5:] == ["0.0 %", "0.0 %", "0.0 %", "25.0 %", "0.10", "1.02"]
+    bare = columns.row("plain", {"three": "rRee"}, {"three": "rRee"}, "-", "1").strip("| ").split(" | ")
+    assert bare == ["plain", "-", "50.0 %", "25.0 %", "-", "-", "-", "-", "-", "-", "1"]
+
+
+def test_against_compares_the_sets_that_both_have():
+    ours = {"two": "RRRR" * 25, "three": "RR", "rare": "Rm" * 50}
+    others = {"two": "RRmm" * 25, "single": "mm", "rare": "mm" * 50}
+    text = report.against(ours, others)
+    assert text.startswith("two **+50.0 (")
+    assert text.count("+50.0") == 3
+    assert "together" in text
+    assert "three" not in text
+    assert "single" not in text
+
+
+@pytest.mark.slow
+def test_command_samples_once_and_writes_its_table(comfyui_root, tmp_path):
+    document = tmp_path / "alignment.md"
+    document.write_text("<!-- scores: written by the command above -->\n<!-- end of scores -->\n")
+    script = Path(compare.__file__)
+    call = [sys.executable, script, "--comfyui", comfyui_root, "--threads", "1", "--images", "2",
+            "--captions", "two objects", "--results", tmp_path / "results", "--document", document]  # fmt: skip
+    printed = [subprocess.run(call, capture_output=True, text=True, timeout=600, check=True).stdout for _ in range(2)]
+    count = len(METHODS)
+    assert [f"{count} of {count}" in text for text in printed] == [True, False]
+    assert all(f"| {method.name} | " in document.read_text() for method in METHODS)

@@ -1,0 +1,35 @@
+"""The commands that count on the shapes model: they run, and print a row for each method."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RESEARCH = Path(__file__).resolve().parents[1]
+REPO = RESEARCH.parent
+
+
+def test_every_name_of_bench_has_its_script():
+    spec = importlib.util.spec_from_file_location("run", REPO / "run.py")
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    assert all((REPO / script).is_file() for script in run.BENCHES.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "rows"),
+    [
+        ("editing", ["--images", "2", "--steps", "2", "--method", "tuned"], 2),
+        ("inpainting", ["--images", "2", "--steps", "2"], 4),
+        ("round_trip", ["--images", "2", "--steps", "2", "--samplers", "0"], 5),
+    ],
+)
+def test_command_prints_a_row_for_each_method(comfyui_root, name, options, rows):
+    command = [sys.executable, RESEARCH / f"{name}.py", "--comfyui", comfyui_root, *options, "--threads", "1"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+    lines = [line for line in printed.splitlines() if line.startswith("| ") and not line.startswith(("| m", "| i"))]
+    assert len(lines) >= rows, printed
+    assert all(any(character.isdigit() for character in line) for line in lines)

@@ -1,0 +1,118 @@
+"""The benchmark of real checkpoints, from a server to the table, on random weights in SD 1.5's layout."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import clip_similarity
+import real_checkpoints
+from devtools.server import ServerError
+
+NOBODY = "http://127.0.0.1:9"  # the discard port: nothing answers there
+
+
+def clip_folder(root, comfyui_root):
+    """A tiny CLIP of random weights, with the tokenizer that ComfyUI ships."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=size, vision_config={**size, "image_size": 32, "patch_size": 8}, projection_dim=8)
+    CLIPModel(config).save_pretrained(root)
+    CLIPTokenizer.from_pretrained(comfyui_root / "comfy" / "sd1_tokenizer").save_pretrained(root)
+    return root
+
+
+def test_all_prompts_have_two_concepts():
+    groups = json.loads(real_checkpoints.PROMPTS.read_text())["prompts"]
+    prompts = [prompt for group in groups.values() for prompt in group]
+    assert len(set(prompts)) == len(prompts) == 276
+    assert all(" ".join(clip_similarity.concepts(p)) == p.replace(" and ", " ").replace(" with ", " ") for p in prompts)
+    with pytest.raises(ValueError, match="Expected two concepts"):
+        clip_similarity.concepts("a cat")
+
+
+def test_similarities_are_the_cosines_of_clips_own_embeddings(tmp_path, comfyui_root):
+    from transformers import CLIPImageProcessor, CLIPModel
+
+    folder = clip_folder(tmp_path, comfyui_root)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
+    prompt = "a cat and a frog"
+    similarity = clip_similarity.ClipSimilarity(str(folder))
+    found = clip_similarity.scores(similarity, picture, prompt)
+    model = CLIPModel.from_pretrained(folder).eval()
+    try:
+        pixels = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)(picture, return_tensors="pt")
+    except ImportError:
+        pytest.skip("transformers has no image processor here")
+    texts = [prompt, "a cat", "a frog"]
+    with torch.no_grad():
+        tokens = [similarity._tokenizer(text, return_tensors="pt") for text in texts]
+        logits = [model(**pixels, **each).logits_per_image for each in tokens]
+    full, first, second = (float(each / model.logit_scale.exp()) for each in logits)
+    assert found["full"] == pytest.approx(full, abs=1e-3)
+    assert found["minimum"] == pytest.approx(min(first, second), abs=1e-3)
+
+
+def test_table_averages_seeds_and_pairs_prompts():
+    lines = [
+        {"group": "animals", "prompt": prompt, "seed": seed, "picture": title, "full": value, "minimum": value / 2}
+        for title, gain in (("Without EBCA", 0.0), ("With EBCA", 0.1))
+        for prompt, base in (("a", 0.2), ("b", 0.4))
+        for seed, value in enumerate((base + gain, base + gain + 0.02))
+    ]
+    full, minimum = real_checkpoints.table(lines).splitlines()[2:]
+    assert full == "| animals | 8 | full | 0.3100 | 0.4100 | +0.1000 (+0.1000 to +0.1000) |"
+    assert minimum.endswith("| 0.1550 | 0.2050 | +0.0500 (+0.0500 to +0.0500) |")
+
+
+def test_pictures_of_other_settings_are_not_mixed(tmp_path):
+    real_checkpoints.keep_settings(tmp_path, {"steps": 4})
+    real_checkpoints.keep_settings(tmp_path, {"steps": 4})
+    with pytest.raises(SystemExit, match="other settings"):
+        real_checkpoints.keep_settings(tmp_path, {"steps": 5})
+
+
+def test_without_a_server_that_answers_it_says_so(tmp_path):
+    task = real_checkpoints.Task("animals", "a cat and a dog", 0)
+
+    class Empty:
+        def of(self, task):
+            return {}
+
+    with pytest.raises(ServerError, match="1 prompts are missing"):
+        real_checkpoints.sample([NOBODY], Empty(), [task], tmp_path, 1)
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_from_servers_to_the_table_and_on_where_it_stopped(server, tmp_path, comfyui_root, capsys):
+    out, clip = tmp_path / "run", clip_folder(tmp_path / "clip", comfyui_root)
+    call = ["--servers", server.url, NOBODY, server.url, "--checkpoint", "random_sd15.ckpt", "--out", str(out),
+            "--prompts", "1", "--seeds", "2", "--size", "64", "--steps", "2", "--clip", str(clip)]  # fmt: skip
+    assert real_checkpoints.main(call) == 0
+    first = capsys.readouterr().out
+    files = sorted(out.rglob("*.png"))
+    assert len(files) == 3 * 2 * 2
+    assert "6 of 6" in first
+    assert f"{NOBODY} is given up" in first
+    assert first.count("| animals |") == 2
+    without, with_ebca = (np.asarray(Image.open(out / "animals" / f"a_elephant_and_a_rabbit-0-{title}_EBCA.png"), int)
+                          for title in ("Without", "With"))  # fmt: skip
+    assert without.shape == (64, 64, 3)
+    assert np.any(without != with_ebca)
+    other_seed = np.asarray(Image.open(out / "animals" / "a_elephant_and_a_rabbit-1-Without_EBCA.png"), int)
+    assert np.any(without != other_seed)
+
+    before = {file: file.stat().st_mtime_ns for file in files}
+    lines = (out / "scores.jsonl").read_text()
+    files[0].unlink()
+    assert real_checkpoints.main(call) == 0
+    again = capsys.readouterr().out
+    assert "1 of 1" in again
+    assert (out / "scores.jsonl").read_text() == lines
+    assert [file for file in files if file.stat().st_mtime_ns == before[file]] == files[2:]
+    assert again.splitlines()[-8:] == first.splitlines()[-8:]
