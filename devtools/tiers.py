@@ -6,12 +6,12 @@ out where git says that nothing changed that they test.
 """
 
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from .environment import BETWEEN, NEWEST, OLDEST, REPO
+from .environment import BETWEEN, FRONT_END_VARIABLE, NEWEST, NEWEST_FRONT_END, OLDEST, REPO
 
 TIERS = {"--quick": "tier 0", "": "tier 1", "--all": "nightly"}  # by the option of `run.py test`
 
@@ -36,10 +36,12 @@ class Part:
     Attributes:
         version: of ComfyUI; None for the user's own.
         arguments: pytest's.
+        variables: of its environment.
     """
 
     version: str | None
     arguments: Sequence[str]
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 def parts(tier: str, newest: str | None = NEWEST, tools: bool = True, repo: Path = REPO) -> dict[str, Part]:
@@ -66,6 +68,8 @@ def parts(tier: str, newest: str | None = NEWEST, tools: bool = True, repo: Path
         # Without the files in which no code of ComfyUI takes part.
         fast = [*_product(repo), "--ignore-glob=*/test_core_*", "-m", "not slow and not server"]
         made |= {_name("fast tests", version): Part(version, fast) for version in BETWEEN}
+        browser = [str(repo / "tests" / "test_front_end.py")]
+        made[f"front end {NEWEST_FRONT_END}"] = Part(newest, browser, {FRONT_END_VARIABLE: NEWEST_FRONT_END})
     return made
 
 

@@ -270,8 +270,9 @@ def is_word(context: Tensor, text_mask: Tensor | None) -> Tensor:
     of SD 1.x, which summarises the prompt, it is a sink of attention and takes no step.
     """
     equal = (context == context[:, -1:]).all(dim=-1)
-    tail = equal.flip(1).cumprod(dim=1).flip(1)
-    is_padding = (tail * (tail.sum(dim=1, keepdim=True) > 1)).bool() | (context == 0).all(dim=-1)
+    places = torch.arange(context.shape[1], device=context.device)
+    tail = places > torch.where(equal, -1, places).amax(dim=1, keepdim=True)
+    is_padding = tail & (tail.sum(dim=1, keepdim=True) > 1) | (context == 0).all(dim=-1)
     if text_mask is not None:
         hidden = text_mask == 0 if text_mask.dtype == torch.bool else text_mask < -1e4
         is_padding = is_padding | hidden.reshape(text_mask.shape[0], -1, text_mask.shape[-1])[:, 0]

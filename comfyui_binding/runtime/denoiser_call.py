@@ -161,7 +161,7 @@ class DenoiserCall(SharedOnDeepcopy):
         self._has_edit_masks = any(edit.mask is not None for edit in self._weights)
         self._recorder = None
         if self.run.recorder is not None:
-            self._recorder = self.run.recorder.call_recorder(layers, chunks, context, self._repeats)
+            self._instrument(self._start_recording, layers)
         self.restart()
 
     def restart(self) -> None:
@@ -541,6 +541,9 @@ class DenoiserCall(SharedOnDeepcopy):
         except Exception:
             self._recorder = None
             self.run.recorder.stop()
+
+    def _start_recording(self, layers: Sequence[str]) -> None:
+        self._recorder = self.run.recorder.call_recorder(layers, self.chunks, self._network_context, self._repeats)
 
     def _record_edits(
         self, layer: TextAttention, tracks: Sequence[ContextTrack], changes: Mapping[ContextTrack, Tensor]

@@ -442,12 +442,12 @@ def negpip(comfy, scene: Scene) -> Scene:
 
 def _interleaved(scene: Scene) -> dict[str, Conditioning]:
     return {
-        name: [[_with_negative_values(text), options] for text, options in getattr(scene, name)]
+        name: [[in_turns(text), options] for text, options in getattr(scene, name)]
         for name in ("positive", "negative")
     }
 
 
-def _with_negative_values(text: torch.Tensor) -> torch.Tensor:
+def in_turns(text: torch.Tensor) -> torch.Tensor:
     """Keys and values in turns; tokens 3 to 8 have a negative weight."""
     values = text.clone()
     values[:, 3:9] *= -1
