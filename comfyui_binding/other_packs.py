@@ -20,13 +20,26 @@ def images_of_window(transformer_options: Mapping[str, Any]) -> tuple[int, ...] 
     AnimateDiff-Evolved: `ad_params["sub_idxs"]`, None outside its sliding windows. IPAdapter_plus and
     Advanced-ControlNet read it too.
     """
-    window = transformer_options.get("context_window")
-    if window is not None and getattr(window, "dim", None) == 0:
-        anchor = getattr(window, "causal_anchor_index", None)
-        return (*([] if anchor is None else [anchor]), *map(int, window.index_list))
+    window = _core_window(transformer_options, dim=0)
+    if window is not None:
+        return window
     params = transformer_options.get("ad_params")
     indices = params.get("sub_idxs") if isinstance(params, Mapping) else None
     return None if indices is None else tuple(map(int, indices))
+
+
+def frames_of_window(transformer_options: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Which frames of its videos a call of the model holds, by ComfyUI's context windows; None for all."""
+    return _core_window(transformer_options, dim=2)
+
+
+def _core_window(transformer_options: Mapping[str, Any], dim: int) -> tuple[int, ...] | None:
+    """What ComfyUI's context window selects of a dimension of the latent, [b, c, (frames,) height, width]."""
+    window = transformer_options.get("context_window")
+    if window is None or getattr(window, "dim", None) != dim:
+        return None
+    anchor = getattr(window, "causal_anchor_index", None)
+    return (*([] if anchor is None else [anchor]), *map(int, window.index_list))
 
 
 def holds_keys_and_values_in_turns(text: Tensor) -> bool:

@@ -94,7 +94,7 @@ def sampler_sample(
     make_uuids_unique(guider.conds)
     _inform_of_resized_masks(settings, guider.inner_model, noise.shape)
     if denoise_mask is not None and settings.needs_noise_mask:
-        settings = settings.with_noise_mask(denoise_mask[:, 0].clamp(0, 1))
+        settings = settings.with_noise_mask(_mask_images(denoise_mask).clamp(0, 1))
     run = Run(settings, guider.inner_model.model_sampling, guider.conds, noise.shape)
     if settings.needs_noise_mask:
         run.notices.warn_once(notices.NO_NOISE_MASK)
@@ -175,6 +175,14 @@ WRAPPERS = {
     WrappersMP.SAMPLER_SAMPLE: sampler_sample,
     WrappersMP.APPLY_MODEL: apply_model,
 }
+
+
+def _mask_images(denoise_mask: torch.Tensor) -> torch.Tensor:
+    """[b, c, (frames,) height, width] -> [b or frames, height, width]; all videos have the masks of the first."""
+    mask = denoise_mask[:, 0]
+    if mask.ndim == 3:
+        return mask
+    return mask[:, 0] if mask.shape[1] == 1 else mask[0]
 
 
 def _show_summary(run: Run) -> None:

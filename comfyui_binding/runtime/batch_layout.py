@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...ebca_core import Area
-from ..other_packs import images_of_window
+from ..other_packs import frames_of_window, images_of_window
 from . import notices
 
 
@@ -28,13 +28,17 @@ class CondEntry:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """The rows of a denoiser call that belong to one entry, and which image of the batch each row is."""
+    """The rows of a denoiser call that belong to one entry, and which image of the batch each row is.
+
+    frames: of the videos, where a context window has some of them only.
+    """
 
     position: int
     rows: slice
     entry: CondEntry
     cond: Hashable
     images: tuple[int, ...]
+    frames: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,11 @@ class BatchLayout:
         images = self._images_of(transformer_options, count)
         if images is None:
             return CallRows(reason=notices.FRAMES)
+        frames = frames_of_window(transformer_options)
         return CallRows([
-            Chunk(position, slice(position * count, (position + 1) * count), entry, (cond, entry.positive), images)
+            Chunk(
+                position, slice(position * count, (position + 1) * count), entry, (cond, entry.positive), images, frames
+            )
             for position, (entry, cond) in enumerate(zip(entries, uuids, strict=True))
         ])
 

@@ -45,7 +45,8 @@ class Run(SharedOnDeepcopy):
         repeats_prompts = settings.architecture is None or settings.architecture.repeats_prompts
         self.layout = BatchLayout(conds or {}, self._latent_size, images, repeats_prompts)
         self.carried = CarriedContexts()
-        self.cache = TensorCache(settings, self._latent_size)
+        frames = latent_shape[2] if latent_shape is not None and len(latent_shape) == 5 else None
+        self.cache = TensorCache(settings, self._latent_size, frames)
         self.notices = Notices(warned)
         #: Whether this is a sampling run, and not one call of the model without a run.
         self.is_whole = conds is not None

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+#: A mask that is added to the scores of attention hides tokens below this.
+HIDDEN = -1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,3 +79,9 @@ class TextAttention(Protocol):
         contexts: what each step's keys were made of; a slice stands for these rows of what the layer itself has read.
         text_masks: their attention masks.
         """
+
+
+def hidden_tokens(text_mask: Tensor) -> Tensor:
+    """The tokens that an attention mask of a text hides: [b, ..., t], boolean or added to the scores -> [b, t]."""
+    hidden = text_mask == 0 if text_mask.dtype == torch.bool else text_mask < HIDDEN
+    return hidden.reshape(text_mask.shape[0], -1, text_mask.shape[-1])[:, 0]

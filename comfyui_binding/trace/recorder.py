@@ -6,6 +6,7 @@ Nothing leaves the device, and no call waits for it, before the run ends.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from ..runtime import notices
 from ..runtime.batch_layout import Chunk
 from ..runtime.notices import Notices
 from ..runtime.settings import Settings
+from ..runtime.text_attention import hidden_tokens
 from .trace_record import TraceRecord, WordMaps, fingerprint
 
 if TYPE_CHECKING:
@@ -110,17 +112,23 @@ class CallRecorder:
         self._note(columns, energies, self._relative_size(change, track.scale, track.encoded))
 
     def record_maps(self, layer: TextAttention) -> None:
-        """The attention of a layer to the positive prompts of whole images, whose tokens lie on its grid."""
+        """The attention of a layer to the positive prompts of whole images, whose tokens lie on its grid.
+
+        Of a video it is the mean over the frames.
+        """
+        before = layer.tokens_before_grid or 0
+        on_grid = slice(before, before + math.prod(layer.grid))
         for chunk in self.chunks:
             if chunk.entry.positive and chunk.entry.area is None and self.holds_tokens_of(chunk):
-                maps = _in_parts(attention_map, layer.k[chunk.rows], layer.q[chunk.rows], layer.heads)
+                hidden = None if layer.text_mask is None else hidden_tokens(layer.text_mask)[chunk.rows]
+                maps = _in_parts(attention_map, layer.k[chunk.rows], layer.q[chunk.rows, on_grid], layer.heads, hidden)
                 count = maps.new_ones(len(chunk.images))
                 if chunk.entry.tokens:  # ComfyUI repeats a prompt to the length of a longer one
                     maps = maps.unflatten(1, (-1, chunk.entry.tokens))
                     if self.repeats is not None:  # what is no repetition is another node's text
                         count = (self.repeats[chunk.rows].flatten() == maps.shape[1]).to(count)
                     maps = maps.sum(dim=1)
-                maps = _pooled(maps.unflatten(2, layer.grid))
+                maps = _pooled(maps.unflatten(2, (-1, *layer.grid[-2:])).mean(dim=2))
                 _add(self.maps, (chunk, tuple(maps.shape[-2:])), MapSum(maps, maps.new_ones(())).times(count))
 
     def holds_tokens_of(self, chunk: Chunk) -> bool:
@@ -322,12 +330,15 @@ def _rows_at_once(keys: Tensor, queries: Tensor, heads: int) -> int:
     return max(1, MATRIX_ENTRIES // (heads * keys.shape[1] * queries.shape[1]))
 
 
-def _in_parts(read: Callable[[Tensor, Tensor, int], Tensor], keys: Tensor, queries: Tensor, heads: int) -> Tensor:
-    """read(keys, queries, heads), some rows at a time where a matrix of all of them would be large."""
+def _in_parts(
+    read: Callable[..., Tensor], keys: Tensor, queries: Tensor, heads: int, hidden: Tensor | None
+) -> Tensor:
+    """read(keys, queries, heads, hidden), some rows at a time where a matrix of all of them would be large."""
     rows = _rows_at_once(keys, queries, heads)
     if rows >= keys.shape[0]:
-        return read(keys, queries, heads)
-    return torch.cat([read(k, q, heads) for k, q in zip(keys.split(rows), queries.split(rows), strict=True)])
+        return read(keys, queries, heads, hidden)
+    parts = zip(keys.split(rows), queries.split(rows), repeat(None) if hidden is None else hidden.split(rows))
+    return torch.cat([read(k, q, heads, h) for k, q, h in parts])
 
 
 def _norm(context: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ class Update:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A further prompt [t, c] with its signed weight."""
+    """A further prompt with its signed weight: a text [t, c], or a CONDITIONING (transformer_oracle.py)."""
 
-    text: Tensor
+    text: Tensor | list
     weight: float
     gamma_attn: float = 0.0
     gamma_norm: float = 0.0
