@@ -40,7 +40,7 @@ def energies(call, family, row):
 @each_family
 def test_energies_and_update_sizes_are_those_of_the_layers(comfy, pack, family):
     model = Ebca([update(family)]).on(comfy, pack, toy_dit.model(family))
-    record, _ = watched_run(comfy, model, family)
+    record, seen = watched_run(comfy, model, family)
     assert record.roles == ("positive", "negative")
     assert sorted(record.layers) == sorted(f"{transformer_oracle.block_of(call.path)}.0" for call in seen)
     for row, role in ((1, 0), (0, 1)):  # ComfyUI puts the negative prompt first
@@ -91,7 +91,7 @@ def test_attention_maps_are_those_of_the_layers(comfy, pack, family):
     positive = toy_dit.conditioning(family, 1)
     if family == "ltxv":
         positive[0][1]["attention_mask"][:, -4:] = 0
-    record, _ = watched_run(comfy, toy_dit.model(family), family, positive=positive)
+    record, seen = watched_run(comfy, toy_dit.model(family), family, positive=positive)
     ((maps,),) = [one.by_grid for one in record.maps]
     assert relative_error(maps[0], mean_maps(seen, family, grid)) < 1e-5
 
@@ -100,7 +100,7 @@ def test_attention_maps_of_a_video_are_the_mean_of_its_frames(comfy, pack):
     reference = toy.noise(1, 16, 1, 8, 8, seed=41)
     prompts = [toy_dit.conditioning("wan", seed, reference_latents=[reference]) for seed in (1, 2)]
     model = toy_dit.model("wan", in_dim_ref_conv=16)
-    record, _ = watched_run(comfy, model, "wan", positive=prompts[0], negative=prompts[1], frames=3)
+    record, seen = watched_run(comfy, model, "wan", positive=prompts[0], negative=prompts[1], frames=3)
     ((maps,),) = [one.by_grid for one in record.maps]
     assert relative_error(maps[0], mean_maps(seen, "wan", (4, 4), before=16)) < 1e-5
 
