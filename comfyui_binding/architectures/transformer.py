@@ -454,12 +454,14 @@ class _CallHooks:
         stream = family.stream(name)
         given = _given(family, args, kwargs)
         before = family.image_rows(module, kwargs)
-        if family.blocks is None:
-            context, modulation = _unpacked(family, given, self._batch), None
-        else:
+        modulation = None
+        if family.blocks is not None:
             block = family.blocks.around(self._network, name)
-            context = self._block_kwargs[family.blocks.texts[stream]]
             modulation = family.blocks.modulation(block, stream, self._block_kwargs)
+        if modulation is None:
+            context = _unpacked(family, given, self._batch)
+        else:
+            context = self._block_kwargs[family.blocks.texts[stream]]
         text = context[:, before:]
         if self._first in (None, name):
             if self._first is not None:
