@@ -1,7 +1,7 @@
 """Everything one does with a checkout, in one command each (Python 3.11 to 3.13, standard library only).
 
     python run.py demo                        before/after pictures on the model that ships with the repository
-    python run.py demo --count 40             the same for 40 pictures of each kind, counted
+    python run.py demo --count 6              the same for seeds 0 to 5, all of them drawn and counted
     python run.py test                        tier 1, for every push: the newest ComfyUI, the interfaces of the oldest
                                               (a quarter of an hour on two cores)
     python run.py test --quick                tier 0, before a commit: without server and sampling (a minute)
