@@ -35,7 +35,7 @@ UNET = {
 COUNTS = (0.60, 0.28, 0.12)  # shares of pictures with one, two, three objects
 WARMUP = 200
 COOLDOWN = 0.35  # the last share of the steps, in which the learning rate falls to zero
-PRIMER = 600  # pictures of one large object in the middle come first and fade out by 1.5 times this: words sink in
+PRIMER = 600  # pictures of one large object come first and fade out by 1.5 times this: words sink in
 NONSENSE = 0.05  # share of captions with words from outside the grammar, so that these disturb little
 START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49406
 TEXT_KEYS, CLIP_KEYS = "cond_stage_model.", "clip_l.transformer.text_model."
@@ -51,7 +51,8 @@ class Architecture:
     out: the checkpoint's name; steps, batch and rate: how long, on how many pictures and how fast it learns.
     ends: its first and last layers, which AdamW trains, like all that is no matrix.
     zero: ends of the names of layers that start at zero, so that the denoiser starts as one that changes nothing.
-    text: the checkpoint whose text encoder it starts from, or None for one that starts from nothing.
+    primer: of the large objects that come first, the radius at least and at most, and how far from the middle they lie.
+    text: the checkpoint whose text encoder it starts with, or None for one that starts from nothing.
     """
 
     build: Callable[..., torch.nn.Module]
@@ -62,6 +63,7 @@ class Architecture:
     rate: float
     ends: tuple[str, ...]
     zero: tuple[str, ...]
+    primer: tuple[float, float, float]
     text: Path | None
 
 
@@ -79,13 +81,13 @@ def transformer(family, operations) -> torch.nn.Module:
 ARCHITECTURES = {
     "unet": Architecture(
         unet, "Shapes", "shapes.safetensors", steps=4000, batch=64, rate=8e-4, ends=("input_blocks.0.", "out."),
-        zero=("out_layers.3", "proj_out", "denoiser.out.2"), text=None),
+        zero=("out_layers.3", "proj_out", "denoiser.out.2"), primer=(0.36, 0.42, 0.03), text=None),
     "transformer": Architecture(
-        transformer, "ShapesTransformer", "shapes_transformer.safetensors", steps=4000, batch=32, rate=1.5e-3,
+        transformer, "ShapesTransformer", "shapes_transformer.safetensors", steps=3000, batch=32, rate=1.5e-3,
         ends=("x_embedder.", "t_embedder.", "final_layer.linear."),
         zero=("adaln_modulation_self_attn.2", "adaln_modulation_cross_attn.2", "adaln_modulation_mlp.2",
               "final_layer.linear", "final_layer.adaln_modulation.2", "t_embedder.1.linear_2"),
-        text=DEMO / "shapes.safetensors"),
+        primer=(0.26, 0.38, 0.12), text=DEMO / "shapes.safetensors"),
 }
 
 
@@ -106,10 +108,13 @@ def token_ids(caption: str, ids: dict[str, int], extra: list[int]) -> list[int]:
     return line + [END] * (LENGTH - len(line))
 
 
-def primer(rng: np.random.Generator) -> Picture:
-    """One large object in the middle: its colour and shape, and so the caption, decide every pixel even under noise."""
+def primer(rng: np.random.Generator, smallest: float, largest: float, stray: float) -> Picture:
+    """One large object near the middle: its colour and shape, and so the caption, decide most pixels even under noise.
+
+    Its radius is from smallest to largest, its place up to `stray` from the middle along each axis.
+    """
     (thing,), ground = random_picture(rng, 1).things, str(rng.choice(list(GROUNDS)))
-    x, y, radius = rng.uniform(0.47, 0.53), rng.uniform(0.47, 0.53), rng.uniform(0.36, 0.42)
+    x, y, radius = *rng.uniform(0.5 - stray, 0.5 + stray, 2), rng.uniform(smallest, largest)
     return Picture((replace(thing, x=float(x), y=float(y), radius=float(radius)),), ground)
 
 
@@ -118,12 +123,14 @@ def spread(u: np.ndarray, power: float) -> np.ndarray:
     return (u + 0.6 * np.sin(2 * np.pi * u) / (2 * np.pi)) ** power
 
 
-def make_batch(seed: int, step: int, ids: dict[str, int], size: int) -> Batch:
-    """The batch of a step, `size` pictures; depends on nothing but seed, step and size."""
+def make_batch(seed: int, step: int, ids: dict[str, int], architecture: Architecture) -> Batch:
+    """The batch of a step of an architecture; depends on nothing but seed and step."""
     rng = np.random.default_rng([seed, step])
+    size = architecture.batch
     primers = rng.random(size) < 1.5 - step / PRIMER
     counts = rng.choice([1, 2, 3], size=size, p=COUNTS)
-    pictures = [primer(rng) if first else random_picture(rng, int(n)) for first, n in zip(primers, counts)]
+    pictures = [primer(rng, *architecture.primer) if first else random_picture(rng, int(n))
+                for first, n in zip(primers, counts)]
     extra = [rng.integers(0, VOCABULARY, rng.integers(1, 4)).tolist() if rng.random() < NONSENSE else []
              for _ in pictures]
     tokens = [token_ids(training_caption(p, rng), ids, e) for p, e in zip(pictures, extra, strict=True)]
@@ -234,16 +241,21 @@ def load_text(model: Model, family, ids: list[int], checkpoint: Path) -> None:
     model.rows.data = weights[family.WORD_ROWS].float()
 
 
-def loss_of(model: Model, batch: Batch, sampling) -> torch.Tensor:
-    """Mean squared error of the image, weighted so that every noise level has about the same share of the gradient.
+def sampling_of(family, name: str):
+    """ComfyUI's model_sampling of a class of shapes_family.family: how noise is added and what an output means."""
+    import comfy.model_base
+    config = getattr(family, name)
+    return comfy.model_base.model_sampling(config({}), config.prediction)
 
-    sampling: ComfyUI's, which says how noise is added and what the output means.
-    """
+
+def loss_of(model: Model, batch: Batch, sampling) -> torch.Tensor:
+    """Mean squared error of the image, weighted so that every noise level has about the same share of the gradient."""
     sigma = sampling.sigmas[(batch.levels * len(sampling.sigmas)).long()]
-    noisy = sampling.noise_scaling(sigma, batch.noise, batch.images)
+    noisy = sampling.noise_scaling(sigma.view(-1, 1, 1, 1), batch.noise, batch.images)
     with torch.autocast("cpu", torch.bfloat16):
-        velocity = model(sampling.calculate_input(sigma, noisy), sampling.timestep(sigma).float(), batch.tokens).float()
-    image = sampling.calculate_denoised(sigma, velocity, noisy)
+        scaled = sampling.calculate_input(sigma.view(-1, 1, 1, 1), noisy)
+        velocity = model(scaled, sampling.timestep(sigma).float(), batch.tokens).float()
+    image = sampling.calculate_denoised(sigma.view(-1, 1, 1, 1), velocity, noisy)
     one, zero = torch.ones_like(sigma), torch.zeros_like(sigma)
     ratio = sampling.noise_scaling(sigma, one, zero) / sampling.noise_scaling(sigma, zero, one)  # of noise to image
     return (10 / (0.5 + ratio.view(-1, 1, 1, 1) ** 0.8) * (image - batch.images) ** 2).mean()
@@ -348,7 +360,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """The steps from the last state, or the first, to args.steps."""
-    import comfy.model_base
     from comfy.sd1_clip import SD1Tokenizer
 
     torch.manual_seed(args.seed)
@@ -356,8 +367,7 @@ def train(args: argparse.Namespace) -> None:
     vocabulary = SD1Tokenizer().clip_l.tokenizer.get_vocab()
     words = {word: vocabulary[word + "</w>"] for word in WORDS}
     ids = [*words.values(), START, END]
-    config = getattr(family, architecture.family)
-    sampling = comfy.model_base.model_sampling(config({}), config.prediction)
+    sampling = sampling_of(family, architecture.family)
 
     model = Model(family, architecture, ids)
     initialise(model, architecture)
@@ -380,7 +390,7 @@ def train(args: argparse.Namespace) -> None:
 
     losses, since = [], time.monotonic()
     for step in range(first, args.steps):
-        loss = loss_of(model, make_batch(args.seed, step, words, architecture.batch), sampling)
+        loss = loss_of(model, make_batch(args.seed, step, words, architecture), sampling)
         if not math.isfinite(loss.item()):
             raise SystemExit(f"loss is {loss.item()} at step {step}: lower the architecture's rate")
         loss.backward()

@@ -57,8 +57,8 @@ def test_captions_have_the_tokens_of_the_real_tokenizer(tokenizer, words):
         assert train.token_ids(caption, words, []) == [token for token, _ in line]
 
 
-def test_batch_depends_on_seed_and_step_alone(words):
-    first, again, later = (train.make_batch(3, step, words, 4) for step in (7, 7, 8))
+def test_batch_depends_on_seed_and_step_alone(words, architecture):
+    first, again, later = (train.make_batch(3, step, words, architecture) for step in (7, 7, 8))
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.tokens, again.tokens)
     assert torch.equal(first.noise, again.noise)
@@ -121,7 +121,7 @@ def test_both_optimisers_move_all_parameters(words, architecture, sampling):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimiser = train.Optimiser(model, architecture)
     with train.differentiable_kernels():
-        train.loss_of(model, train.make_batch(0, 0, words, architecture.batch), sampling).backward()
+        train.loss_of(model, train.make_batch(0, 0, words, architecture), sampling).backward()
     unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     optimiser.step(1e-3)
     still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
@@ -131,7 +131,7 @@ def test_both_optimisers_move_all_parameters(words, architecture, sampling):
 
 def test_loss_is_the_weighted_error_of_the_image(words, architecture, sampling):
     """Computed by hand from what the denoiser gives, one picture at a time."""
-    batch = train.make_batch(0, 5000, words, 4)
+    batch = train.make_batch(0, 5000, words, architecture)
     family, given = architecture.family, []
 
     def network(x, timesteps, tokens):

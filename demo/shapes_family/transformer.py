@@ -16,11 +16,13 @@ WINDOW = 2 * STRIDE  # a token reads and draws this many pixels each way at half
 MARGIN = (WINDOW - STRIDE) // 2
 WAVES = 4  # cosines along each axis that tell a token where it lies
 DRAWN = 3 * WINDOW ** 2
+NEAR = 0.004  # rotations by 1 to 0.16 a token, for grids of eight; 1 would be for grids of hundreds
 CONFIG = {
     "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": DRAWN + 2 * WAVES, "out_channels": DRAWN,
     "patch_spatial": 1, "patch_temporal": 1, "concat_padding_mask": False, "model_channels": 192, "num_blocks": 6,
-    "num_heads": 6, "mlp_ratio": 4.0, "crossattn_emb_channels": 128, "pos_emb_cls": "rope3d", "use_adaln_lora": True,
-    "adaln_lora_dim": 64, "extra_per_block_abs_pos_emb": False, "rope_enable_fps_modulation": False,
+    "num_heads": 6, "mlp_ratio": 4.0, "crossattn_emb_channels": 128, "pos_emb_cls": "rope3d",
+    "rope_h_extrapolation_ratio": NEAR, "rope_w_extrapolation_ratio": NEAR, "rope_enable_fps_modulation": False,
+    "use_adaln_lora": True, "adaln_lora_dim": 64, "extra_per_block_abs_pos_emb": False,
 }
 MULTIPLIER = 1000  # timesteps are this many times sigma
 FLOOR = 0.02  # below this sigma the noise is not told from the image any more, which passes as it is
