@@ -19,11 +19,11 @@ def load(nodes: ModuleType, checkpoint: Path = CHECKPOINT) -> tuple:
 
 def write_transformer(path: Path) -> None:
     """A checkpoint of the transformer with random weights and the U-Net's text encoder, as train.py writes it."""
-    import comfy_host
     import torch
-    import train
     from comfy.sd1_clip import SD1Tokenizer
 
+    import comfy_host
+    import train
     from shapes.grammar import WORDS
 
     vocabulary = SD1Tokenizer().clip_l.tokenizer.get_vocab()
