@@ -84,7 +84,9 @@ class Run(SharedOnDeepcopy):
         if not chunk.entry.positive:
             return None
         key = (weights, chunk.cond[0])
-        return self._token_weights[key] if key in self._token_weights else weights.values[None]
+        if key not in self._token_weights:
+            self._token_weights[key] = weights.values[None]
+        return self._token_weights[key]
 
     def note_update(self, context: Tensor, changes: Mapping[torch.Size, Tensor], layers: int) -> None:
         """Note how far the prompts' context [b, t, c] has moved in a call, and in how many layers."""
