@@ -83,6 +83,10 @@ NO_NORM_TERM = (
 EDITS_MERGED = (
     "EBCA: edits skipped: another node merges image tokens, so their masks do not fit. They still work without masks."
 )
+MASKS_WITHOUT_PICTURE = (
+    "EBCA: updates and edits with a mask skipped in the layers of the sound: a mask says where in the picture. They "
+    "still work there without a mask."
+)
 EDITS_NEGATIVE_LENGTH = (
     "EBCA: edits skipped on the negative prompt in some layers: another node changes its length between layers. Remove "
     "that node to use edits there."
