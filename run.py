@@ -94,7 +94,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     commands = {"ruff": subprocesses.Command([host.python, "-m", "ruff", "check", REPO])}
     for name, part in tiers.parts(tier, environment.NEWEST if host.fetched else None, tools).items():
         of = environment.prepare(part.version) if part.version else host
-        variables = {"COMFYUI_PATH": of.comfyui, "OMP_NUM_THREADS": "1"}
+        variables = {"COMFYUI_PATH": of.comfyui, "OMP_NUM_THREADS": "1", **part.variables}
         commands[name] = subprocesses.Command(_pytest(of, part.arguments), variables)
     begun = time.monotonic()
     # Two at once, each with one busy thread, in the tests or in the server that they ask, and some gigabytes of memory.

@@ -25,12 +25,15 @@ from torch.nn import Module
 from ..runtime import notices
 from ..runtime.denoiser_call import DenoiserCall
 from ..runtime.settings import Edit
-from ..runtime.text_attention import EncodedText
+from ..runtime.text_attention import EncodedText, hidden_tokens
+from .host_attention import exchanged_attention, preferred_attention
 from .key_norms import through_norm
 from .key_projection import is_unpatched, project_to_context, together
 
 #: Position of transformer_options among the arguments of BaseModel.apply_model.
 TRANSFORMER_OPTIONS = 5
+#: Arguments of networks that hold the attention mask of the text.
+TEXT_MASKS = ("attention_mask",)
 #: Options that networks themselves read.
 PLAIN_OPTIONS = ("sample_sigmas", "sigmas", "rope_options")
 
@@ -70,14 +73,14 @@ class Family:
     #: {name: cross-attention module}, in the order of a call.
     layers: Callable[[Module], Mapping[str, Module]]
     parts: Callable[[Module], Parts]
-    #: The grid of a network for an input of shape [b, c, (frames,) height, width].
+    #: The grid of a network for an input of shape [b, c, (frames,) height, width] and what else it is called with.
     grid: Callable[[Module, torch.Size, Mapping[str, Any]], Grid | None]
     #: Position and name of the text among the arguments of the modules.
     text: tuple[int, str] = (1, "context")
     #: Width of the text that encoders give, None where it is not checked.
     text_width: Callable[[Module], int | None] = lambda network: None
-    #: Rows in front of the text that are none (image tokens), from the module's keyword arguments.
-    rows_before_text: Callable[[Mapping[str, Any]], int] = lambda kwargs: 0
+    #: Rows in front of the text that are none (image tokens), from a module and its keyword arguments.
+    rows_before_text: Callable[[Module, Mapping[str, Any]], int] = lambda module, kwargs: 0
     #: Which of a module's attention calls reads the text.
     attention_call: Callable[[Module], int] = lambda module: 0
     #: Whether the text that layers read depends on the noise level.
@@ -120,7 +123,7 @@ class Transformer:
             yield
             return
         call.texts = {edit: self._encoded(run, model, edit, args, kwargs) for edit in call.edits}
-        hooks = _CallHooks(self.family, call, network, args)
+        hooks = _CallHooks(self.family, call, network, args, kwargs)
         with hooks.installed():
             yield
         hooks.finish()
@@ -144,6 +147,7 @@ class Transformer:
         }
         context = own.pop("c_crossattn")
         others = {name: _first_rows(value, batch, images) for name, value in kwargs.items()}
+        others |= {name: None for name in TEXT_MASKS if name in others}  # of the prompt's text
         x, timestep, concat = (_first_rows(value, batch, images) for value in (x, timestep, concat))
         options = {name: args[TRANSFORMER_OPTIONS][name] for name in PLAIN_OPTIONS if name in args[TRANSFORMER_OPTIONS]}
         name, module = next(iter(self.family.layers(model.diffusion_model).items()))
@@ -151,7 +155,7 @@ class Transformer:
 
         def note(module: Module, args: tuple, kwargs: dict):
             if threading.get_ident() == own_thread:
-                raise _TextRead(_text_of(self.family, args, kwargs, images))
+                raise _TextRead(_text_of(self.family, module, args, kwargs, images))
 
         handle = module.register_forward_pre_hook(note, with_kwargs=True)
         try:
@@ -193,6 +197,8 @@ class TransformerAttention:
     #: The keys before their norm, of the context that the layer has read; None where it is not known.
     z: Tensor | None
     read_context: Tensor
+    values_follow: Tensor | None = None
+    refused_edits: bool = False
 
     @property
     def normalises_keys(self) -> bool:
@@ -211,7 +217,7 @@ class TransformerAttention:
         return self.attention(q, k, v, self.heads, mask=text_mask)
 
     def attend_exchanged(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        return host.optimized_attention(
+        return exchanged_attention()(
             query, key, value, heads, attn_precision=self.attn_precision, low_precision_attention=False
         )
 
@@ -267,24 +273,26 @@ def is_word(context: Tensor, text_mask: Tensor | None) -> Tensor:
     of SD 1.x, which summarises the prompt, it is a sink of attention and takes no step.
     """
     equal = (context == context[:, -1:]).all(dim=-1)
-    tail = equal.flip(1).cumprod(dim=1).flip(1)
-    is_padding = (tail * (tail.sum(dim=1, keepdim=True) > 1)).bool() | (context == 0).all(dim=-1)
+    places = torch.arange(context.shape[1], device=context.device)
+    tail = places > torch.where(equal, -1, places).amax(dim=1, keepdim=True)
+    is_padding = tail & (tail.sum(dim=1, keepdim=True) > 1) | (context == 0).all(dim=-1)
     if text_mask is not None:
-        hidden = text_mask == 0 if text_mask.dtype == torch.bool else text_mask < -1e4
-        is_padding = is_padding | hidden.reshape(text_mask.shape[0], -1, text_mask.shape[-1])[:, 0]
+        is_padding = is_padding | hidden_tokens(text_mask)
     return (~is_padding).unsqueeze(-1).to(context.dtype)
 
 
 class _CallHooks:
     """The hooks of one call. Modules may be shared by threads: a hook acts in the thread that has installed it."""
 
-    def __init__(self, family: Family, call: DenoiserCall, network: Module, args: Sequence[Any]):
+    def __init__(
+        self, family: Family, call: DenoiserCall, network: Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ):
         self._family = family
         self._call = call
         self._layers = dict(family.layers(network))
         self._options = args[TRANSFORMER_OPTIONS]
         self._batch = args[0].shape[0]
-        self._grid = family.grid(network, args[0].shape, self._options)
+        self._grid = family.grid(network, args[0].shape, kwargs)
         self._thread = threading.get_ident()
         self._first: str | None = None
 
@@ -322,18 +330,19 @@ class _CallHooks:
         family, call = self._family, self._call
         position, keyword = family.text
         given = kwargs[keyword] if keyword in kwargs else args[position]
-        before = family.rows_before_text(kwargs)
+        before = family.rows_before_text(module, kwargs)
         context = _unpacked(given, self._batch) if family.packed_rows else given
         text = context[:, before:]
         if self._first in (None, name):
             if self._first is not None:
                 call.finish()  # the network runs again in the same call
             self._first = name
-            chunks = call.run.chunks(self._options, self._batch, call.latent_size)
-            call.begin(list(self._layers), chunks, text)
+            rows = call.run.layout.rows(self._options, self._batch, call.latent_size)
+            call.begin(list(self._layers), rows, text)
         moved = call.context(name, text)
         parts = family.parts(module)
-        visit = _Visit(parts, text, moved, _text_mask(kwargs), args, family.attention_call(module))
+        preferred = preferred_attention(module).get("preferred_attention")
+        visit = _Visit(parts, text, moved, _text_mask(kwargs), args, family.attention_call(module), preferred)
         self._visit = visit
         if not call.works_in(name):
             visit.is_done = True
@@ -359,7 +368,8 @@ class _CallHooks:
 
     def _override(self, name: str, visit: _Visit, other: Callable | None, function: Callable, *args, **kwargs):
         """Attention override of a module: its attention, with EBCA's part."""
-        own = function if other is None else partial(other, function)
+        chosen = getattr(kwargs.get("preferred_attention", visit.preferred), "function", None)
+        own = chosen or function if other is None else partial(other, function)
         out = own(*args, **kwargs)
         call, visit.calls = visit.calls, visit.calls + 1
         if visit.is_done or call != visit.attention_call:
@@ -372,7 +382,7 @@ class _CallHooks:
         is_split = kwargs.get("skip_output_reshape", False)
         flat = _flat(out, True) if is_split else out
         layer = self._attention(name, visit, q, k, v, heads, attention, kwargs.get("attn_precision"), other is not None)
-        result = self._call.output(layer, flat, has_other_branches=False)
+        result = self._call.output(layer, flat)
         return result.unflatten(-1, (heads, -1)).transpose(1, 2) if is_split else result
 
     # --- a module that gets no options ---
@@ -395,7 +405,7 @@ class _CallHooks:
         layer.z = z if visit.parts.k_norm is not None else None
         layer.k = layer.keys([visit.moved])[0]
         layer.z = None if visit.z is None else visit.z.reshape(layer.k.shape)
-        return (self._call.output(layer, args[0], has_other_branches=False), *args[1:])
+        return (self._call.output(layer, args[0]), *args[1:])
 
     def _attention(self, name, visit, q, k, v, heads, attention, attn_precision, has_override) -> TransformerAttention:
         z = visit.z
@@ -418,6 +428,8 @@ class _Visit:
     text_mask: Tensor | None
     args: tuple
     attention_call: int
+    #: The attention that the module itself prefers, in newer versions of ComfyUI.
+    preferred: Any
     calls: int = 0
     is_done: bool = False
     z: Tensor | None = None
@@ -428,12 +440,14 @@ class _Visit:
 _SHAPE_FLAGS = ("skip_reshape", "skip_output_reshape", "mask", "heads")
 
 
-def _text_of(family: Family, args: tuple, kwargs: Mapping[str, Any], batch: int) -> EncodedText:
+def _text_of(
+    family: Family, module: Module, args: tuple, kwargs: Mapping[str, Any], batch: int
+) -> EncodedText:
     """The text [b, t, c] among the arguments of a module, and its mask."""
     position, keyword = family.text
     given = kwargs[keyword] if keyword in kwargs else args[position]
     context = _unpacked(given, batch) if family.packed_rows else given
-    return EncodedText(context[:, family.rows_before_text(kwargs) :].clone(), _text_mask(kwargs))
+    return EncodedText(context[:, family.rows_before_text(module, kwargs) :].clone(), _text_mask(kwargs))
 
 
 def _text_mask(kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -31,7 +31,7 @@ def _in_blocks(attribute: str, blocks: str = "blocks"):
 def _patches(*patch_size: int):
     """A grid of patches of the input, its last dimensions rounded up."""
 
-    def grid(network: Module, shape: torch.Size, options: Mapping[str, Any]) -> Grid:
+    def grid(network: Module, shape: torch.Size, kwargs: Mapping[str, Any]) -> Grid:
         sides = shape[-len(patch_size) :]
         return Grid(tuple(math.ceil(side / patch) for side, patch in zip(sides, patch_size, strict=True)))
 
@@ -56,12 +56,18 @@ def _wan_parts(module: Module) -> Parts:
     return Parts(module.num_heads, module.k, module.v, norm, per_head=False)
 
 
-def _wan_grid(network: Module, shape: torch.Size, options: Mapping[str, Any]) -> Grid:
-    return _patches(*network.patch_size)(network, shape, options)
+def _wan_grid(network: Module, shape: torch.Size, kwargs: Mapping[str, Any]) -> Grid:
+    """The tokens of a reference image come first."""
+    size, reference = _patches(*network.patch_size)(network, shape, kwargs).size, kwargs.get("reference_latent")
+    if reference is None or getattr(network, "ref_conv", None) is None:
+        return Grid(size)
+    rows, columns = (side // patch for side, patch in zip(reference.shape[-2:], network.patch_size[1:], strict=True))
+    return Grid(size, before=rows * columns)
 
 
-def _wan_image_rows(kwargs: Mapping[str, Any]) -> int:
-    return kwargs.get("context_img_len") or 0
+def _wan_image_rows(module: Module, kwargs: Mapping[str, Any]) -> int:
+    """Text-to-video modules get the number too where an image is wired, but no rows."""
+    return (kwargs.get("context_img_len") or 0) if isinstance(module, wan.WanI2VCrossAttention) else 0
 
 
 def _wan(network: type, **more: Any) -> Family:
@@ -92,8 +98,8 @@ FAMILIES = [
         MiniTrainDIT,
         _in_blocks("cross_attn"),
         lambda module: Parts(module.n_heads, module.k_proj, module.v_proj, module.k_norm),
-        lambda network, shape, options: _patches(network.patch_temporal, network.patch_spatial, network.patch_spatial)(
-            network, shape, options
+        lambda network, shape, kwargs: _patches(network.patch_temporal, network.patch_spatial, network.patch_spatial)(
+            network, shape, kwargs
         ),
         subclasses=True,
     ),
@@ -103,7 +109,7 @@ FAMILIES = [
         lambda module: Parts(
             module.num_heads, module.kv_linear, None, q=module.q_linear, out=module.proj, queries=lambda q, args: q
         ),
-        lambda network, shape, options: _patches(network.patch_size, network.patch_size)(network, shape, options),
+        lambda network, shape, kwargs: _patches(network.patch_size, network.patch_size)(network, shape, kwargs),
         text=(1, "cond"),
         packed_rows=True,
     ),
@@ -117,8 +123,8 @@ FAMILIES = [
         Kandinsky5,
         _in_blocks("cross_attention", "visual_transformer_blocks"),
         lambda module: Parts(module.num_heads, module.to_key, module.to_value, module.key_norm),
-        lambda network, shape, options: _patches(*network.patch_size)(
-            network, shape if len(shape) == 5 else torch.Size([*shape[:2], 1, *shape[2:]]), options
+        lambda network, shape, kwargs: _patches(*network.patch_size)(
+            network, shape if len(shape) == 5 else torch.Size([*shape[:2], 1, *shape[2:]]), kwargs
         ),
         text_depends_on_sigma=True,
     ),
@@ -134,7 +140,7 @@ FAMILIES = [
             out=module.out_proj,
             queries=_hydit_queries,
         ),
-        lambda network, shape, options: _patches(network.patch_size, network.patch_size)(network, shape, options),
+        lambda network, shape, kwargs: _patches(network.patch_size, network.patch_size)(network, shape, kwargs),
         text=(1, "y"),
     ),
 ]

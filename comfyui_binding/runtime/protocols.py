@@ -59,8 +59,13 @@ class RunRecorder(Protocol):
 
     wants_maps: bool
 
-    def call_recorder(self, names: Sequence[str], chunks: Sequence[Chunk], context: Tensor) -> CallRecorder:
-        """A recorder for one pass of the network."""
+    def call_recorder(
+        self, names: Sequence[str], chunks: Sequence[Chunk], context: Tensor, repeats: Tensor | None
+    ) -> CallRecorder | None:
+        """A recorder for one pass of the network; None once recording has failed."""
+
+    def stop(self) -> None:
+        """Record no more, after an error."""
 
     def add(self, recorder: CallRecorder, sigma: Tensor) -> None:
         """Keep what a pass has recorded."""

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+#: A mask that is added to the scores of attention hides tokens below this.
+HIDDEN = -1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +38,9 @@ class TextAttention(Protocol):
     #: and values different contexts.
     context: Tensor
     value_context: Tensor
+    #: Of two contexts: which rows [b, 1, 1] hold one text all the same, so that values follow what changes the keys;
+    #: None where the two cannot be compared.
+    values_follow: Tensor | None
     #: The attention mask of the layer's text; None where it has none.
     text_mask: Tensor | None
     #: Whether keys are normalised. E(K) is constant then, or picks one token by chance, and is left out.
@@ -42,8 +49,10 @@ class TextAttention(Protocol):
     grid: tuple[int, ...] | None
     #: Tokens in front of the grid's that belong to no image; None where the grid's must be the only ones.
     tokens_before_grid: int | None
-    #: Whether another node has set an attention function of its own for the layer.
+    #: Whether another node has set an attention function of its own for the layer, or replaced its attention.
     has_attention_override: bool
+    #: Whether another node's attention in the layer has not taken an edit's text, so that ComfyUI's has read it.
+    refused_edits: bool
 
     def keys(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
         """The layer's keys of other contexts: [b, t, c] each -> [b, t, (h d)]."""
@@ -70,3 +79,9 @@ class TextAttention(Protocol):
         contexts: what each step's keys were made of; a slice stands for these rows of what the layer itself has read.
         text_masks: their attention masks.
         """
+
+
+def hidden_tokens(text_mask: Tensor) -> Tensor:
+    """The tokens that an attention mask of a text hides: [b, ..., t], boolean or added to the scores -> [b, t]."""
+    hidden = text_mask == 0 if text_mask.dtype == torch.bool else text_mask < HIDDEN
+    return hidden.reshape(text_mask.shape[0], -1, text_mask.shape[-1])[:, 0]

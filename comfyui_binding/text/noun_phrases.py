@@ -39,7 +39,7 @@ def ask_twice(name: str) -> NoReturn:
     ask(f"The prompt names `{name}` twice, and whether that is one thing is not certain")
 
 
-class Token(NamedTuple):
+class WordToken(NamedTuple):
     word: str  # lower case; several words for "next to" and the like
     start: int
     end: int
@@ -50,8 +50,8 @@ _SEVERAL = sorted((w for w in BETWEEN | OF | ADVERBS | PRONOUNS if " " in w), ke
 _TOKEN = re.compile(rf"\b(?:{'|'.join(_SEVERAL)})\b|,|embedding:[^\s,]+|\\\([^)]*\)|[\w'\u2019-]+|\S", re.IGNORECASE)
 
 
-def read_tokens(text: str) -> list[Token]:
-    tokens = [Token(m[0].lower(), *m.span(), m[0][0].isupper()) for m in _TOKEN.finditer(text)]
+def read_tokens(text: str) -> list[WordToken]:
+    tokens = [WordToken(m[0].lower(), *m.span(), m[0][0].isupper()) for m in _TOKEN.finditer(text)]
     for word, *_ in tokens:
         if word in FOREIGN:
             ask(f"The prompt is not in English, the one language that is split into concepts (`{word}`)")
@@ -111,17 +111,17 @@ def _may_be_adjective(word: str) -> bool:
     return _is_adjective(word) or bool(ADJECTIVE.match(word))
 
 
-def _word(tokens: list[Token], i: int) -> str:
+def _word(tokens: list[WordToken], i: int) -> str:
     return tokens[i].word if i < len(tokens) else ""
 
 
-def _ends(tokens: list[Token], i: int) -> bool:
+def _ends(tokens: list[WordToken], i: int) -> bool:
     """Whether a noun phrase without an article cannot begin at token i."""
     word = _word(tokens, i)
     return not word or word in BETWEEN | OF | PRONOUNS | AFTER_VERBS or _is_determiner(word) or _is_adverb(word)
 
 
-def _is_verb(tokens: list[Token], i: int, subject: Phrase | None) -> bool:
+def _is_verb(tokens: list[WordToken], i: int, subject: Phrase | None) -> bool:
     """Whether the word is a verb. subject: the noun phrase directly before it, if any."""
     word, following = _word(tokens, i), _word(tokens, i + 1)
     object_follows = _is_determiner(following)
@@ -145,7 +145,7 @@ def _is_verb(tokens: list[Token], i: int, subject: Phrase | None) -> bool:
     return False
 
 
-def _noun_phrase(tokens: list[Token], i: int, link: str) -> tuple[Phrase, int]:
+def _noun_phrase(tokens: list[WordToken], i: int, link: str) -> tuple[Phrase, int]:
     """The noun phrase that starts at token i, and the index after it."""
     phrase = Phrase(link, tokens[i].start)
     while _is_determiner(_word(tokens, i)) and (not phrase.determiner or _word(tokens, i) in NUMBERS):  # "the two cats"
@@ -181,7 +181,7 @@ def _noun_phrase(tokens: list[Token], i: int, link: str) -> tuple[Phrase, int]:
     return phrase, i
 
 
-def _joins(tokens: list[Token], i: int, words: list[str]) -> bool:
+def _joins(tokens: list[WordToken], i: int, words: list[str]) -> bool:
     """Whether the comma or "and" at token i is inside a noun phrase: "a small, fluffy dog", "a black and white cat"."""
     joint, following, after = (_word(tokens, j) for j in range(i, i + 3))
     if joint in AND and PAIRS.search(f"{' '.join(words[-2:])} and {following}"):
@@ -251,7 +251,7 @@ def _check_phrase(phrase: Phrase) -> None:
 # --- the things -------------------------------------------------------------------------------------------------------
 
 
-def find_things(tokens: list[Token]) -> list[Phrase]:
+def find_things(tokens: list[WordToken]) -> list[Phrase]:
     """The noun phrases that are things, in order."""
     things: list[Phrase] = []
     last: Phrase | None = None  # the previous noun phrase
