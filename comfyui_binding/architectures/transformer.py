@@ -86,17 +86,17 @@ class Blocks:
     around: Callable[[Module, str], Module]
     #: {first letter of a layer's name: its text among the keyword arguments of the block}; the letter is the stream.
     texts: Mapping[str, str]
-    #: From a block, a stream and the block's keyword arguments: `scale` and `shift` [b, 1, c] with which the layer
-    #: reads text * scale + shift; None where it reads the text itself.
-    modulation: Callable[[Module, str, Mapping[str, Any]], tuple[Tensor, Tensor] | None]
+    #: From a block, a stream, its text and the block's keyword arguments: `scale` and `shift` [b or 1, 1, c] with which
+    #: the layer reads text * scale + shift; None where it reads the text itself.
+    modulation: Callable[[Module, str, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor] | None]
 
 
 @dataclass(frozen=True)
 class Family:
     """What one kind of transformer looks like."""
 
-    #: Its class; subclasses are families of their own. None: this ComfyUI does not have it.
-    network: type | None
+    #: Its class in comfy.ldm, by name; subclasses are families of their own.
+    network: str
     #: {name: cross-attention module}, in the order of a call.
     layers: Callable[[Module], Mapping[str, Module]]
     parts: Callable[[Module], Parts]
@@ -107,6 +107,8 @@ class Family:
     text: tuple[int, str] = (1, "context")
     #: Width of the text that encoders give, None where it is not checked.
     text_width: Callable[[Module], int | None] = lambda network: None
+    #: Whether a call of a module is the picture's, and not another branch's, from its tokens [b, n, c] and their grid.
+    is_picture: Callable[[Tensor, Grid], bool] = lambda tokens, grid: True
     #: Rows in front of the text that belong to an image, from the module and its keyword arguments.
     image_rows: Callable[[Module, Mapping[str, Any]], int] = lambda module, kwargs: 0
     #: Tokens of the text that are no words, from the keyword arguments and the context [b, t, c] of apply_model.
@@ -124,7 +126,7 @@ class Family:
     why_no_update: Callable[[Module], str | None] = lambda network: None
 
     def matches(self, network: Module) -> bool:
-        return type(network) is self.network
+        return f"{type(network).__module__}.{type(network).__qualname__}" == f"comfy.ldm.{self.network}"
 
     def stream(self, layer: str) -> str:
         """Which text a layer reads, where the network reads several."""
@@ -201,10 +203,11 @@ class Transformer:
         family = self.family
         name, module = next(iter(family.layers(model.diffusion_model).items()))
         reader = module if family.blocks is None else family.blocks.around(model.diffusion_model, name)
+        grid = family.grid(model.diffusion_model, latent_shape(x, kwargs), kwargs, family.stream(name))
         own_thread = threading.get_ident()
 
         def note(module: Module, module_args: tuple, module_kwargs: dict):
-            if threading.get_ident() == own_thread:
+            if threading.get_ident() == own_thread and _is_picture(family, module_args, grid):
                 raise _TextRead(_texts_of(family, module, module_args, module_kwargs, images, kwargs, context))
 
         handle = reader.register_forward_pre_hook(note, with_kwargs=True)
@@ -448,10 +451,10 @@ class _CallHooks:
 
     def _enter(self, name: str, module: Module, args: tuple, kwargs: dict):
         """Pre-hook of a module: give it the context as updated so far."""
-        if not self._is_own_thread():
-            return None
         family, call = self._family, self._call
         stream = family.stream(name)
+        if not self._is_own_thread() or not _is_picture(family, args, self._grid(stream)):
+            return None
         given = _given(family, args, kwargs)
         before = family.image_rows(module, kwargs)
         if family.blocks is None:
@@ -459,7 +462,7 @@ class _CallHooks:
         else:
             block = family.blocks.around(self._network, name)
             context = self._block_kwargs[family.blocks.texts[stream]]
-            modulation = family.blocks.modulation(block, stream, self._block_kwargs)
+            modulation = family.blocks.modulation(block, stream, context, self._block_kwargs)
         text = context[:, before:]
         if self._first in (None, name):
             if self._first is not None:
@@ -596,6 +599,10 @@ def _texts_of(
     return {
         stream: EncodedText(text.clone(), mask, _words(text, mask, not_words)) for stream, text in given.items()
     }
+
+
+def _is_picture(family: Family, args: tuple, grid: Grid | None) -> bool:
+    return grid is None or not args or family.is_picture(args[0], grid)
 
 
 def _given(family: Family, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
