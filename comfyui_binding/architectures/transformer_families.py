@@ -152,6 +152,11 @@ def _hydit_queries(q: Tensor, args: tuple) -> Tensor:
     return apply_rotary_emb(q, None, args[2])[0].flatten(2) if args[2] is not None else q.flatten(2)
 
 
+def _hydit_padding(conds: Mapping[str, Any], context: Tensor) -> Tensor:
+    """Masked tokens of CLIP, then of T5: the network puts learned rows in their place."""
+    return torch.cat([conds["text_embedding_mask"], conds["text_embedding_mask_t5"]], dim=1).to(context.device) == 0
+
+
 # --- sound: rows of the grid are 1, and columns are time ---
 
 
@@ -273,6 +278,7 @@ FAMILIES = [
         lambda network, shape, *_: _patches(shape, (network.patch_size, network.patch_size)),
         text=(1, "y"),
         text_width=lambda network: network.text_states_dim,
+        not_words=_hydit_padding,
     ),
     Family(
         "audio.dit.AudioDiffusionTransformer",
