@@ -241,7 +241,8 @@ def _is_compiled(model: torch.nn.Module, options: dict[str, Any], run: Run) -> b
     """Whether core compiles the network when it is called, or another pack has left compiled modules in it."""
     if COMPILE_KEY in options["wrappers"].get(WrappersMP.APPLY_MODEL, {}):
         return True
-    return run.cache.cached(("compiled parts", model), lambda: _has_compiled_parts(model))
+    call = min(run.calls, 2)  # a pack may compile when it is called first
+    return run.cache.cached(("compiled parts", model, call), lambda: _has_compiled_parts(model))
 
 
 def _has_compiled_parts(model: torch.nn.Module) -> bool:

@@ -89,6 +89,16 @@ def test_left_out_with_one_warning(comfy, pack, caplog, name, neighbour_first):
     assert row.warns in warnings[0]
 
 
+def test_negative_prompt_rests_with_the_edits_where_prompts_run_apart(comfy, pack, caplog):
+    """With hooks, or with little memory, ComfyUI calls the model for each prompt alone."""
+    scene = other_packs.scene(fresh=True)
+    scene.model.model.memory_required = lambda shape, *args, **kwargs: 1e30 if shape[0] > 1 else 1.0
+    alone = COUPLE(comfy, scene).sampled(comfy)
+    together, warnings = sampled_with_warnings(comfy, caplog, COUPLE(comfy, with_ebca(comfy, pack, scene, "edit")))
+    assert torch.equal(together, alone)
+    assert len(warnings) == 1, warnings
+
+
 @pytest.mark.parametrize("neighbour_first", [True, False], ids=["neighbour first", "EBCA first"])
 @pytest.mark.parametrize("asks", ["update", "edit"])
 def test_one_replaced_layer_leaves_the_others_at_work(comfy, pack, caplog, asks, neighbour_first):

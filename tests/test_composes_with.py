@@ -190,7 +190,8 @@ NAMES_AND_ORDERS = [(name, order) for name, row in TABLE.items() for order in ro
 METHODS = [(name, method) for name, row in TABLE.items() for method in row.only]
 CASES = [(name, method, order) for name, method in METHODS for order in TABLE[name].orders]
 #: Images of a batch do not feel each other, so that a batch may be split as one likes.
-UNFELT = ("context windows", "context windows, anchored", "AnimateDiff's windows")
+WINDOWED = ("context windows", "context windows, anchored", "AnimateDiff's windows")
+UNFELT = (*WINDOWED, "block of its own")
 
 
 @pytest.mark.parametrize(("name", "method", "order"), CASES, ids=map("-".join, CASES))
@@ -218,8 +219,26 @@ def test_both_are_felt(comfy, pack, name, method):
         assert relative_error(together, ebca_alone(comfy, pack, row.family, method, len(together), steps)) > felt
 
 
+def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, caplog):
+    """The prompt keeps the pack's attention, and the edit has ComfyUI's."""
+    scene, text = other_packs.scene(), toy.conditioning(8, tokens=154)
+    edit = node(comfy, "EBCAEditContext").execute(
+        conditioning=text, alpha=0.8, gamma_attn=0.0, gamma_norm=0.0, start_percent=0.0
+    )[0]
+    with_edit = replace(scene, model=node(comfy, "EBCACompose").execute(model=scene.model, edits={"edit0": edit})[0])
+    sampling = scene.model.get_model_object("model_sampling")
+    by_hand = oracle.Ebca(sampling, scene.prompts(), edits=[oracle.Edit(text[0][0][0], 0.8)],
+                          neighbour=other_packs.ONE_LENGTH)
+    with oracle.at_work(by_hand, scene.model):
+        expected = scene.sampled(comfy)
+    got = other_packs.attention_of_one_length(comfy, with_edit).sampled(comfy)
+    assert relative_error(got, expected) < 1e-5
+    (message,) = messages(caplog)
+    assert "does not take a text of the edit's length" in message
+
+
 @pytest.mark.parametrize("method", ["words", "compose"])
-@pytest.mark.parametrize("name", UNFELT)
+@pytest.mark.parametrize("name", WINDOWED)
 def test_windows_change_nothing_but_the_calls(comfy, pack, name, method):
     """Two windows of one step do not see each other's changes of an edit's context."""
     scene = wired(comfy, pack, name, "neighbour first", [method])

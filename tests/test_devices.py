@@ -17,7 +17,12 @@ from support.log_messages import messages
 from support.sampling import relative_error, sample
 
 REPO = Path(__file__).resolve().parents[1]
-MODULES = [path for package in ("ebca_core", "comfyui_binding") for path in sorted((REPO / package).rglob("*.py"))]
+MODULES = [
+    path
+    for package in ("ebca_core", "comfyui_binding")
+    for path in sorted((REPO / package).rglob("*.py"))
+    if "import torch" in path.read_text() or "from torch" in path.read_text()
+]
 
 POOLS = [f"adaptive_{kind}_pool{axes}d" for kind in ("avg", "max") for axes in (1, 2, 3)]
 #: {why it is forbidden: names in the code}

@@ -288,7 +288,7 @@ def test_refused_toy_family_is_refused(comfy, family):
 
 @pytest.mark.parametrize(("module", "reason"), [
     ("comfy.ldm.wan.model", "no cross-attention to text that EBCA can reach"),
-    ("comfy.ldm.qwen_image21.model", "keeps the keys of its text from step to step"),
+    ("comfy.ldm.qwen_image21.model", "keeps the text's keys from step to step"),
     ("comfy.ldm.minimax.model", "attends to text and image in one softmax"),
 ])  # fmt: skip
 def test_network_that_only_looks_like_a_supported_one_is_refused(comfy, module, reason):

@@ -386,7 +386,7 @@ def test_weights_lie_on_a_prompt_with_an_area(comfy, laid, make_clip, caplog):
         conditioning=conditioning(comfy, clip, LION), width=64, height=64, x=0, y=0, strength=1.0
     )[0]
     rows = laid(clip, LION, "cat = 2.5", [*conditioning(comfy, clip, DOG), *part])
-    assert sorted(positions(row, 2.5) for row in rows) == [[], [], [3]]
+    assert [at for row in rows if (at := positions(row, 2.5))] == [[3]]
     assert not messages(caplog)
 
 

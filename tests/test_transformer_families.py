@@ -5,6 +5,7 @@ A layer by hand is ComfyUI's own module, run with another text; its energy is di
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import comfy.ldm.lightricks.model as ltx
 import comfy.ldm.modules.attention as attention
+import comfy.ldm.wan.model as wan
 import pytest
 import torch
 from einops import rearrange
@@ -279,6 +281,22 @@ def test_layers_and_text_width(registry, family):
         assert registry.context_width(model) == toy.FAMILIES[family].width
 
 
+@each_updated
+def test_mask_lies_on_the_tokens_of_the_picture(comfy, denoiser_call, monkeypatch, family):
+    """Rows and columns of patches; the tokens of a reference image or a register lie before or behind them."""
+    one, seen = toy.FAMILIES[family], set()
+    monkeypatch.setattr(denoiser_call.DenoiserCall, "_update_prompts", lambda self, layer, own_rows: seen.add(
+        (layer.stream, layer.q.shape[1], layer.grid, layer.tokens_before_grid)
+    ))  # fmt: skip
+    toy.sample(updated(comfy, toy.model(family)), family, toy.conditioning(family, 1), steps=1)
+    sides = one.shape[-len(one.patch) :]
+    grid = tuple(-(-side // patch) for side, patch in zip(sides, one.patch, strict=True))
+    tokens = one.before + math.prod(grid) + one.after
+    stream = "b" if family.startswith("ltx") else ""
+    expected = {(stream, tokens, grid if len(grid) > 1 else (1, *grid), one.before)}
+    assert seen == expected | ({("a", 5, (), 0)} if "ltxav" in family else set())
+
+
 @each_family
 def test_zero_strength_and_a_trace_leave_every_bit_and_no_hook(comfy, family):
     model, prompts = toy.model(family), (toy.conditioning(family, 1), toy.conditioning(family, 2))
@@ -402,7 +420,7 @@ def test_each_image_of_a_batch_is_as_it_is_alone(comfy, family):
 @pytest.mark.parametrize("family", ["stable_audio3"], indirect=True)
 def test_update_is_refused_where_layers_subtract_attentions(comfy, family):
     model, prompt = toy.model(family), toy.conditioning(family, 1)
-    with pytest.raises(ValueError, match=r"cannot update the context of StableAudio3: .*Set gamma_attn and gamma_norm"):
+    with pytest.raises(ValueError, match=r"cannot update the context of StableAudio3: .*Set gamma_attn and"):
         updated(comfy, model)
     with pytest.raises(ValueError, match="Set gamma_attn and gamma_norm of EBCA Edit Context to 0"):
         composed(comfy, model, edit(comfy, prompt, 0.75, 0.01))
@@ -443,3 +461,42 @@ def test_each_text_moves_apart(comfy, denoiser_call, monkeypatch, family):
     model = composed(comfy, model, edit(comfy, toy.conditioning(family, 3), 0.75, 0.02))
     toy.sample(model, family, toy.conditioning(family, 1), steps=1)
     assert carried == {"b": 64, "a": 32}
+
+
+# --- a second branch ---
+
+
+class WanAnimate2Model(wan.WanModel):
+    """As in a ComfyUI that has it: each block first runs on the frames of a pose, which are fewer, with their text."""
+
+    def forward_orig(self, x, t, context, clip_fea=None, freqs=None, transformer_options=None, **kwargs):
+        x = self.patch_embedding(x)
+        grid, rows = x.shape[2:], math.prod(x.shape[3:])
+        x = x.flatten(2).transpose(1, 2)
+        e = self.time_embedding(wan.sinusoidal_embedding_1d(self.freq_dim, t).to(x.dtype)).unsqueeze(1)
+        e0 = self.time_projection(e).unflatten(2, (6, self.dim))
+        of_pose, pose = self.text_embedding(context), x[:, rows:]
+        texts = self.text_embedding(context)
+        for block in self.blocks:
+            pose = block(pose, e0, freqs[:, rows:], of_pose, transformer_options=transformer_options)
+            x = block(x, e0, freqs, texts, transformer_options=transformer_options)
+            x = torch.cat([x[:, :rows], x[:, rows:] + 0.1 * pose], dim=1)
+        return self.unpatchify(self.head(x, e), grid)
+
+
+def test_branch_of_a_pose_keeps_its_text(comfy, registry):
+    WanAnimate2Model.__module__ = "comfy.ldm.wan.model_animate2"
+    family = "wan_22_i2v"
+    model, prompt = toy.model(family), toy.conditioning(family, 1)
+    model.model.diffusion_model.__class__ = WanAnimate2Model
+    assert registry.layer_names(model) == toy.FAMILIES[family].layers
+    plain = toy.sample(model, family, prompt, steps=1)
+    texts = {layer.name: [] for layer in layers_of(model, family)}
+    for layer in layers_of(model, family):  # what is multiplied with W_v is the text that a module reads
+        layer.module.v.register_forward_pre_hook(lambda module, args, name=layer.name: texts[name].append(args[0]))
+    assert not torch.equal(toy.sample(updated(comfy, model, 0.5), family, prompt, steps=1), plain)
+    for name, (of_pose, of_picture) in texts.items():
+        assert torch.equal(of_pose, texts["b0.0"][0])
+        assert torch.equal(of_picture, texts["b0.0"][1]) == (name == "b0.0")
+    same = composed(comfy, model, edit(comfy, prompt, 0.75))
+    assert relative_error(toy.sample(same, family, prompt, steps=1), plain) < 1e-6

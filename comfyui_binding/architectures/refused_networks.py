@@ -9,13 +9,9 @@ _IMAGES = "it attends to an image, not to text"
 _NO_IMAGES = "it makes no pictures"
 
 #: Modules of comfy.ldm, all of whose networks share a reason.
-_REASONS = {
-    "wan.ar_model": (
-        "it keeps the keys of its text from one block of frames to the next, so nothing would read an update"
-    ),
-    "qwen_image21.model": (
-        "it attends to text and image in one softmax and keeps the keys of its text from step to step"
-    ),
+REASONS = {
+    "wan.ar_model": "it keeps the keys of its text from one block of frames to the next, so no layer reads an update",
+    "qwen_image21.model": "it attends to text and image in one softmax, and keeps the text's keys from step to step",
     "hunyuan3d.model": _IMAGES,
     "hunyuan3dv2_1.hunyuandit": _IMAGES,
     "triposplat.model": _IMAGES,
@@ -37,4 +33,4 @@ _REASONS = {
 
 def refusal(network: Module) -> str | None:
     """Why EBCA does not apply to a network; None for one that is not known here."""
-    return _REASONS.get(type(network).__module__.removeprefix("comfy.ldm."))
+    return REASONS.get(type(network).__module__.removeprefix("comfy.ldm."))

@@ -8,6 +8,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..runtime.protocols import Architecture
+from ..runtime.torch_compile import uncompiled
 from .refused_networks import refusal
 from .transformer import Transformer
 from .transformer_families import FAMILIES
@@ -44,8 +45,7 @@ def architecture_of(model: ModelPatcher) -> Architecture:
 
 def network_of(model: ModelPatcher) -> torch.nn.Module:
     """The denoising network of a MODEL, without the wrapper of torch.compile."""
-    network = model.get_model_object("diffusion_model")
-    return getattr(network, "_orig_mod", network)
+    return uncompiled(model.get_model_object("diffusion_model"))
 
 
 def layer_names(model: ModelPatcher) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from ..runtime.denoiser_call import DenoiserCall
 from ..runtime.sampling_run import Run
 from ..runtime.settings import KEY, Edit
 from ..runtime.text_attention import EncodedText, hidden_tokens
+from ..runtime.torch_compile import uncompiled
 from .host_attention import exchanged_attention, preferred_attention
 from .key_norms import through_norm
 from .key_projection import is_unpatched, project_to_context, together
@@ -86,17 +87,17 @@ class Blocks:
     around: Callable[[Module, str], Module]
     #: {first letter of a layer's name: its text among the keyword arguments of the block}; the letter is the stream.
     texts: Mapping[str, str]
-    #: From a block, a stream and the block's keyword arguments: `scale` and `shift` [b, 1, c] with which the layer
-    #: reads text * scale + shift; None where it reads the text itself.
-    modulation: Callable[[Module, str, Mapping[str, Any]], tuple[Tensor, Tensor] | None]
+    #: From a block, a stream, its text and the block's keyword arguments: `scale` and `shift` [b or 1, 1, c] with which
+    #: the layer reads text * scale + shift; None where it reads the text itself.
+    modulation: Callable[[Module, str, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor] | None]
 
 
 @dataclass(frozen=True)
 class Family:
     """What one kind of transformer looks like."""
 
-    #: Its class; subclasses are families of their own. None: this ComfyUI does not have it.
-    network: type | None
+    #: Its class in comfy.ldm, by name; subclasses are families of their own.
+    network: str
     #: {name: cross-attention module}, in the order of a call.
     layers: Callable[[Module], Mapping[str, Module]]
     parts: Callable[[Module], Parts]
@@ -107,10 +108,13 @@ class Family:
     text: tuple[int, str] = (1, "context")
     #: Width of the text that encoders give, None where it is not checked.
     text_width: Callable[[Module], int | None] = lambda network: None
+    #: Whether a call of a module is the picture's, and not another branch's, from its tokens [b, n, c] and their grid.
+    is_picture: Callable[[Tensor, Grid], bool] = lambda tokens, grid: True
     #: Rows in front of the text that belong to an image, from the module and its keyword arguments.
     image_rows: Callable[[Module, Mapping[str, Any]], int] = lambda module, kwargs: 0
-    #: Tokens of the text that are no words, from the keyword arguments and the context [b, t, c] of apply_model.
-    not_words: Callable[[Mapping[str, Any], Tensor], slice] | None = None
+    #: Tokens of the text that are no words, from the keyword arguments and the context [b, t, c] of apply_model: where
+    #: they are, or for each text, [b, t].
+    not_words: Callable[[Mapping[str, Any], Tensor], slice | Tensor] | None = None
     #: Which of a module's attention calls reads the text.
     attention_call: Callable[[Module], int] = lambda module: 0
     #: Whether the text that layers read depends on the noise level.
@@ -124,7 +128,7 @@ class Family:
     why_no_update: Callable[[Module], str | None] = lambda network: None
 
     def matches(self, network: Module) -> bool:
-        return type(network) is self.network
+        return f"{type(network).__module__}.{type(network).__qualname__}" == f"comfy.ldm.{self.network}"
 
     def stream(self, layer: str) -> str:
         """Which text a layer reads, where the network reads several."""
@@ -158,7 +162,7 @@ class Transformer:
     @contextmanager
     def intercept(self, call: DenoiserCall, model: Module, args: Sequence[Any], kwargs: Mapping[str, Any]):
         """Hooks on every text cross-attention module of a model's network, for one call of the model."""
-        network = model.diffusion_model
+        network = uncompiled(model.diffusion_model)
         run = call.run
         if not self.family.matches(network):
             run.notices.bypassed(notices.network_replaced(type(network).__name__))
@@ -198,16 +202,16 @@ class Transformer:
         x, timestep, concat = (_first_rows(value, batch, images) for value in (x, timestep, concat))
         options = {name: args[TRANSFORMER_OPTIONS][name] for name in PLAIN_OPTIONS if name in args[TRANSFORMER_OPTIONS]}
         options["wrappers"] = {WrappersMP.DIFFUSION_MODEL: {KEY: [_without_prefetch]}}
-        family = self.family
-        name, module = next(iter(family.layers(model.diffusion_model).items()))
-        reader = module if family.blocks is None else family.blocks.around(model.diffusion_model, name)
-        own_thread = threading.get_ident()
+        family, network = self.family, uncompiled(model.diffusion_model)
+        name, module = next(iter(family.layers(network).items()))
+        reader = module if family.blocks is None else family.blocks.around(network, name)
+        grid = family.grid(network, latent_shape(x, kwargs), kwargs, family.stream(name))
 
         def note(module: Module, module_args: tuple, module_kwargs: dict):
-            if threading.get_ident() == own_thread:
+            if _is_picture(family, module_args, grid):
                 raise _TextRead(_texts_of(family, module, module_args, module_kwargs, images, kwargs, context))
 
-        handle = reader.register_forward_pre_hook(note, with_kwargs=True)
+        handle = reader.register_forward_pre_hook(_in_this_thread(note), with_kwargs=True)
         try:
             model.apply_model(x, timestep, concat, context, None, options, **kwargs)
         except _TextRead as read:
@@ -378,7 +382,7 @@ def is_word(context: Tensor, words: Tensor | None) -> Tensor:
     return known if words is None else known * words
 
 
-def _words(context: Tensor, mask: Tensor | None, not_words: slice | None) -> Tensor | None:
+def _words(context: Tensor, mask: Tensor | None, not_words: slice | Tensor | None) -> Tensor | None:
     """EncodedText.words of a text [b, t, c] with an attention mask [b, .., t], but for padding that shows in it."""
     if mask is None and not_words is None:
         return None
@@ -386,12 +390,26 @@ def _words(context: Tensor, mask: Tensor | None, not_words: slice | None) -> Ten
     if mask is not None:
         words = words * ~hidden_tokens(mask).unsqueeze(-1)
     if not_words is not None:
-        words[:, not_words] = 0
+        words[(slice(None), not_words) if isinstance(not_words, slice) else not_words] = 0
     return words
 
 
+def _in_this_thread(hook: Callable) -> Callable:
+    """A hook that acts in this thread alone: threads may share a network.
+
+    In another thread it may even get fewer arguments than it was registered for, because PyTorch registers and removes
+    a hook in several steps.
+    """
+    thread = threading.get_ident()
+
+    def guarded(*given):
+        return hook(*given) if threading.get_ident() == thread else None
+
+    return guarded
+
+
 class _CallHooks:
-    """The hooks of one call. Modules may be shared by threads: a hook acts in the thread that has installed it."""
+    """The hooks of one call."""
 
     def __init__(
         self, family: Family, call: DenoiserCall, network: Module, args: Sequence[Any], conds: Mapping[str, Any]
@@ -406,7 +424,6 @@ class _CallHooks:
         self._grid = partial(family.grid, network, latent_shape(args[0], conds), conds)
         self._not_words = family.not_words and family.not_words(conds, args[CONTEXT])
         self._rotate = family.rotate and partial(family.rotate, network)
-        self._thread = threading.get_ident()
         self._first: str | None = None
         #: The keyword arguments of the block that runs (Blocks).
         self._block_kwargs: Mapping[str, Any] = {}
@@ -420,8 +437,10 @@ class _CallHooks:
                     continue
                 if self._family.blocks is not None:
                     block = self._family.blocks.around(self._network, name)
-                    stack.callback(block.register_forward_pre_hook(self._note_block, with_kwargs=True).remove)
-                stack.callback(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True).remove)
+                    note = _in_this_thread(self._note_block)
+                    stack.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+                enter = _in_this_thread(partial(self._enter, name))
+                stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 self._hook_parts(name, self._family.parts(module), stack)
             yield
 
@@ -431,37 +450,32 @@ class _CallHooks:
 
     def _hook_parts(self, name: str, parts: Parts, stack: ExitStack) -> None:
         if parts.k_norm is not None and not parts.heads_first:
-            stack.callback(parts.k_norm.register_forward_pre_hook(partial(self._note_z, name)).remove)
+            stack.callback(parts.k_norm.register_forward_pre_hook(_in_this_thread(self._note_z)).remove)
         if parts.out is not None:
-            stack.callback(parts.q.register_forward_hook(partial(self._note_q, name)).remove)
-            stack.callback(parts.out.register_forward_pre_hook(partial(self._replace_output, name)).remove)
-
-    def _is_own_thread(self) -> bool:
-        return threading.get_ident() == self._thread
+            stack.callback(parts.q.register_forward_hook(_in_this_thread(self._note_q)).remove)
+            replace = _in_this_thread(partial(self._replace_output, name))
+            stack.callback(parts.out.register_forward_pre_hook(replace).remove)
 
     # --- a module ---
 
     def _note_block(self, block: Module, args: tuple, kwargs: dict) -> None:
         """Pre-hook of a block: its texts, before it changes them."""
-        if self._is_own_thread():
-            self._block_kwargs = kwargs
+        self._block_kwargs = kwargs
 
     def _enter(self, name: str, module: Module, args: tuple, kwargs: dict):
         """Pre-hook of a module: give it the context as updated so far."""
-        if not self._is_own_thread():
-            return None
         family, call = self._family, self._call
         stream = family.stream(name)
+        if not _is_picture(family, args, self._grid(stream)):
+            return None
         given = _given(family, args, kwargs)
         before = family.image_rows(module, kwargs)
-        modulation = None
+        context, modulation = _unpacked(family, given, self._batch), None
         if family.blocks is not None:
             block = family.blocks.around(self._network, name)
-            modulation = family.blocks.modulation(block, stream, self._block_kwargs)
-        if modulation is None:
-            context = _unpacked(family, given, self._batch)
-        else:
-            context = self._block_kwargs[family.blocks.texts[stream]]
+            unmodulated = self._block_kwargs[family.blocks.texts[stream]]
+            modulation = family.blocks.modulation(block, stream, unmodulated, self._block_kwargs)
+            context = context if modulation is None else unmodulated
         text = context[:, before:]
         if self._first in (None, name):
             if self._first is not None:
@@ -491,10 +505,10 @@ class _CallHooks:
             kwargs = {**kwargs, "transformer_options": {**options, "optimized_attention_override": override}}
         return args, kwargs
 
-    def _note_z(self, name: str, norm: Module, args: tuple) -> None:
+    def _note_z(self, norm: Module, args: tuple) -> None:
         """Pre-hook of a key norm: the keys before it."""
         visit = getattr(self, "_visit", None)
-        if self._is_own_thread() and visit is not None and visit.parts.k_norm is norm and not visit.is_done:
+        if visit is not None and visit.parts.k_norm is norm and not visit.is_done:
             visit.z = args[0]
 
     def _override(self, name: str, visit: _Visit, other: Callable | None, function: Callable, *args, **kwargs):
@@ -507,6 +521,9 @@ class _CallHooks:
             return out
         visit.is_done = True
         q, k, v = (_flat(tensor, kwargs.get("skip_reshape", False)) for tensor in args[:3])
+        if not k.shape[1] == v.shape[1] == visit.moved.shape[1]:
+            self._call.run.notices.bypassed(notices.TEXT_REPLACED)
+            return out
         heads = args[3] if len(args) > 3 else kwargs["heads"]
         flags = {key: value for key, value in kwargs.items() if key not in _SHAPE_FLAGS}
         attention = partial(own, **flags)
@@ -520,15 +537,15 @@ class _CallHooks:
 
     # --- a module that gets no options ---
 
-    def _note_q(self, name: str, module: Module, args: tuple, out: Tensor) -> None:
+    def _note_q(self, module: Module, args: tuple, out: Tensor) -> None:
         visit = getattr(self, "_visit", None)
-        if self._is_own_thread() and visit is not None and visit.parts.q is module and not visit.is_done:
+        if visit is not None and visit.parts.q is module and not visit.is_done:
             visit.q = out
 
     def _replace_output(self, name: str, module: Module, args: tuple):
         """Pre-hook of the output projection: the attention's output [b, n, (h d)], with EBCA's part."""
         visit = getattr(self, "_visit", None)
-        if not self._is_own_thread() or visit is None or visit.is_done or visit.parts.out is not module:
+        if visit is None or visit.is_done or visit.parts.out is not module:
             return None
         visit.is_done = True
         q = visit.parts.queries(visit.q, visit.args)
@@ -598,6 +615,10 @@ def _texts_of(
     return {
         stream: EncodedText(text.clone(), mask, _words(text, mask, not_words)) for stream, text in given.items()
     }
+
+
+def _is_picture(family: Family, args: tuple, grid: Grid | None) -> bool:
+    return grid is None or not args or family.is_picture(args[0], grid)
 
 
 def _given(family: Family, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:

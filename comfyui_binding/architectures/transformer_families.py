@@ -1,14 +1,13 @@
 """The transformers that read text by cross-attention, one entry a family. To support another, add an entry.
 
 A family is one class of network, not its subclasses: a subclass that reads its text in another way would be updated
-wrongly, and nobody would notice.
+wrongly, and nobody would notice. It is named, not imported: a ComfyUI need not have all of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,15 +16,6 @@ from torch import Tensor
 from torch.nn import Module
 
 from .transformer import Blocks, Family, Grid, Parts
-
-
-def network_class(path: str) -> type | None:
-    """A class of comfy.ldm by its path; None where this ComfyUI does not have it."""
-    module, name = path.rsplit(".", 1)
-    try:
-        return getattr(import_module(f"comfy.ldm.{module}"), name, None)
-    except ModuleNotFoundError:
-        return None
 
 
 def _in_blocks(attribute: str, blocks: str = "blocks", letter: str = "b"):
@@ -81,15 +71,16 @@ def _reads_image(module: Module) -> bool:
     return hasattr(module, "k_img")
 
 
-def _wan(network: str, grid: Callable = _wan_grid) -> Family:
+def _wan(network: str, grid: Callable = _wan_grid, **more: Any) -> Family:
     return Family(
-        network_class(network),
+        network,
         _wan_layers,
         _wan_parts,
         grid,
         text_width=lambda network: network.text_embedding[0].in_features,
         image_rows=lambda module, kwargs: (kwargs.get("context_img_len") or 0) if _reads_image(module) else 0,
         attention_call=lambda module: int(_reads_image(module)),
+        **more,
     )
 
 
@@ -98,7 +89,7 @@ def _wan(network: str, grid: Callable = _wan_grid) -> Family:
 
 def _predict2(network: str, text_width: Callable[[Module], int]) -> Family:
     return Family(
-        network_class(network),
+        network,
         _in_blocks("cross_attn"),
         lambda module: Parts(module.n_heads, module.k_proj, module.v_proj, k_norm=module.k_norm),
         lambda network, shape, *_: _patches(
@@ -123,16 +114,19 @@ def _ltx_parts(module: Module) -> Parts:
     return Parts(module.heads, module.to_k, module.to_v, k_norm=module.k_norm, per_head=False)
 
 
-def _ltx_modulation(block: Module, stream: str, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
-    """LTX-2.3 shifts and scales its text in every block, by the noise level."""
+def _ltx_modulation(
+    block: Module, stream: str, text: Tensor, kwargs: Mapping[str, Any]
+) -> tuple[Tensor, Tensor] | None:
+    """From LTX-2.3 on, every block shifts and scales its text, by the noise level or always alike."""
     if not block.cross_attention_adaln:
         return None
-    if stream == "a":
-        table, names = block.audio_prompt_scale_shift_table, ("a_prompt_timestep",)
-    else:
-        table, names = block.prompt_scale_shift_table, ("v_prompt_timestep", "prompt_timestep")
+    is_sound = stream == "a"
+    table = block.audio_prompt_scale_shift_table if is_sound else block.prompt_scale_shift_table
+    names = ("a_prompt_timestep",) if is_sound else ("v_prompt_timestep", "prompt_timestep")
     timestep = next(kwargs[name] for name in names if name in kwargs)
-    both = table[None, None].to(timestep) + timestep.reshape(*timestep.shape[:2], 2, -1)
+    both = table[None, None].to(text)
+    if timestep is not None:
+        both = both + timestep.reshape(*timestep.shape[:2], 2, -1)
     shift, scale = both.unbind(dim=2)
     return 1 + scale, shift
 
@@ -156,6 +150,11 @@ def _ltxav_layers(network: Module) -> dict[str, Module]:
 def _hydit_queries(q: Tensor, args: tuple) -> Tensor:
     """Its rotary embedding follows the norm."""
     return apply_rotary_emb(q, None, args[2])[0].flatten(2) if args[2] is not None else q.flatten(2)
+
+
+def _hydit_padding(conds: Mapping[str, Any], context: Tensor) -> Tensor:
+    """Masked tokens of CLIP, then of T5: the network puts learned rows in their place."""
+    return torch.cat([conds["text_embedding_mask"], conds["text_embedding_mask_t5"]], dim=1).to(context.device) == 0
 
 
 # --- sound: rows of the grid are 1, and columns are time ---
@@ -182,7 +181,7 @@ def _stable_audio_parts(module: Module) -> Parts:
 def _stable_audio_grid(network: Module, shape: Sequence[int], conds: Mapping[str, Any], stream: str) -> Grid:
     transformer = network.transformer
     before = getattr(transformer, "num_memory_tokens", 0) + (network.global_cond_type == "prepend")
-    return _patches((1, *shape), (1, getattr(network, "patch_size", 1)), before)
+    return _patches((1, shape[-1]), (1, getattr(network, "patch_size", 1)), before)
 
 
 def _no_differential_update(network: Module) -> str | None:
@@ -210,13 +209,18 @@ FAMILIES = [
     _wan("wan.model.HumoWanModel"),
     _wan("wan.model.WanModel_S2V"),
     _wan("wan.model_animate.AnimateWanModel"),
+    # Its blocks first run on the frames of a pose, which are fewer, with a text of their own.
+    _wan(
+        "wan.model_animate2.WanAnimate2Model",
+        is_picture=lambda tokens, grid: tokens.shape[1] == math.prod(grid.size),
+    ),
     _wan("wan.model_wandancer.WanDancerModel"),
     _wan("wan.model.SCAILWanModel", _scail_grid),
     _wan("wan.model.SCAIL2WanModel", _scail_grid),
     _predict2("cosmos.predict2.MiniTrainDIT", lambda network: network.blocks[0].cross_attn.context_dim),
     _predict2("anima.model.Anima", lambda network: network.llm_adapter.blocks[0].cross_attn.context_dim),
     Family(
-        network_class("cosmos.model.GeneralDIT"),
+        "cosmos.model.GeneralDIT",
         _cosmos1_layers,
         lambda module: Parts(module.heads, module.to_k[0], module.to_v, k_norm=module.to_k[1], heads_first=True),
         lambda network, shape, *_: _patches(
@@ -226,7 +230,7 @@ FAMILIES = [
         text_layout="t b c",
     ),
     Family(
-        network_class("lightricks.model.LTXVModel"),
+        "lightricks.model.LTXVModel",
         _in_blocks("attn2", "transformer_blocks"),
         _ltx_parts,
         lambda network, shape, *_: _patches(shape, (1, 1, 1)),
@@ -234,14 +238,14 @@ FAMILIES = [
         blocks=_ltx_blocks(b="context"),
     ),
     Family(
-        network_class("lightricks.av_model.LTXAVModel"),
+        "lightricks.av_model.LTXAVModel",
         _ltxav_layers,
         _ltx_parts,
         lambda network, shape, conds, stream: _patches(shape, (1, 1, 1)) if stream == "b" else Grid(()),
         blocks=_ltx_blocks(b="v_context", a="a_context"),
     ),
     Family(
-        network_class("pixart.pixartms.PixArtMS"),
+        "pixart.pixartms.PixArtMS",
         _in_blocks("cross_attn"),
         lambda module: Parts(
             module.num_heads, module.kv_linear, None, q=module.q_linear, out=module.proj, queries=lambda q, args: q
@@ -252,7 +256,7 @@ FAMILIES = [
         text_layout="1 (b t) c",
     ),
     Family(
-        network_class("kandinsky5.model.Kandinsky5"),
+        "kandinsky5.model.Kandinsky5",
         _in_blocks("cross_attention", "visual_transformer_blocks"),
         lambda module: Parts(module.num_heads, module.to_key, module.to_value, k_norm=module.key_norm),
         lambda network, shape, *_: _patches((1, *shape[2:]), network.patch_size),
@@ -260,7 +264,7 @@ FAMILIES = [
         text_depends_on_sigma=True,
     ),
     Family(
-        network_class("hydit.models.HunYuanDiT"),
+        "hydit.models.HunYuanDiT",
         _in_blocks("attn2"),
         lambda module: Parts(
             module.num_heads,
@@ -274,9 +278,10 @@ FAMILIES = [
         lambda network, shape, *_: _patches(shape, (network.patch_size, network.patch_size)),
         text=(1, "y"),
         text_width=lambda network: network.text_states_dim,
+        not_words=_hydit_padding,
     ),
     Family(
-        network_class("audio.dit.AudioDiffusionTransformer"),
+        "audio.dit.AudioDiffusionTransformer",
         lambda network: _in_blocks("cross_attn", "layers")(network.transformer),
         _stable_audio_parts,
         _stable_audio_grid,
@@ -286,7 +291,7 @@ FAMILIES = [
         why_no_update=_no_differential_update,
     ),
     Family(
-        network_class("ace.model.ACEStepTransformer2DModel"),
+        "ace.model.ACEStepTransformer2DModel",
         _in_blocks("cross_attn", "transformer_blocks"),
         lambda module: Parts(module.heads, module.to_k, module.to_v),
         lambda network, shape, *_: _patches(shape, network.patch_size),
@@ -296,7 +301,7 @@ FAMILIES = [
         rotate=_ace_rotate,
     ),
     Family(
-        network_class("ace.ace_step15.AceStepConditionGenerationModel"),
+        "ace.ace_step15.AceStepConditionGenerationModel",
         lambda network: _in_blocks("cross_attn", "layers")(network.decoder),
         lambda module: Parts(
             module.num_heads,
@@ -308,7 +313,7 @@ FAMILIES = [
             out=module.o_proj,
             queries=lambda q, args: q.flatten(2),
         ),
-        lambda network, shape, *_: _patches((1, *shape), (1, network.decoder.patch_size)),
+        lambda network, shape, *_: _patches((1, shape[-1]), (1, network.decoder.patch_size)),
         text=(1, "encoder_hidden_states"),
         text_width=lambda network: network.encoder.text_projector.in_features,
         # The timbre, between lyrics and tags.

@@ -237,7 +237,8 @@ class DenoiserCall(SharedOnDeepcopy):
         weights = None
         if update.token_weights is not None:
             found = {chunk: self.run.token_weights_of(update.token_weights, chunk) for chunk in chunks}
-            weights = {chunk: values for chunk, values in found.items() if values is not None} or None
+            cast = self.run.cache.cast  # before the layers: a copy to the device makes the host wait
+            weights = {c: cast(values, self._network_context) for c, values in found.items() if values is not None}
         return RowUpdate(
             rows,
             chunks,
@@ -246,7 +247,7 @@ class DenoiserCall(SharedOnDeepcopy):
             update.energy,
             update.layers,
             update.mask,
-            weights,
+            weights or None,
             update.positive_only or update.token_weights is not None or update.mask is not None,
         )
 
@@ -333,7 +334,7 @@ class DenoiserCall(SharedOnDeepcopy):
         if is_own is False or tokens % values.shape[1]:
             self.run.notices.warn_once(notices.TOKEN_WEIGHTS_OTHER_TEXT)
             return ones
-        rows = rows_of_images(self.run.cache.cast(values, keys), chunk)
+        rows = rows_of_images(values, chunk).to(keys)
         rows = rows.repeat(1, tokens // values.shape[1]).unsqueeze(-1)
         if is_own is True:
             return rows

@@ -49,6 +49,10 @@ BLOCK_REPLACED = (
     "EBCA: bypassed in layers that do not ask for their context, because another node has replaced the block around "
     "them. Remove that node to use EBCA there."
 )
+TEXT_REPLACED = (
+    "EBCA: bypassed in cross-attention layers in which another node replaces or lengthens the text. Remove that node "
+    "to use EBCA there."
+)
 LAYER_UNNAMED = (
     "EBCA: bypassed in layers that do not say which they are, because another node has replaced the block around them. "
     "Remove that node to use EBCA there."

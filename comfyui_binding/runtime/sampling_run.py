@@ -85,7 +85,9 @@ class Run(SharedOnDeepcopy):
         if not chunk.entry.positive:
             return None
         key = (weights, chunk.cond[0])
-        return self._token_weights[key] if key in self._token_weights else weights.values[None]
+        if key not in self._token_weights:
+            self._token_weights[key] = weights.values[None]
+        return self._token_weights[key]
 
     def note_update(self, moved: Sequence[tuple[Tensor, Tensor]], layers: int) -> None:
         """Note how far the prompts' contexts have moved in a call, and in how many layers.

@@ -179,8 +179,9 @@ class RunRecorder:
 
     def stop(self) -> None:
         """Record no more: an instrument that fails must not cost the image."""
+        if not self.has_failed:
+            log.exception(notices.RECORDER_FAILED)
         self.has_failed = True
-        log.exception(notices.RECORDER_FAILED)
 
     def add(self, call: CallRecorder, sigma: Tensor) -> None:
         """Keep what a pass at `sigma`, a tensor of one value, has recorded.

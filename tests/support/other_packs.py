@@ -412,12 +412,23 @@ def own_text_until(sigma: float) -> Callable[[Any, Scene], Scene]:
 
 
 def attention_of_one_length(comfy, scene: Scene) -> Scene:
-    """As DenseDiffusion has it: the replacement has a mask over the tokens of the prompt, and takes no other length."""
+    """As DenseDiffusion has it: the replacement weighs the tokens of the prompt, and takes no text of other length."""
     def replace_attention(q, k, v, extra_options):
-        bias = toy.noise(1, k.shape[1], seed=22) if k.shape[1] == 154 else torch.zeros(1, 77)
-        return optimized_attention(q, k * torch.exp(0.1 * bias).unsqueeze(-1).to(k), v, extra_options["n_heads"])
+        return optimized_attention(q, k * _token_scales().to(k), v, extra_options["n_heads"])
 
     return _attn2_replaced(scene, replace_attention)
+
+
+def _token_scales() -> torch.Tensor:
+    """[77, 1]."""
+    return torch.exp(0.3 * toy.noise(77, 1, seed=22))
+
+
+def _scaled_attention(q, k, v, heads):
+    return oracle.attention(q, k * _token_scales().double() if len(k) == 77 else k, v, heads)
+
+
+ONE_LENGTH = oracle.Neighbour(attend=_scaled_attention)
 
 
 def _attn2_replaced(scene: Scene, replacement: Callable) -> Scene:

@@ -70,8 +70,10 @@ class Toy:
     not_words: tuple[int, ...] = ()
     #: Names of the layers, in the order of a call.
     layers: tuple[str, ...] = ("b0.0", "b1.0", "b2.0")
-    #: Tokens in front of the picture's.
+    #: The size of a patch of the latent's last dimensions; tokens in front of the picture's, and behind them.
+    patch: tuple[int, ...] = (1, 2, 2)
     before: int = 0
+    after: int = 0
     has_mask: bool = False
     #: Of the text, so that it has a share in the result.
     scale: float = 1.0
@@ -165,9 +167,11 @@ FAMILIES = {
     ),
     "wan_camera": Toy("WAN21_Camera", dict(_WAN, model_type="camera", in_dim=32), options=_image),
     "wan_22_camera": Toy("WAN22_Camera", dict(_WAN, model_type="camera_2.2", in_dim=36)),
-    "wan_humo": Toy("WAN21_HuMo", dict(_WAN, model_type="humo"), shrink=_drop("audio_proj"), options=_reference),
+    "wan_humo": Toy(
+        "WAN21_HuMo", dict(_WAN, model_type="humo"), shrink=_drop("audio_proj"), options=_reference, after=16
+    ),
     "wan_s2v": Toy(
-        "WAN22_S2V", dict(_WAN, model_type="s2v", audio_inject_layers=[0], audio_dim=32), options=_reference
+        "WAN22_S2V", dict(_WAN, model_type="s2v", audio_inject_layers=[0], audio_dim=32), options=_reference, after=16
     ),
     "wan_animate": Toy(
         "WAN22_Animate", dict(_WAN, model_type="animate", in_dim=36),
@@ -189,30 +193,30 @@ FAMILIES = {
     "ltxv_23": Toy("LTXV", dict(
         image_model="ltxv", in_channels=128, cross_attention_dim=64, attention_head_dim=32, num_attention_heads=2,
         caption_channels=WIDTH, num_layers=3, cross_attention_adaln=True,
-    ), (128, 2, 4, 4), has_mask=True),
-    "ltxav": Toy("LTXAV", _LTXAV, (128, 2, 4, 4), width=2 * WIDTH, layers=_BOTH),
-    "ltxav_23": Toy("LTXAV", _LTXAV | _LTX23, (128, 2, 4, 4), width=64 + 32, layers=_BOTH),
+    ), (128, 2, 4, 4), has_mask=True, patch=(1, 1, 1)),
+    "ltxav": Toy("LTXAV", _LTXAV, (128, 2, 4, 4), width=2 * WIDTH, layers=_BOTH, patch=(1, 1, 1)),
+    "ltxav_23": Toy("LTXAV", _LTXAV | _LTX23, (128, 2, 4, 4), width=64 + 32, layers=_BOTH, patch=(1, 1, 1)),
     "stable_audio1": Toy(
         "StableAudio", dict(_STABLE_AUDIO, global_cond_dim=2 * SOUND_WIDTH), (8, 24), _small_seconds, SOUND_WIDTH,
-        not_words=(TOKENS, TOKENS + 1), before=1, scale=20.0,
+        not_words=(TOKENS, TOKENS + 1), before=1, scale=20.0, patch=(1,),
     ),
     "stable_audio3": Toy(
         "StableAudio3", dict(
             _STABLE_AUDIO, global_cond_dim=SOUND_WIDTH, global_cond_type="adaLN", global_cond_shared_embed=True,
             norm_type="rms_norm", attn_kwargs=dict(qk_norm="rms", differential=True), timestep_features_type="expo",
             local_add_cond_dim=9, num_memory_tokens=3,
-        ), (8, 24), _small_seconds, SOUND_WIDTH, before=3, scale=20.0,
+        ), (8, 24), _small_seconds, SOUND_WIDTH, before=3, scale=20.0, patch=(1,),
     ),
     "ace": Toy("ACEStep", dict(
         audio_model="ace", num_layers=3, attention_head_dim=16, num_attention_heads=2, mlp_ratio=2.0, max_position=64,
         text_embedding_dim=WIDTH, lyric_encoder_vocab_size=64, lyric_hidden_size=32, ssl_latent_dims=[8, 8],
-    ), (8, 16, 12), _small_lyric_encoder, options=_lyrics, not_words=(0,)),
+    ), (8, 16, 12), _small_lyric_encoder, options=_lyrics, not_words=(0,), patch=(16, 1)),
     # The host's timbre of a batch depends on its size: an edit is like the prompt in calls with one row.
     "ace15": Toy("ACEStep15", _known("ace.ace_step15.AceStepConditionGenerationModel", dict(
         audio_model="ace1.5", hidden_size=64, text_hidden_dim=WIDTH, num_dit_layers=3, num_lyric_layers=1,
         num_timbre_layers=1, num_tokenizer_layers=1, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=64,
         fsq_dim=64, encoder_hidden_size=64, encoder_intermediate_size=64, encoder_num_heads=4,
-    )), (64, 20), options=_embedded_lyrics, not_words=(4,)),
+    )), (64, 20), options=_embedded_lyrics, not_words=(4,), patch=(2,)),
 }  # fmt: skip
 
 
