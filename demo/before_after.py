@@ -33,7 +33,7 @@ SIDE, MARGIN, COLUMN, ROW = 320, 20, 440, 420  # of the sheet, in pixels
 
 @dataclass(frozen=True)
 class Scenario:
-    """A workflow file on the shapes model; its prompts and strengths are in devtools/twins.py."""
+    """The twin of a workflow file or of a variant; its prompts and strengths are in devtools/twins.py."""
 
     title: str
     label: str  # of the pictures with EBCA; the others have the prompt
@@ -47,7 +47,7 @@ SCENARIOS = (
     Scenario(
         title="Several concepts in one prompt",
         label="with EBCA Context Update",
-        workflow="multi_concept_sd15",
+        workflow="several concepts, as in the paper",
         seed=124,
         wanted="a purple square and a yellow star",
         must_succeed=False,
@@ -55,7 +55,7 @@ SCENARIOS = (
     Scenario(
         title="An edit while the picture is made",
         label="with EBCA: add blue circle, remove red square",
-        workflow="add_and_remove_sd15",
+        workflow="EBCA 03 Add and remove (SD 1.5)",
         seed=3,
         wanted="a blue circle",
         must_succeed=True,
@@ -80,14 +80,16 @@ class Outcome:
 def run(server: Server, scenario: Scenario, count: int) -> Outcome:
     """Run a scenario's workflow file as its twin, for a batch of `count` pictures."""
     changes = {("PrimitiveInt", "value"): scenario.seed, ("EmptyLatentImage", "batch_size"): count}
-    prompt = twins.prompt_of(scenario.workflow, server.object_info(), twins.SHAPES[scenario.workflow], changes)
-    files = twins.saved(server, prompt, timeout=120 + 60 * count)
+    prompt = twins.twin_of(scenario.workflow, server.object_info(), changes)
+    files = twins.shown(server, prompt, timeout=120 + 60 * count)
     plain, edited = (_decoded(files[title]) for title in ("Without EBCA", "With EBCA"))
-    return Outcome(scenario, _titled(prompt, "Prompt")["inputs"]["text"], plain, edited)
+    return Outcome(scenario, _prompt_text(prompt), plain, edited)
 
 
-def _titled(prompt: Prompt, title: str) -> dict:
-    return next(node for node in prompt.values() if node["_meta"]["title"] == title)
+def _prompt_text(prompt: Prompt) -> str:
+    """What the node with the title Prompt says."""
+    inputs = next(node["inputs"] for node in prompt.values() if node["_meta"]["title"] == "Prompt")
+    return inputs.get("text", inputs.get("value"))
 
 
 def _decoded(files: list[bytes]) -> np.ndarray:
