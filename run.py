@@ -9,8 +9,8 @@
                                               fast tests on those between (over an hour)
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
-    python run.py twins                       every workflow file on that model, and the pictures it saves
-    python run.py twins trace_sd15            one file
+    python run.py twins                       every workflow file on that model, and the pictures it shows
+    python run.py twins 09                    the file with 09 in its name
     python run.py twins --docs                the thumbnails of the files, the pictures of README and of the help pages
     python run.py comfyui_tests               ComfyUI's own execution tests, with the pack installed
     python run.py bench                       speed and memory

@@ -23,7 +23,7 @@ def encoded(comfy, clip, text):
 
 
 def chain(comfy, model, clip, concepts, strengths, empty_prompt=0.2, end_percent=0.5):
-    """What each_concept_sd15 wires: one edit for each concept, and the empty prompt removed."""
+    """What the note of EBCA 01 says: one edit for each concept, and the empty prompt removed."""
     off = dict(start_percent=0.0, end_percent=end_percent, gamma_attn=0.0, gamma_norm=0.0)
     texts = [*((text, "add", alpha) for text, alpha in zip(concepts, strengths)), ("", "remove", empty_prompt)]
     edits = {
