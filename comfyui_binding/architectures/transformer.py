@@ -143,6 +143,7 @@ class Transformer:
 
     def __init__(self, family: Family):
         self.family = family
+        self.text_depends_on_sigma = family.text_depends_on_sigma
 
     def layer_names(self, network: Module) -> tuple[str, ...]:
         return tuple(self.family.layers(network))

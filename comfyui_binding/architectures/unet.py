@@ -54,6 +54,7 @@ class UNet:
 
     #: ComfyUI repeats prompts to a common length.
     repeats_prompts = True
+    text_depends_on_sigma = False
 
     def __init__(self):
         self.wrappers = {WrappersMP.DIFFUSION_MODEL: unet_forward}

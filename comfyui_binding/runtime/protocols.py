@@ -22,6 +22,8 @@ class Architecture(Protocol):
     wrappers: Mapping[str, Callable[..., Any]]
     #: Whether ComfyUI repeats prompts of different lengths to a common one, to batch them.
     repeats_prompts: bool
+    #: Whether the text that layers read depends on the noise level.
+    text_depends_on_sigma: bool
 
     def layer_names(self, network: Module) -> tuple[str, ...]:
         """The text cross-attention layers, in the order of a call."""
