@@ -80,10 +80,10 @@ def test_the_sheet_has_the_strips_one_above_the_other():
 
 def test_prompts_and_seeds_are_the_first_that_are_counted():
     cell = Cell("three objects", "plain", {}, False, 6)
-    graphs = [concepts_graph({}, seed) for seed in range(6)]
+    graphs = [concepts_graph(seed) for seed in range(6)]
     assert [graph["positive"]["inputs"]["text"] for graph in graphs] == [scene.caption() for scene in cell.scenes()]
-    assert [graph["plain"]["inputs"]["seed"] for graph in graphs] == cell.seeds()
-    assert graphs[0]["concepts"]["inputs"]["concepts"] == "a red circle\na green square\na yellow triangle"
+    assert [graph["plain latent"]["inputs"]["seed"] for graph in graphs] == cell.seeds()
+    assert graphs[0]["with"]["inputs"]["concepts"] == "a red circle\na green square\na yellow triangle"
     assert CONCEPTS.wanted(0) == ("a red circle, a green square and a yellow triangle",) * 2
 
 

@@ -12,7 +12,7 @@ from support.host import PromptError, node
 from support.log_messages import messages, refused
 from support.sampling import sample
 
-FAMILIES = "EBCA works with U-Net models"
+FAMILIES = "EBCA works with models that read text"
 
 
 def update(comfy, model=None, **inputs):
@@ -513,7 +513,9 @@ STRONG = dict(direction="remove", alpha=1.2)
 #: name: (the graph, what the user must read)
 PROMPTS = {
     "another family": (dict(family="svd", update={}), f"EBCA does not apply to SVD_img2vid: .*{FAMILIES}"),
-    "another family at Compose": (dict(family="flux", edit={}), f"Flux has no cross-attention to text.*{FAMILIES}"),
+    "another family at Compose": (
+        dict(family="flux", edit={}), f"EBCA does not apply to Flux: it attends to text and image.*{FAMILIES}"
+    ),
     "window": (
         dict(update=dict(start_percent=0.9, end_percent=0.1)), "start_percent is 0.9 and end_percent is 0.1: the start",
     ),

@@ -79,6 +79,14 @@ class UNet:
             return "it has no cross-attention layers"
         return None
 
+    def why_no_update(self, network: UNetModel) -> str | None:
+        """Why contexts cannot be updated in a supported U-Net; None where they can."""
+        return None
+
+    def unread_layers(self, network: UNetModel) -> frozenset[str]:
+        """The layers whose update no other layer reads."""
+        return frozenset(self.layer_names(network)[-1:])
+
     def intercept(self, call: DenoiserCall, model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]):
         """Nothing around the model's call: the wrapper of the network's forward pass does it all."""
         return nullcontext()
@@ -179,7 +187,9 @@ class UNetAttention:
     attn_precision: torch.dtype | None
     preferred: Mapping[str, Any]
     refused_edits: bool = False
+    stream: str = ""
     text_mask: Tensor | None = None
+    words: Tensor | None = None
     normalises_keys: bool = False
     tokens_before_grid: int | None = None
 
@@ -232,7 +242,7 @@ class UNetAttention:
         return together(self.module.to_v, contexts)
 
     def pullback(
-        self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice], text_masks: Sequence[Tensor | None]
+        self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice], words: Sequence[Tensor | None]
     ) -> Sequence[Tensor]:
         return together(partial(project_to_context, to_k=self.module.to_k, width=self.context.shape[-1]), steps)
 

@@ -109,7 +109,7 @@ class CallRecorder:
         chunk = track.chunk
         columns = [Column(layer.name, f"edit{number}", chunk.cond, image) for image in chunk.images]
         energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, EBCA)
-        self._note(columns, energies, self._relative_size(change, track.scale, track.encoded))
+        self._note(columns, energies, self._relative_size(change, track.scale, track.text.context))
 
     def record_maps(self, layer: TextAttention) -> None:
         """The attention of a layer to the positive prompts of whole images, whose tokens lie on its grid.
