@@ -140,6 +140,12 @@ def test_percents_that_arithmetic_has_carried_out_of_their_range_are_taken(comfy
     an_edit(comfy, start_percent=start, end_percent=end, gamma_start_percent=start, gamma_end_percent=end)
 
 
+def test_windows_that_touch_by_arithmetic_do_not_overlap(comfy):
+    """0.1 + 0.2 is a little more than 0.3."""
+    edits = removals(comfy, (-0.6, 0.0, 0.1 + 0.2, None), (-0.6, 0.3, 1.0, None))
+    compose(comfy, *edits)
+
+
 def test_mask_of_a_larger_image_is_said_once_a_model(comfy, caplog):
     """Upscalers sample an image tile by tile, each in a run of its own."""
     caplog.set_level(logging.INFO, "ebca")
