@@ -1,7 +1,7 @@
 """Everything one does with a checkout, in one command each (Python 3.11 to 3.13, standard library only).
 
     python run.py demo                        before/after pictures on the model that ships with the repository
-    python run.py demo --count 40             the same for 40 pictures of each kind, counted
+    python run.py demo --count 6              the same for seeds 0 to 5, all of them drawn and counted
     python run.py test                        tier 1, for every push: the newest ComfyUI, the interfaces of the oldest
                                               (a quarter of an hour on two cores)
     python run.py test --quick                tier 0, before a commit: without server and sampling (a minute)
@@ -9,8 +9,8 @@
                                               fast tests on those between (over an hour)
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
-    python run.py twins                       every workflow file on that model, and the pictures it saves
-    python run.py twins trace_sd15            one file
+    python run.py twins                       every workflow file on that model, and the pictures it shows
+    python run.py twins 09                    the file with 09 in its name
     python run.py twins --docs                the thumbnails of the files, the pictures of README and of the help pages
     python run.py comfyui_tests               ComfyUI's own execution tests, with the pack installed
     python run.py bench                       speed and memory
@@ -35,7 +35,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from devtools import children, environment, tiers
+from devtools import environment, subprocesses, tiers
 
 REPO = Path(__file__).absolute().parent
 #: What `bench` runs by name: `bench/` measures the product, `research/` the method on small models.
@@ -56,13 +56,13 @@ BENCHES = {
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
     script = REPO / "demo" / "before_after.py"
-    return children.call([host.python, script, "--comfyui", host.comfyui, "--out", REPO / "output", *rest])
+    return subprocesses.call([host.python, script, "--comfyui", host.comfyui, "--out", REPO / "output", *rest])
 
 
 def twins(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
     script = REPO / "devtools" / "twin_pictures.py"
-    return children.call([host.python, script, "--comfyui", host.comfyui, *rest])
+    return subprocesses.call([host.python, script, "--comfyui", host.comfyui, *rest])
 
 
 def bench(options: argparse.Namespace, rest: list[str]) -> int:
@@ -72,35 +72,35 @@ def bench(options: argparse.Namespace, rest: list[str]) -> int:
         return 2
     host = environment.prepare(options.host)
     comfyui = [] if name == "real_checkpoints" else ["--comfyui", host.comfyui]  # it runs on servers that are there
-    return children.call([host.python, REPO / BENCHES[name], *comfyui, *rest])
+    return subprocesses.call([host.python, REPO / BENCHES[name], *comfyui, *rest])
 
 
 def comfyui_tests(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
-    return children.call([host.python, REPO / "devtools" / "comfyui_tests.py", "--comfyui", host.comfyui, *rest])
+    return subprocesses.call([host.python, REPO / "devtools" / "comfyui_tests.py", "--comfyui", host.comfyui, *rest])
 
 
 def archive(options: argparse.Namespace, rest: list[str]) -> int:
-    return children.call([environment.prepare(options.host).python, REPO / "devtools" / "archive.py", *rest])
+    return subprocesses.call([environment.prepare(options.host).python, REPO / "devtools" / "archive.py", *rest])
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     host = environment.prepare(options.host)
     option = "".join(rest)
     if options.host or option not in tiers.TIERS:
-        return children.call(_pytest(host, rest or [REPO / "tests"]), COMFYUI_PATH=host.comfyui)
+        return subprocesses.call(_pytest(host, rest or [REPO / "tests"]), COMFYUI_PATH=host.comfyui)
     tier, tools = tiers.TIERS[option], True
     if tier == "tier 1":
         tools, why = tiers.need_tool_tests()
         print(f"In {tier}, the tests of the tools {'run' if tools else 'are left out'}: {why}.", flush=True)
-    commands = {"ruff": children.Command([host.python, "-m", "ruff", "check", REPO])}
+    commands = {"ruff": subprocesses.Command([host.python, "-m", "ruff", "check", REPO])}
     for name, part in tiers.parts(tier, environment.NEWEST if host.fetched else None, tools).items():
         of = environment.prepare(part.version) if part.version else host
-        variables = {"COMFYUI_PATH": of.comfyui, "OMP_NUM_THREADS": "1"}
-        commands[name] = children.Command(_pytest(of, part.arguments), variables)
+        variables = {"COMFYUI_PATH": of.comfyui, "OMP_NUM_THREADS": "1", **part.variables}
+        commands[name] = subprocesses.Command(_pytest(of, part.arguments), variables)
     begun = time.monotonic()
     # Two at once, each with one busy thread, in the tests or in the server that they ask, and some gigabytes of memory.
-    results = list(children.call_together(commands, REPO / "output" / "tests", at_once=2))
+    results = list(subprocesses.call_together(commands, REPO / "output" / "tests", at_once=2))
     return _report(tier, results, time.monotonic() - begun)
 
 
@@ -108,12 +108,14 @@ def _pytest(host: environment.Host, arguments: Sequence[str | Path]) -> list[str
     return [host.python, "-m", "pytest", f"--rootdir={REPO}", *arguments]
 
 
-def _report(tier: str, results: list[tuple[str, int, float]], seconds: float) -> int:
+def _report(tier: str, results: list[subprocesses.Result], seconds: float) -> int:
     print()
-    for label, code, taken in results:
-        print(f"{'passed' if code == 0 else 'FAILED'}  {label} ({taken:.0f} s)")
-    print(f"{tier}: {seconds / 60:.1f} minutes")
-    return next((code for _, code, _ in results if code), 0)
+    for result in results:
+        passed = "passed" if result.code == 0 else "FAILED"
+        print(f"{passed}  {result.name} ({result.seconds:.0f} s, of the CPU {result.cpu_seconds:.0f} s)")
+    cpu_seconds = sum(result.cpu_seconds for result in results)
+    print(f"{tier}: {seconds / 60:.1f} minutes, of the CPU {cpu_seconds / 60:.1f}")
+    return next((result.code for result in results if result.code), 0)
 
 
 COMMANDS = {
@@ -145,5 +147,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    children.exit_on_terminate()
+    subprocesses.exit_on_terminate()
     sys.exit(main(sys.argv[1:]))

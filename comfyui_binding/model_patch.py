@@ -20,6 +20,10 @@ log = logging.getLogger("ebca")
 SMALL_DENOMINATOR = 0.1
 
 
+#: The authors' gamma_attn, and the number of cross-attention layers of the model that they chose it for (SD 1.5).
+USUAL_GAMMA_ATTN, USUAL_LAYERS = 0.01, 16
+
+
 def settings_of(model: ModelPatcher) -> Settings:
     """The settings stored on a model, empty ones if there are none."""
     return model.model_options["transformer_options"].get(KEY, Settings())
@@ -30,14 +34,15 @@ def with_update(model: ModelPatcher, update: ContextUpdate) -> ModelPatcher:
 
     Raises ValueError for a model that EBCA cannot reach.
     """
-    architecture = architecture_of(model)
+    architecture, network = architecture_of(model), network_of(model)
+    names = architecture.layer_names(network)
     if update.mask is not None and update.gamma_attn != 0:
         _warn_of_black_mask(update.mask, "the attention term of the context update")
         update = update.with_constant_mask_resolved()
     if update.is_off:
         return model
     _check_updates(model)
-    if update.layers is not None and update.layers <= architecture.unread_layers(network_of(model)):
+    if update.layers is not None and update.layers <= architecture.unread_layers(network):
         raise ValueError(
             "blocks: only the model's last layer is chosen, and no layer after it reads the updated context. Add an "
             "earlier layer, or leave blocks empty for all."
@@ -45,6 +50,13 @@ def with_update(model: ModelPatcher, update: ContextUpdate) -> ModelPatcher:
     if update.gamma_attn == 0 and (update.token_weights is not None or update.mask is not None):
         log.warning("EBCA: token weights and mask have no effect: they act on the attention term, and gamma_attn is 0.")
         update = replace(update, token_weights=None, mask=None)
+    usual = USUAL_GAMMA_ATTN * USUAL_LAYERS / len(names)
+    if update.layers is None and update.gamma_attn > 3 * usual:
+        log.info(
+            "EBCA: gamma_attn is %g. It acts once in each layer, and this model has %d layers instead of the %d of SD "
+            "1.5: %.1g is a value to start from.",
+            update.gamma_attn, len(names), USUAL_LAYERS, usual,
+        )  # fmt: skip
     settings = settings_of(model)
     return _with_settings(model, replace(settings, updates=(*settings.updates, update)))
 

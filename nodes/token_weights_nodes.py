@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..comfyui_binding.text.token_weights import parse_lines, weigh_words
 from .input_validation import first_error
-from .shared_inputs import CATEGORY, TokenWeightsType, prompt_inputs
+from .shared_inputs import PROMPT, TokenWeightsType, prompt_inputs
 
 
 class EBCATokenWeights(io.ComfyNode):
@@ -15,7 +15,7 @@ class EBCATokenWeights(io.ComfyNode):
         return io.Schema(
             node_id="EBCATokenWeights",
             display_name="EBCA Token Weights",
-            category=CATEGORY,
+            category=PROMPT,
             description="Sets the weight of single words of the prompt in the attention term of EBCA Context Update. "
             "The second output lists the tokens that were found; connect it to Preview as Text.",
             search_aliases=["energy based cross attention", "word weights", "token weights", "emphasis"],

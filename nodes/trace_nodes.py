@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..comfyui_binding.model_patch import with_trace
 from ..comfyui_binding.trace import trace_file
-from ..comfyui_binding.trace.trace_record import Trace
+from ..comfyui_binding.trace.recorder import never_costs_the_image
+from ..comfyui_binding.trace.trace_record import Trace, WordMaps
 from ..comfyui_binding.trace.word_positions import is_prompt_of, maps_of_prompt, positions_of_words
+from ..plots.canvas import message_sheet
 from ..plots.energy_plot import energy_plot
 from ..plots.word_map_sheet import mean_map, word_map_sheet
 from .file_inputs import (
@@ -25,13 +30,14 @@ from .file_inputs import (
     saved_files,
 )
 from .input_validation import first_error
-from .shared_inputs import CATEGORY, MODEL_TOOLTIP, TraceType, prompt_inputs
+from .shared_inputs import LOOK, MODEL_TOOLTIP, TraceType, prompt_inputs
 
 log = logging.getLogger("ebca")
 
 #: Subfolder of the output folder.
 FOLDER = "traces"
 EXTENSION = ".safetensors"
+NOT_DRAWN = "EBCA: a plot could not be drawn; the image is not affected. Please report this."
 
 
 class EBCATrace(io.ComfyNode):
@@ -40,7 +46,7 @@ class EBCATrace(io.ComfyNode):
         return io.Schema(
             node_id="EBCATrace",
             display_name="EBCA Trace",
-            category=CATEGORY,
+            category=LOOK,
             description="Records the energies of the prompt and the size of its update in every step and layer of a "
             "run and, optionally, the attention map of every token. The image stays unchanged.",
             search_aliases=["energy", "attention map", "heat map", "DAAM", "record"],
@@ -75,7 +81,7 @@ class EBCAEnergyPlot(io.ComfyNode):
         return io.Schema(
             node_id="EBCAEnergyPlot",
             display_name="EBCA Energy Plot",
-            category=CATEGORY,
+            category=LOOK,
             description="Plots the energies of the prompt and the size of its update, as recorded by EBCA Trace, over "
             "the steps and over the layers. A second trace is drawn into the same plot for comparison.",
             search_aliases=["energy", "plot", "chart", "curve"],
@@ -99,7 +105,7 @@ class EBCAEnergyPlot(io.ComfyNode):
         records = [_recorded(trace, latent, "latent")]
         if trace_b is not None:
             records.append(_recorded(trace_b, latent_b, "latent_b"))
-        image = energy_plot(records)
+        image = drawn(energy_plot, records)
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
 
 
@@ -109,7 +115,7 @@ class EBCAAttentionMaps(io.ComfyNode):
         return io.Schema(
             node_id="EBCAAttentionMaps",
             display_name="EBCA Attention Maps",
-            category=CATEGORY,
+            category=LOOK,
             description="Shows the image region that attends to each word of the prompt, one tile per word, from cold "
             "to hot: the mean of the attention maps over layers, heads and steps.",
             search_aliases=["energy", "attention map", "heat map", "DAAM", "words"],
@@ -141,23 +147,30 @@ class EBCAAttentionMaps(io.ComfyNode):
         positions, tokens = positions_of_words(clip, text, words)
         record = trace.recorded() if latent is None else trace.recorded_with(latent["samples"])
         maps = maps_of_prompt(record, tokens, image.shape[0])
-        if not is_prompt_of(record, clip, text):
-            log.warning(
-                "EBCA Attention Maps: the positive prompt of the sampler is not the encoded text of this node, so the "
-                "maps can belong to other words. Connect one text to both, unless nodes in between change the prompt."
-            )
-        sheets = [
-            word_map_sheet(
-                picture,
-                {
-                    word: mean_map([grid[number] for grid in maps.by_grid], maps.weights, places)
-                    for word, places in positions.items()
-                },
-            )
-            for number, picture in enumerate(image)
-        ]
-        sheet = torch.cat(sheets)
+        with never_costs_the_image():
+            if not is_prompt_of(record, clip, text):
+                log.warning(
+                    "EBCA Attention Maps: the positive prompt of the sampler is not the encoded text of this node, so "
+                    "the maps can belong to other words. Connect one text to both, unless nodes in between change the "
+                    "prompt."
+                )
+        sheet = drawn(_sheets, image, maps, positions)
         return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def _sheets(images: Tensor, maps: WordMaps, positions: Mapping[str, Sequence[int]]) -> Tensor:
+    """One sheet for each image, a tile for each word. positions: of a word's tokens."""
+    sheets = [
+        word_map_sheet(
+            picture,
+            {
+                word: mean_map([grid[number] for grid in maps.by_grid], maps.weights, places)
+                for word, places in positions.items()
+            },
+        )
+        for number, picture in enumerate(images)
+    ]
+    return torch.cat(sheets)
 
 
 class EBCASaveTrace(io.ComfyNode):
@@ -166,7 +179,7 @@ class EBCASaveTrace(io.ComfyNode):
         return io.Schema(
             node_id="EBCASaveTrace",
             display_name="EBCA Save Trace",
-            category=CATEGORY,
+            category=LOOK,
             description="Saves a trace with the settings of its run as a safetensors file, which EBCA Load Trace or "
             "any other program can read.",
             search_aliases=["save energies", "export trace"],
@@ -185,8 +198,10 @@ class EBCASaveTrace(io.ComfyNode):
         record = _recorded(trace, latent, "latent")
         with filename_errors(filename_prefix):
             path, saved = next_file(FOLDER, filename_prefix, EXTENSION)
+        with never_costs_the_image("EBCA Save Trace: the trace was not saved; the image is not affected."):
             trace_file.save(path, record, graph_metadata(cls.hidden))
-        return io.NodeOutput(ui={"files": [saved]})
+            return io.NodeOutput(ui={"files": [saved]})
+        return io.NodeOutput(ui={"files": []})
 
 
 class EBCALoadTrace(io.ComfyNode):
@@ -195,7 +210,7 @@ class EBCALoadTrace(io.ComfyNode):
         return io.Schema(
             node_id="EBCALoadTrace",
             display_name="EBCA Load Trace",
-            category=CATEGORY,
+            category=LOOK,
             description="Loads a file of EBCA Save Trace, to plot it again or beside another trace.",
             search_aliases=["load energies", "import trace"],
             inputs=[
@@ -239,6 +254,13 @@ def _recorded(trace: Trace, latent, name: str):
             f"the output of that sampler to {name}."
         )
     return trace.recorded() if trace.is_from_file else trace.recorded_with(latent["samples"])
+
+
+def drawn(draw: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """A drawing, or a sheet that says that there is none: an error here must not stop the nodes that save the image."""
+    with never_costs_the_image(NOT_DRAWN):
+        return draw(*arguments)
+    return message_sheet("This could not be drawn. The log has the reason.")
 
 
 NODES = [EBCATrace, EBCAEnergyPlot, EBCAAttentionMaps, EBCASaveTrace, EBCALoadTrace]

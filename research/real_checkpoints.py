@@ -3,8 +3,8 @@
     python run.py bench real_checkpoints --servers http://127.0.0.1:8188 --checkpoint NAME
     python run.py bench real_checkpoints --servers ... --clip openai/clip-vit-large-patch14
 
-The servers need this pack and the checkpoint. What runs is workflows/multi_concept_sd15.json (or another file that
-saves "Without EBCA" and "With EBCA") with its settings, but for the prompt, the seed and the checkpoint. Pictures and
+The servers need this pack and the checkpoint. What runs is the template EBCA 01 Several things (or another file that
+shows "Without EBCA" and "With EBCA") with its settings, but for the prompt, the seed and the checkpoint. Pictures and
 results go to --out; what is there is not made again, so the command can be stopped and started, also with other
 servers. With --clip the pictures are scored, and a table of CLIP similarities is printed.
 """
@@ -17,7 +17,7 @@ import json
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ from devtools.twins import pictures  # noqa: E402
 
 PROMPTS = REPO / "research" / "data" / "attend_and_excite_prompts.json"
 WITHOUT, WITH = "Without EBCA", "With EBCA"
+WORKFLOW = REPO / "workflows" / "EBCA 01 Several things (SD 1.5).json"
+#: {node that encodes the positive prompt: the input that holds it}
+ENCODERS = {"CLIPTextEncode": "text", "EBCAConcepts": "prompt"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,25 @@ def tasks(groups: dict[str, list[str]], seeds: int) -> list[Task]:
     return [Task(group, prompt, seed) for seed in range(seeds) for group in groups for prompt in groups[group]]
 
 
+#: {node that encodes a positive prompt: its input with the text}
+TEXT_INPUTS = {"CLIPTextEncode": "text", "EBCAConcepts": "prompt"}
+
+
+def prompt_inputs(api: workflows.Prompt) -> set[tuple[str, str]]:
+    """The inputs, as pairs of node and name, whose text is the positive prompt of a KSampler."""
+    found = set()
+    for sampler in workflows.node_ids(api, "KSampler"):
+        source = api[sampler]["inputs"]["positive"][0]
+        kind = api[source]["class_type"]
+        if kind not in TEXT_INPUTS:
+            raise SystemExit(
+                f"The positive prompt of KSampler {sampler} comes from {kind}. Use a workflow file in which it comes "
+                f"from {' or '.join(TEXT_INPUTS)}."
+            )
+        found.add((source, TEXT_INPUTS[kind]))
+    return found
+
+
 class Graph:
     """The API prompt of a workflow file for one task."""
 
@@ -71,20 +93,14 @@ class Graph:
         self._titles = pictures(self._api)
         if set(self._titles) != {WITHOUT, WITH}:
             raise SystemExit(f"Expected pictures '{WITHOUT}' and '{WITH}' in {file}, but got {list(self._titles)}.")
-        self._positive = {text for node in workflows.node_ids(self._api, "KSampler") for text in self._text(node)}
-
-    def _text(self, sampler: str) -> Iterator[str]:
-        source = self._api[sampler]["inputs"]["positive"][0]
-        if self._api[source]["class_type"] != "CLIPTextEncode":
-            raise SystemExit(f"Expected a CLIPTextEncode as positive prompt of KSampler {sampler}, but got {source}.")
-        yield source
+        self._positive = prompt_inputs(self._api)
 
     def of(self, task: Task) -> workflows.Prompt:
         api = workflows.substitute(
             self._api, {("PrimitiveInt", "value"): task.seed, ("KSampler", "seed"): task.seed}
         )  # fmt: skip
-        for node in self._positive:
-            api[node]["inputs"]["text"] = task.prompt
+        for node, name in self._positive:
+            api[node]["inputs"][name] = task.prompt
         return api
 
     def settings(self) -> workflows.Prompt:
@@ -92,7 +108,7 @@ class Graph:
         return self.of(Task("", "", 0))
 
     def saved(self) -> dict[str, str]:
-        """{title: node that saves the picture}"""
+        """{title: node that shows the picture}"""
         return self._titles
 
 
@@ -199,7 +215,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--servers", nargs="+", required=True, help="addresses, say http://127.0.0.1:8188")
     parser.add_argument("--checkpoint", required=True, help="name of the checkpoint on the servers")
-    parser.add_argument("--workflow", type=Path, default=REPO / "workflows" / "multi_concept_sd15.json")
+    parser.add_argument("--workflow", type=Path, default=WORKFLOW)
     parser.add_argument("--out", type=Path, default=REPO / "output" / "real_checkpoints", help="folder of the run")
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt, each way")
     parser.add_argument("--prompts", type=int, help="only the first of each group")

@@ -1,12 +1,13 @@
 """Which ComfyUI and which Python run.py takes, and what it says when it cannot."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from devtools import children, environment
+from devtools import environment, subprocesses
 from devtools.environment import EnvironmentProblem
 
 _spec = importlib.util.spec_from_file_location("run", environment.REPO / "run.py")
@@ -96,6 +97,20 @@ def test_a_front_end_that_is_fetched_in_part_is_fetched_anew(tmp_path, monkeypat
     assert list(folder.parent.iterdir()) == [folder]
 
 
+def test_another_front_end_can_be_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def fetched(python, *arguments):
+        asked.append(arguments[-1])
+
+    monkeypatch.setattr(environment, "HOST", tmp_path / ".host")
+    monkeypatch.setattr(environment, "_pip", fetched)
+    (tmp_path / "requirements.txt").write_text("comfyui-frontend-package==0.0.1\n")
+    monkeypatch.setenv("EBCA_FRONT_END", "0.0.2")
+    assert environment.front_end_of(tmp_path).parents[1].name == "front-end-0.0.2"
+    assert asked == ["comfyui-frontend-package==0.0.2"]
+
+
 def test_of_two_programs_that_make_a_folder_the_quicker_is_heard(tmp_path):
     folder = tmp_path / "made"
     with environment.made_whole(folder) as slow:
@@ -123,7 +138,7 @@ def test_stage_prints_its_seconds(capsys):
 
 
 def test_exit_code_of_a_child_is_passed_on():
-    assert children.call([sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CODE']))"], CODE="7") == 7
+    assert subprocesses.call([sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CODE']))"], CODE="7") == 7
 
 
 def test_programs_that_run_together_show_what_they_printed_once_they_end(tmp_path, capsys):
@@ -131,29 +146,37 @@ def test_programs_that_run_together_show_what_they_printed_once_they_end(tmp_pat
     wait = "[time.sleep(0.05) for _ in range(1200) if not os.path.exists(os.environ['RELEASE'])]"
     say = "import os, sys, time\n{}\nprint('I am', os.environ['NAME']); sys.exit({})"
     commands = {
-        name: children.Command([sys.executable, "-c", say.format(task, code)], {"NAME": name, "RELEASE": release})
+        name: subprocesses.Command([sys.executable, "-c", say.format(task, code)], {"NAME": name, "RELEASE": release})
         for name, task, code in (("first", wait, 3), ("second", "", 0), ("third", "", 0))
     }
     found = []
-    for ended in children.call_together(commands, tmp_path, at_once=2):
+    for ended in subprocesses.call_together(commands, tmp_path, at_once=2):
         found.append(ended)
-        if ended[0] == "third":
+        if ended.name == "third":
             release.touch()
-    assert [(name, code) for name, code, _ in found] == [("second", 0), ("third", 0), ("first", 3)]
-    seconds = {name: taken for name, _, taken in found}
+    assert [(ended.name, ended.code) for ended in found] == [("second", 0), ("third", 0), ("first", 3)]
+    seconds = {ended.name: ended.seconds for ended in found}
     assert 0 < seconds["second"] + seconds["third"] < seconds["first"]  # one after the other beside it
     assert [(tmp_path / f"{name}.log").read_text() for name in commands] == [f"I am {name}\n" for name in commands]
     printed = capsys.readouterr().out
     assert printed.index("I am second") < printed.index("I am third") < printed.index("I am first")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell the time of programs that ended")
+def test_the_cpu_seconds_of_programs_that_run_together_are_told_apart(tmp_path):
+    programs = {"idle": "", "busy": "import time\nwhile time.process_time() < 1: pass"}
+    commands = {name: subprocesses.Command([sys.executable, "-c", code]) for name, code in programs.items()}
+    found = {ended.name: ended.cpu_seconds for ended in subprocesses.call_together(commands, tmp_path, at_once=2)}
+    assert found["idle"] < 0.8 < found["busy"] < 2
+
+
 def test_programs_that_run_together_end_with_the_one_that_called_them(tmp_path, monkeypatch):
-    processes, start = [], children.Command.start
-    monkeypatch.setattr(children.Command, "start", lambda *call: processes.append(start(*call)) or processes[-1])
-    lasting = children.Command([sys.executable, "-c", "import time; time.sleep(600)"])
-    brief = children.Command([sys.executable, "-c", ""])
-    running = children.call_together({"lasting": lasting, "brief": brief}, tmp_path, at_once=2)
-    assert next(running)[0] == "brief"
+    processes, start = [], subprocesses.Command.start
+    monkeypatch.setattr(subprocesses.Command, "start", lambda *call: processes.append(start(*call)) or processes[-1])
+    lasting = subprocesses.Command([sys.executable, "-c", "import time; time.sleep(600)"])
+    brief = subprocesses.Command([sys.executable, "-c", ""])
+    running = subprocesses.call_together({"lasting": lasting, "brief": brief}, tmp_path, at_once=2)
+    assert next(running).name == "brief"
     assert processes[0].poll() is None
     running.close()
     assert processes[0].poll() is not None
@@ -188,7 +211,7 @@ def test_commands_call_their_program(command, expected, monkeypatch):
         return 0
 
     monkeypatch.setattr(environment, "prepare", lambda version: environment.Host(Path("/py"), Path("/comfyui"), True))
-    monkeypatch.setattr(children, "call", call)
+    monkeypatch.setattr(subprocesses, "call", call)
     assert run.main(command) == 0
     assert len(calls) == 1
     assert expected in calls[0]

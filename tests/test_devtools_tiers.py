@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from devtools import children, environment, tiers
+from devtools import environment, subprocesses, tiers
 from devtools.environment import BETWEEN, NEWEST, OLDEST, REPO
 
 _spec = importlib.util.spec_from_file_location("run", REPO / "run.py")
@@ -55,14 +55,10 @@ def test_a_comfyui_of_the_users_own_is_the_only_one():
 
 def test_each_test_of_a_tool_is_in_one_part():
     in_process, _, tools = tiers.parts("tier 1", newest=None).values()
-    ignored = [argument.removeprefix("--ignore-glob=*/") for argument in in_process.arguments if "glob" in argument]
-    assert files(tools) == {path.name for pattern in ignored for path in REPO.glob(pattern)} | folders(tools)
+    ignored = [argument.removeprefix("--ignore=") for argument in in_process.arguments if argument[:9] == "--ignore="]
+    assert ignored == tools.arguments
     assert {"test_demo.py", "test_devtools_tiers.py"} < files(tools)
     assert "tools" not in tiers.parts("tier 1", newest=None, tools=False)
-
-
-def folders(part: tiers.Part) -> set[str]:
-    return {Path(argument).name for argument in part.arguments if Path(argument).is_dir()}
 
 
 def test_what_tier_1_names_is_there():
@@ -104,7 +100,7 @@ def checkout(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("changed", "needed"), [
     ("README.md", False),
     ("tests/test_off.py", False),
-    ("workflows/trace_sd15.json", False),
+    ("workflows/EBCA 11 Sweep (SDXL).json", False),
     ("bench/speed.py", True),
     ("tests/test_demo.py", True),
     ("run.py", True),
@@ -152,19 +148,19 @@ def test_run_py_runs_the_parts_and_ruff_and_prints_their_times(monkeypatch, caps
 
     def call_together(commands, folder, at_once):
         called.update(commands)
-        return [(name, int(name == "ruff"), 1.0) for name in commands]
+        return [subprocesses.Result(name, int(name == "ruff"), 1.0, 2.0) for name in commands]
 
     monkeypatch.setattr(environment, "prepare", lambda version=None: environment.Host(
         Path("py"), Path(version or NEWEST), fetched=True))  # fmt: skip
     monkeypatch.setattr(tiers, "need_tool_tests", lambda: (False, "nothing changed"))
-    monkeypatch.setattr(children, "call_together", call_together)
+    monkeypatch.setattr(subprocesses, "call_together", call_together)
     assert run.main(["test", *option]) == 1
     parts = tiers.parts(tier, tools=False)
     assert list(called) == ["ruff", *parts]
     assert [str(called[name].variables["COMFYUI_PATH"]) for name in parts] == [part.version for part in parts.values()]
     assert all(called[name].variables["OMP_NUM_THREADS"] == "1" for name in parts)
     printed = capsys.readouterr().out
-    assert "FAILED  ruff (1 s)" in printed
-    assert all(f"passed  {name} (1 s)" in printed for name in parts)
-    assert f"{tier}: 0.0 minutes" in printed
+    assert "FAILED  ruff (1 s, of the CPU 2 s)" in printed
+    assert all(f"passed  {name} (1 s, of the CPU 2 s)" in printed for name in parts)
+    assert f"{tier}: 0.0 minutes, of the CPU" in printed
     assert ("the tests of the tools are left out: nothing changed" in printed) == (tier == "tier 1")

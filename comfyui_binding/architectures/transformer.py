@@ -31,6 +31,7 @@ from ..runtime.sampling_run import Run
 from ..runtime.settings import KEY, Edit
 from ..runtime.text_attention import EncodedText, hidden_tokens
 from ..runtime.torch_compile import uncompiled
+from .host_attention import exchanged_attention, preferred_attention
 from .key_norms import through_norm
 from .key_projection import is_unpatched, project_to_context, together
 
@@ -69,7 +70,10 @@ class Parts:
 
 @dataclass(frozen=True)
 class Grid:
-    """Frames, rows and columns of a network's image tokens; tokens before and after them belong to no image."""
+    """Frames, rows and columns of a network's image tokens; tokens before and after them belong to no image.
+
+    An empty size: all tokens belong to no image.
+    """
 
     size: tuple[int, ...]
     before: int = 0
@@ -98,8 +102,8 @@ class Family:
     layers: Callable[[Module], Mapping[str, Module]]
     parts: Callable[[Module], Parts]
     #: The grid of a stream's tokens, from the network, the shape [b, c, (frames,) height, width] of its input, the
-    #: keyword arguments of apply_model and the stream. None: they are no picture's.
-    grid: Callable[[Module, Sequence[int], Mapping[str, Any], str], Grid | None]
+    #: keyword arguments of apply_model and the stream.
+    grid: Callable[[Module, Sequence[int], Mapping[str, Any], str], Grid]
     #: Position and name of the text among the arguments of the modules.
     text: tuple[int, str] = (1, "context")
     #: Width of the text that encoders give, None where it is not checked.
@@ -139,6 +143,7 @@ class Transformer:
 
     def __init__(self, family: Family):
         self.family = family
+        self.text_depends_on_sigma = family.text_depends_on_sigma
 
     def layer_names(self, network: Module) -> tuple[str, ...]:
         return tuple(self.family.layers(network))
@@ -192,8 +197,9 @@ class Transformer:
             if name != "c_concat"
         }
         context = own.pop("c_crossattn")
-        kwargs = {name: _first_rows(value, batch, images) for name, value in kwargs.items()}
-        kwargs |= {**{name: None for name in TEXT_MASKS if name in kwargs}, **own}  # none of the prompt's
+        others = {name: _first_rows(value, batch, images) for name, value in kwargs.items()}
+        others |= {name: None for name in TEXT_MASKS if name in others}  # of the prompt's text
+        kwargs = {**others, **own}
         x, timestep, concat = (_first_rows(value, batch, images) for value in (x, timestep, concat))
         options = {name: args[TRANSFORMER_OPTIONS][name] for name in PLAIN_OPTIONS if name in args[TRANSFORMER_OPTIONS]}
         options["wrappers"] = {WrappersMP.DIFFUSION_MODEL: {KEY: [_without_prefetch]}}
@@ -259,6 +265,8 @@ class TransformerAttention:
     #: Scale and shift of the texts (Blocks), and what turns keys by their positions (Family).
     modulation: tuple[Tensor, Tensor] | None
     rotate: Callable[[Tensor, bool], Tensor] | None
+    values_follow: Tensor | None = None
+    refused_edits: bool = False
 
     @property
     def normalises_keys(self) -> bool:
@@ -280,7 +288,7 @@ class TransformerAttention:
         return self.attention(*first, v, heads, mask=text_mask) - self.attention(*second, v, heads, mask=text_mask)
 
     def attend_exchanged(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        return host.optimized_attention(
+        return exchanged_attention()(
             query, key, value, heads, attn_precision=self.attn_precision, low_precision_attention=False
         )
 
@@ -368,8 +376,9 @@ def is_word(context: Tensor, words: Tensor | None) -> Tensor:
     which summarises the prompt, it is a sink of attention and takes no step.
     """
     equal = (context == context[:, -1:]).all(dim=-1)
-    tail = equal.flip(1).cumprod(dim=1).flip(1)
-    is_padding = (tail * (tail.sum(dim=1, keepdim=True) > 1)).bool() | (context == 0).all(dim=-1)
+    places = torch.arange(context.shape[1], device=context.device)
+    tail = places > torch.where(equal, -1, places).amax(dim=1, keepdim=True)
+    is_padding = tail & (tail.sum(dim=1, keepdim=True) > 1) | (context == 0).all(dim=-1)
     known = (~is_padding).unsqueeze(-1).to(context.dtype)
     return known if words is None else known * words
 
@@ -380,7 +389,7 @@ def _words(context: Tensor, mask: Tensor | None, not_words: slice | Tensor | Non
         return None
     words = context.new_ones(*context.shape[:2], 1)
     if mask is not None:
-        words[hidden_tokens(mask).expand(words.shape[:2])] = 0
+        words = words * ~hidden_tokens(mask).unsqueeze(-1)
     if not_words is not None:
         words[(slice(None), not_words) if isinstance(not_words, slice) else not_words] = 0
     return words
@@ -465,22 +474,24 @@ class _CallHooks:
         context, modulation = _unpacked(family, given, self._batch), None
         if family.blocks is not None:
             block = family.blocks.around(self._network, name)
-            given = self._block_kwargs[family.blocks.texts[stream]]
-            modulation = family.blocks.modulation(block, stream, given, self._block_kwargs)
-        if modulation is not None:
-            context = given
+            unmodulated = self._block_kwargs[family.blocks.texts[stream]]
+            modulation = family.blocks.modulation(block, stream, unmodulated, self._block_kwargs)
+            context = context if modulation is None else unmodulated
         text = context[:, before:]
         if self._first in (None, name):
             if self._first is not None:
                 call.finish()  # the network runs again in the same call
             self._first = name
-            chunks = call.run.chunks(self._options, self._batch, call.latent_size)
-            call.begin(list(self._layers), chunks, text)
+            rows = call.run.layout.rows(self._options, self._batch, call.latent_size)
+            call.begin(list(self._layers), rows, text, stream)
         moved = call.context(name, text, stream)
         parts = family.parts(module)
         mask = _text_mask(kwargs)
         words = _words(text, mask, self._not_words)
-        visit = _Visit(stream, parts, text, moved, mask, words, modulation, args, kwargs, family.attention_call(module))
+        visit = _Visit(
+            stream, parts, text, moved, mask, words, modulation, args, kwargs, family.attention_call(module),
+            preferred_attention(module),
+        )  # fmt: skip
         self._visit = visit
         if not call.works_in(name):
             visit.is_done = True
@@ -503,7 +514,8 @@ class _CallHooks:
 
     def _override(self, name: str, visit: _Visit, other: Callable | None, function: Callable, *args, **kwargs):
         """Attention override of a module: its attention, with EBCA's part."""
-        own = function if other is None else partial(other, function)
+        chosen = getattr((visit.preferred | kwargs).get("preferred_attention"), "function", None)
+        own = chosen or function if other is None else partial(other, function)
         out = own(*args, **kwargs)
         call, visit.calls = visit.calls, visit.calls + 1
         if visit.is_done or call != visit.attention_call:
@@ -519,7 +531,7 @@ class _CallHooks:
         is_split = kwargs.get("skip_output_reshape", False)
         flat = _flat(out, True) if is_split else out
         layer = self._attention(name, visit, q, k, v, heads, attention, kwargs.get("attn_precision"), other is not None)
-        result = self._call.output(layer, flat, has_other_branches=False)
+        result = self._call.output(layer, flat)
         if not is_split:
             return result
         return torch.empty_like(out).copy_(result.unflatten(-1, (heads, -1)).transpose(1, 2))  # in the host's layout
@@ -539,11 +551,11 @@ class _CallHooks:
         visit.is_done = True
         q = visit.parts.queries(visit.q, visit.args)
         options = visit.kwargs.get("transformer_options") or {}
-        attention = partial(host.optimized_attention, transformer_options=options)
+        attention = partial(host.optimized_attention, transformer_options=options, **visit.preferred)
         has_override = "optimized_attention_override" in options
         layer = self._attention(name, visit, q, None, None, visit.parts.heads, attention, None, has_override)
         (layer.k,) = layer.keys([visit.moved])
-        return (self._call.output(layer, args[0], has_other_branches=False), *args[1:])
+        return (self._call.output(layer, args[0]), *args[1:])
 
     def _attention(self, name, visit, q, k, v, heads, attention, attn_precision, has_override) -> TransformerAttention:
         z = visit.z
@@ -552,7 +564,7 @@ class _CallHooks:
         grid = self._grid(visit.stream)
         layer = TransformerAttention(
             name, visit.stream, visit.parts, q, k, v, heads, visit.text, visit.text, visit.text_mask, visit.words,
-            grid and grid.size, grid.before if grid else 0, has_override, attention, attn_precision, z, visit.moved,
+            grid.size, grid.before, has_override, attention, attn_precision, z, visit.moved,
             visit.modulation, self._rotate,
         )  # fmt: skip
         if k is not None:
@@ -574,6 +586,8 @@ class _Visit:
     args: tuple
     kwargs: Mapping[str, Any]
     attention_call: int
+    #: Keyword arguments with which the module asks for an attention of its own, in newer versions of ComfyUI.
+    preferred: Mapping[str, Any]
     calls: int = 0
     is_done: bool = False
     z: Tensor | None = None

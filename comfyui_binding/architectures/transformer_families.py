@@ -241,7 +241,7 @@ FAMILIES = [
         "lightricks.av_model.LTXAVModel",
         _ltxav_layers,
         _ltx_parts,
-        lambda network, shape, conds, stream: _patches(shape, (1, 1, 1)) if stream == "b" else None,
+        lambda network, shape, conds, stream: _patches(shape, (1, 1, 1)) if stream == "b" else Grid(()),
         blocks=_ltx_blocks(b="v_context", a="a_context"),
     ),
     Family(

@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ...ebca_core import Area
-
-#: Dimensions of latents over which context windows go: [b, c, (frames,) height, width].
-IMAGES, FRAMES = 0, 2
+from ..other_packs import frames_of_window, images_of_window
+from . import notices
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,14 @@ class Chunk:
     frames: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class CallRows:
+    """The entries of one denoiser call; none where it is not known which rows belong to which, and why that is so."""
+
+    chunks: Sequence[Chunk] = ()
+    reason: str = notices.ROWS
+
+
 class BatchLayout:
     """The entries of the guider's conditionings in one run."""
 
@@ -54,31 +61,52 @@ class BatchLayout:
     ):
         """latent_size, images: height, width and batch of the run's latent, where they are known."""
         self._by_uuid = _by_uuid(conds, latent_size, repeats_prompts)
+        self._texts = _positive_texts(conds) if repeats_prompts else {}
+        self._latent_size = latent_size
         self._images = images
 
     @property
-    def positive(self) -> list[CondEntry]:
-        return [entry for entry in self._by_uuid.values() if entry.positive]
+    def positive_texts(self) -> Mapping[Hashable, Tensor]:
+        """{uuid: text [b, t, c]} of the positive prompts, where the network reads them as they were encoded."""
+        return self._texts
 
-    def chunks(self, transformer_options: Mapping[str, Any], batch: int) -> list[Chunk]:
-        """The entries of a call with `batch` rows; empty if it is not known which rows belong to which.
+    def text_of(self, chunk: Chunk) -> Tensor | None:
+        """The text [b, t, c] that the guider has for a positive prompt; None where it is not known."""
+        return self._texts.get(chunk.cond[0])
 
-        Core's rows are all images of one entry, then of the next. Packs that cut images into tiles have other orders.
+    def rows(self, transformer_options: Mapping[str, Any], batch: int, size: tuple[int, int]) -> CallRows:
+        """The entries of a call with `batch` latents of `size`.
+
+        Core's rows are all images of one entry, then of the next. Packs that cut images into tiles have other orders,
+        and latents that are neither the whole image nor the area of a prompt.
         """
         indices = transformer_options.get("cond_or_uncond") or [0]
         uuids = transformer_options.get("uuids") or [None] * len(indices)
-        if batch % len(indices) or len(uuids) != len(indices):
-            return []
-        size = batch // len(indices)
-        images, frames = _images(transformer_options, size, self._images), _windowed(transformer_options, FRAMES)
+        if len(uuids) != len(indices):
+            return CallRows()
+        entries = [self._entry(cond, index) for index, cond in zip(indices, uuids, strict=True)]
+        if any((entry.area[:2] if entry.area else self._latent_size or size) != size for entry in entries):
+            return CallRows(reason=notices.TILES)
+        if batch % len(indices):
+            return CallRows()
+        count = batch // len(indices)
+        images = self._images_of(transformer_options, count)
         if images is None:
-            return []
-        chunks = []
-        for position, (index, cond) in enumerate(zip(indices, uuids, strict=True)):
-            entry = self._entry(cond, index)
-            rows = slice(position * size, (position + 1) * size)
-            chunks.append(Chunk(position, rows, entry, (cond, entry.positive), images, frames))
-        return chunks
+            return CallRows(reason=notices.FRAMES)
+        frames = frames_of_window(transformer_options)
+        return CallRows([
+            Chunk(
+                position, slice(position * count, (position + 1) * count), entry, (cond, entry.positive), images, frames
+            )
+            for position, (entry, cond) in enumerate(zip(entries, uuids, strict=True))
+        ])
+
+    def _images_of(self, transformer_options: Mapping[str, Any], count: int) -> tuple[int, ...] | None:
+        """Which images of the batch the `count` rows of an entry are: those of a window, or else all, in order."""
+        window = images_of_window(transformer_options)
+        if window is not None and len(window) == count and (self._images is None or max(window) < self._images):
+            return window
+        return tuple(range(count)) if self._images in (None, count) else None
 
     def _entry(self, cond: Hashable, index: int) -> CondEntry:
         """The entry with a uuid. The index in cond_or_uncond has other meanings in some guiders and packs.
@@ -108,6 +136,11 @@ def make_uuids_unique(conds: Mapping[str, list[dict]]) -> None:
             seen.add(entry["uuid"])
 
 
+def _positive_texts(conds: Mapping[str, Sequence[dict]]) -> dict[Hashable, Tensor]:
+    contexts = {entry["uuid"]: entry.get("model_conds", {}).get("c_crossattn") for entry in conds.get("positive", ())}
+    return {cond: context.cond for cond, context in contexts.items() if context is not None and context.cond.ndim == 3}
+
+
 def _by_uuid(
     conds: Mapping[str, Sequence[dict]], latent_size: tuple[int, int] | None, repeats_prompts: bool
 ) -> dict[Hashable, CondEntry]:
@@ -129,20 +162,3 @@ def _clipped(area: Sequence[int], latent_size: tuple[int, int]) -> Area:
     dims = len(area) // 2  # of videos, frames come first
     (height, width), (top, left) = area[dims - 2 : dims], area[-2:]
     return min(height, latent_size[0] - top), min(width, latent_size[1] - left), top, left
-
-
-def _images(transformer_options: Mapping[str, Any], size: int, batch: int | None) -> tuple[int, ...] | None:
-    """Which images of the batch the rows of a chunk are: all, in order, unless a context window selects some."""
-    images = _windowed(transformer_options, IMAGES)
-    if images is not None and len(images) == size:
-        return images
-    return tuple(range(size)) if batch in (None, size) else None
-
-
-def _windowed(transformer_options: Mapping[str, Any], dim: int) -> tuple[int, ...] | None:
-    """The positions of a dimension of the latent that a context window selects; None for all."""
-    window = transformer_options.get("context_window")
-    if window is None or getattr(window, "dim", None) != dim:
-        return None
-    anchor = getattr(window, "causal_anchor_index", None)  # put in front by the window, dropped afterwards
-    return (*([] if anchor is None else [anchor]), *window.index_list)

@@ -40,9 +40,6 @@ class TensorCache:
 
     def prefetch(self, like: Tensor) -> None:
         """Copy all of them before the first layer asks, where the copy would make the host wait for the device."""
-        for update in self._settings.updates:
-            if update.token_weights is not None:
-                self.cast(update.token_weights.values, like)
         for edit in self._settings.edits:
             self.cast(edit.context, like)
         for setting in (*self._settings.updates, *self._settings.edits):

@@ -49,17 +49,23 @@ class TextAttention(Protocol):
     #: and values different contexts.
     context: Tensor
     value_context: Tensor
+    #: Of two contexts: which rows [b, 1, 1] hold one text all the same, so that values follow what changes the keys;
+    #: None where the two cannot be compared.
+    values_follow: Tensor | None
     #: The attention mask of the layer's text, and which tokens are words (EncodedText); None where it has none.
     text_mask: Tensor | None
     words: Tensor | None
     #: Whether keys are normalised. E(K) is constant then, or picks one token by chance, and is left out.
     normalises_keys: bool
-    #: Rows and columns of the image tokens, with frames in front for videos; None where they are no picture's.
+    #: Rows and columns of the image tokens, with frames in front for videos; empty where the tokens are no picture's,
+    #: None where they are not known.
     grid: tuple[int, ...] | None
     #: Tokens in front of the grid's that belong to no image; None where the grid's must be the only ones.
     tokens_before_grid: int | None
-    #: Whether another node has set an attention function of its own for the layer.
+    #: Whether another node has set an attention function of its own for the layer, or replaced its attention.
     has_attention_override: bool
+    #: Whether another node's attention in the layer has not taken an edit's text, so that ComfyUI's has read it.
+    refused_edits: bool
 
     def keys(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
         """The layer's keys of other contexts: [b, t, c] each -> [b, t, (h d)]."""

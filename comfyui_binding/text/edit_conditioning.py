@@ -1,8 +1,10 @@
-"""Converts a CONDITIONING to the context of one edit."""
+"""Encodes the prompts of edits, and checks their CONDITIONING."""
 
 from __future__ import annotations
 
 import torch
+
+from ..other_packs import holds_keys_and_values_in_turns
 
 #: {option of a conditioning that edits do not support: its name, and the alternative}
 NOT_FOR_EDITS = {
@@ -41,4 +43,16 @@ def checked_conditioning(conditioning: list) -> list:
             f"The conditioning of an edit is {received} instead of an encoded prompt [batch, tokens, width]. Connect a "
             "CLIP Text Encode."
         )
+    if holds_keys_and_values_in_turns(context):
+        raise ValueError(
+            "The conditioning of an edit is encoded with a NegPip CLIP, whose keys and values edits do not take apart. "
+            "Encode the edit with the CLIP from before CLIP NegPip."
+        )
     return conditioning
+
+
+def encode_prompt(clip, text: str) -> list:
+    """The CONDITIONING that CLIP Text Encode returns. Raises ValueError without a CLIP."""
+    if clip is None:
+        raise ValueError("The CLIP is empty: the checkpoint has no text encoder. Load one with Load CLIP.")
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))

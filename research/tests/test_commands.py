@@ -1,5 +1,6 @@
 """The commands that count on the shapes model: they run, and print a row for each method."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,14 @@ from pathlib import Path
 import pytest
 
 RESEARCH = Path(__file__).resolve().parents[1]
+REPO = RESEARCH.parent
+
+
+def test_every_name_of_bench_has_its_script():
+    spec = importlib.util.spec_from_file_location("run", REPO / "run.py")
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    assert all((REPO / script).is_file() for script in run.BENCHES.values())
 
 
 @pytest.mark.slow
