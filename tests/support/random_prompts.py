@@ -246,6 +246,7 @@ class RandomPrompts:
         self._end(draw, prompt, self._add(draw, prompt, node_id, DEEPEST))
         for _ in range(draw(st.sampled_from([0, 0, 0, 1, 1, 2]))):
             self._spoil(draw, prompt)
+        _with_clips_of_models(prompt)
         return prompt
 
     def without_pack(self, prompt: Prompt) -> Prompt:
@@ -411,6 +412,17 @@ class RandomPrompts:
             return [(node, own.name, own.kind) for own in self._inputs[node["class_type"]]]
         core = {"positive": "CONDITIONING", "negative": "CONDITIONING", "latent_image": "LATENT", "sigmas": "SIGMAS"}
         return [(node, name, kind) for name, kind in core.items() if name in node["inputs"]]
+
+
+def _with_clips_of_models(prompt: Prompt) -> None:
+    """SDXL's CLIP beside an SDXL model: the toys of another family have text of SDXL's width, which no real one has."""
+    models, clips = (
+        [node["inputs"] for node in prompt.values() if node["class_type"] == supply_of(kind)]
+        for kind in ("MODEL", "CLIP")
+    )
+    if any(inputs["name"] == "sdxl" for inputs in models):
+        for inputs in clips:
+            inputs["name"] = "sdxl" if inputs["name"] in GOOD["CLIP"] else inputs["name"]
 
 
 def _traced(prompt: Prompt) -> dict[str, Any]:
