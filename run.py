@@ -9,8 +9,8 @@
                                               fast tests on those between (over an hour)
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
-    python run.py twins                       every workflow file on that model, and the pictures it saves
-    python run.py twins trace_sd15            one file
+    python run.py twins                       every workflow file on that model, and the pictures it shows
+    python run.py twins 09                    the file with 09 in its name
     python run.py twins --docs                the thumbnails of the files, the pictures of README and of the help pages
     python run.py comfyui_tests               ComfyUI's own execution tests, with the pack installed
     python run.py bench                       speed and memory
@@ -22,6 +22,7 @@
     python run.py bench plain_model           what the shapes model draws without EBCA, counted
     python run.py bench real_checkpoints      the same question on your own checkpoint and servers, by CLIP
     python run.py bench import_time           how long ComfyUI takes to load the pack
+    python run.py bench templates             which of ComfyUI's own templates have a model that EBCA accepts
     python run.py archive                     what users install, as the registry packs it, in dist/
 
 demo, twins, test and bench NAME take --help too. The first call makes an environment in `.host` and fetches ComfyUI,
@@ -41,6 +42,7 @@ REPO = Path(__file__).absolute().parent
 BENCHES = {
     "speed": "bench/speed.py",
     "import_time": "bench/import_time.py",
+    "templates": "bench/templates.py",
     "alignment": "research/alignment/compare.py",
     "attention_maps": "research/attention_maps.py",
     "editing": "research/editing.py",

@@ -7,7 +7,8 @@ network's forward pass belongs to the architecture.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .node_messages import show_on_node
 from .runtime import notices
-from .runtime.batch_layout import make_uuids_unique
+from .runtime.batch_layout import latent_shape, make_uuids_unique
 from .runtime.denoiser_call import DenoiserCall
 from .runtime.notices import Notices
 from .runtime.sampling_run import Run
@@ -92,10 +93,12 @@ def sampler_sample(
     if settings is None:
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
     make_uuids_unique(guider.conds)
-    _inform_of_resized_masks(settings, guider.inner_model, noise.shape)
+    entry = next((entry for entries in guider.conds.values() for entry in entries), {})
+    shape = latent_shape(noise, {name: one.cond for name, one in entry.get("model_conds", {}).items()})
+    _inform_of_resized_masks(settings, guider.inner_model, shape)
     if denoise_mask is not None and settings.needs_noise_mask:
-        settings = settings.with_noise_mask(_mask_images(denoise_mask).clamp(0, 1))
-    run = Run(settings, guider.inner_model.model_sampling, guider.conds, noise.shape)
+        settings = settings.with_noise_mask(_picture_mask(denoise_mask, shape).clamp(0, 1))
+    run = Run(settings, guider.inner_model.model_sampling, guider.conds, shape)
     if settings.needs_noise_mask:
         run.notices.warn_once(notices.NO_NOISE_MASK)
     options[RUN_KEY] = run
@@ -125,7 +128,7 @@ def _has_wrappers(options: dict[str, Any], settings: Settings) -> bool:
     return all(KEY in found.get(kind, {}) for kind in (WrappersMP.APPLY_MODEL, *settings.architecture.wrappers))
 
 
-def _inform_of_resized_masks(settings: Settings, model: torch.nn.Module, latent: torch.Size) -> None:
+def _inform_of_resized_masks(settings: Settings, model: torch.nn.Module, latent: Sequence[int]) -> None:
     """Say, once a MODEL, which masks have another size than the image: it may be a tile of the one they are for."""
     pixels = getattr(getattr(model, "latent_format", None), "spacial_downscale_ratio", PIXELS_OF_A_LATENT)
     height, width = latent[-2:]
@@ -159,7 +162,7 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
     if args[0].shape[0] == 0:  # empty batch: ComfyUI raises its own error
         return executor(*_with_options(args, _without_network_wrapper(options)), **kwargs)
     sigma = float(args[1].flatten()[0]) if run.timeline.needs_sigma else None
-    call = DenoiserCall(run, sigma, args[1].flatten()[:1], tuple(args[0].shape[-2:]))
+    call = DenoiserCall(run, sigma, args[1].flatten()[:1], latent_shape(args[0], kwargs)[-2:])
     if not call.is_active and run.recorder is None:
         return executor(*_with_options(args, _without_network_wrapper(options)), **kwargs)
     run.active_calls += call.is_active
@@ -177,12 +180,16 @@ WRAPPERS = {
 }
 
 
-def _mask_images(denoise_mask: torch.Tensor) -> torch.Tensor:
-    """[b, c, (frames,) height, width] -> [b or frames, height, width]; all videos have the masks of the first."""
-    mask = denoise_mask[:, 0]
-    if mask.ndim == 3:
-        return mask
-    return mask[:, 0] if mask.shape[1] == 1 else mask[0]
+def _picture_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """The noise mask of a latent of this shape -> [b, height, width]; of a video, [frames, height, width] of the first.
+
+    mask: of the latent's shape, or packed in one row of values, [b, 1, n], as a picture with its sound is.
+    """
+    if mask.ndim != len(shape):
+        mask = mask[..., : math.prod(shape[1:])].reshape(-1, *shape[1:])
+    if mask.ndim < 5:
+        return mask[:, 0] if mask.ndim == 4 else mask[:, :1]  # of sound alone, time is its width
+    return mask[:, 0, 0] if mask.shape[2] == 1 else mask[0, 0]
 
 
 def _show_summary(run: Run) -> None:

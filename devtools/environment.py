@@ -104,11 +104,21 @@ def front_end_of(comfyui: Path) -> Path | None:
     version = os.environ.get(FRONT_END_VARIABLE) or pin[1]
     if metadata.version(package) == version:
         return None
-    folder = HOST / f"front-end-{version}"
+    return _fetched(f"front-end-{version}", f"{package}=={version}") / "comfyui_frontend_package" / "static"
+
+
+def fetched_package(package: str, version: str) -> Path:
+    """A package that one command needs, alone in a folder: no other command and no test sees it."""
+    return _fetched(f"{package}-{version}", f"{package}=={version}")
+
+
+def _fetched(name: str, requirement: str) -> Path:
+    """What pip installs for a requirement, in `.host/name`; fetched once."""
+    folder = HOST / name
     if not folder.is_dir():
-        with stage(f"Fetching the front end {version}"), made_whole(folder) as making:
-            _pip(Path(sys.executable), "install", "--no-deps", "--target", making, f"{package}=={version}")
-    return folder / "comfyui_frontend_package" / "static"
+        with stage(f"Fetching {requirement}"), made_whole(folder) as making:
+            _pip(Path(sys.executable), "install", "--no-deps", "--target", making, requirement)
+    return folder
 
 
 def interpreter_in(environment: Path) -> Path:

@@ -1,6 +1,6 @@
 """The thumbnails of the template browser, and the pictures of the help pages: what the shapes twins make, drawn small.
 
-A card is for one file in `workflows/`: its twin's pictures in a row, what they show, and by which model they were made.
+A card is for one file in `workflows/`: pictures of its twin in a row, with a word below each.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from .server import Server
-from .twins import SHAPES, WORKFLOWS, prompt_of, saved
-from .workflows import Prompt, Substitutions
+from .twins import WORKFLOWS, shown, twin_of
+from .workflows import Prompt, Substitutions, node_ids
 
 Pictures = dict[str, Image.Image]
 
-WIDTH, HEIGHT = 480, 360  # of a card, in pixels
-MARGIN, LABEL, LINE = 12, 30, 24
+WIDTH, HEIGHT = 432, 256  # of a card, in pixels
+MARGIN, LABEL = 12, 30
 QUALITY = 90  # of the file
-PHOTO, MASK = "Photo", "Mask"
+GROUND, INK = "#1b1b1b", "white"  # of a card: the template browser is dark
+PHOTO, MASK, SCHEDULE = "Photo", "Mask", "Schedule"
 
 
 @dataclass(frozen=True)
@@ -29,26 +30,26 @@ class Card:
     """What the thumbnail of a workflow file shows.
 
     Attributes:
-        shows: lines below the pictures.
-        panels: {label: title of the node that saves the picture, or what makes it of all that are saved}.
+        panels: {label: title of the node that shows the picture, or what makes it of all that are shown}.
         side: the height of the pictures, best a multiple of theirs.
-        changes: to the twin, where its own pictures would not show what EBCA does. The card says so in `shows`.
+        changes: to the twin, where its own pictures would not show what EBCA does.
     """
 
-    shows: tuple[str, ...]
     panels: Mapping[str, str | Callable[[Pictures], Image.Image]]
     side: int = 192
     changes: Substitutions = field(default_factory=dict)
 
     def row(self, pictures: Pictures) -> Pictures:
         """The pictures of the card by their labels."""
-        return {
-            label: pictures[panel] if isinstance(panel, str) else panel(pictures)
-            for label, panel in self.panels.items()
-        }
+        return row(self.panels, pictures)
 
 
-def _masked(pictures: Pictures) -> Image.Image:
+def row(panels: Mapping[str, str | Callable[[Pictures], Image.Image]], pictures: Pictures) -> Pictures:
+    """The panels' pictures by their labels."""
+    return {label: pictures[panel] if isinstance(panel, str) else panel(pictures) for label, panel in panels.items()}
+
+
+def masked(pictures: Pictures) -> Image.Image:
     """The photo, grey where its mask is."""
     veil = pictures[MASK].convert("L").point([value * 2 // 3 for value in range(256)])
     return Image.composite(Image.new("RGB", veil.size, "grey"), pictures[PHOTO], veil)
@@ -64,72 +65,35 @@ def _tile(number: int) -> Callable[[Pictures], Image.Image]:
     return crop
 
 
-def _first_chart(pictures: Pictures) -> Image.Image:
-    """The upper left one of the charts of EBCA Energy Plot, which are four by four below a legend."""
-    sheet = pictures["Energies"]
-    width, height = sheet.width // 4, 250
-    return sheet.crop((0, sheet.height - 4 * height, width, sheet.height - 3 * height))
-
-
 def _cells(pictures: Pictures) -> Image.Image:
     """The cells of the sweep in the size in which they were made: the grid has them thrice as large, with gaps of 6."""
-    sheet, side = pictures["EBCA Sweep Grid"], 4 * (3 * 64 + 6)
+    sheet, side = pictures["Sweep"], 4 * (3 * 64 + 6)
     return sheet.crop((sheet.width - side, sheet.height - side, sheet.width, sheet.height)).reduce(3)
 
 
-def _seed(number: int) -> Substitutions:
+def seed(number: int) -> Substitutions:
+    """Another seed than the file's."""
     return {("PrimitiveInt", "value"): number}
 
 
-_BOTH = {"without EBCA": "Without EBCA", "with EBCA": "With EBCA"}
-_EDITED = {"the photo": PHOTO, "with EBCA": "With EBCA"}
-_PAINTED = {"the photo, masked": _masked, "painted": "With EBCA"}
+_BOTH = {"without": "Without EBCA", "EBCA": "With EBCA"}
 
-#: {name of the file: its card}. Seeds are chosen where the gammas of the file change little under most of them.
+#: {name of the file: its card}
 CARDS: dict[str, Card] = {
-    "multi_concept_sd15": Card(
-        ("a purple square and a yellow star", "(a seed chosen for the picture)"), _BOTH, changes=_seed(124)
+    "EBCA 01 Several things (SD 1.5)": Card(_BOTH),
+    "EBCA 02 Several things (SDXL)": Card(_BOTH),
+    "EBCA 03 Add and remove (SD 1.5)": Card(_BOTH),
+    "EBCA 04 Style with schedule (SDXL)": Card(_BOTH),
+    "EBCA 05 Photo cat to dog (SD 1.5)": Card({"photo": PHOTO, "EBCA": "With EBCA"}),
+    "EBCA 06 Photo with mask (SD 1.5)": Card({"mask": masked, "EBCA": "With EBCA"}),
+    "EBCA 07 Inpainting (SD 1.5)": Card({"mask": masked, "painted": "With EBCA"}),
+    "EBCA 08 Outpainting with RePaint (SD 1.5)": Card({"mask": masked, "painted": "With EBCA"}, side=128),
+    "EBCA 09 Attention maps (SDXL)": Card({"purple": _tile(0), "yellow": _tile(2)}),
+    # Gammas far above useful ones, and a seed under which they change what is seen.
+    "EBCA 10 Context update (SD 1.5)": Card(
+        _BOTH, changes=seed(50) | {("EBCAContextUpdate", "gamma_attn"): 0.2, ("EBCAContextUpdate", "gamma_norm"): 0.3}
     ),
-    "multi_concept_sdxl": Card(
-        ("a green star, a yellow square and a", "purple cross (a seed chosen for the picture)"), _BOTH, changes=_seed(6)
-    ),
-    "token_weights_sd15": Card(
-        ("a yellow square and a blue triangle", "(a seed chosen, gammas far above useful ones)"),
-        _BOTH | {"triangle = 2.5": "With EBCA and token weights"},
-        side=128,
-        changes=_seed(50) | {("EBCAContextUpdate", "gamma_attn"): 0.2, ("EBCAContextUpdate", "gamma_norm"): 0.3},
-    ),
-    "compose_sd15": Card(("a red circle on a white background;", "added: a yellow star, a black background"), _BOTH),
-    "each_concept_sd15": Card(
-        ("a red circle, a green square and a", "yellow triangle (a seed chosen for the picture)"), _BOTH
-    ),
-    "stylise_sd15": Card(("a blue square; added: yellow",), _BOTH),
-    "schedule_sd15": Card(
-        ("a blue square; added: yellow,", "throughout or fading"),
-        _BOTH | {"scheduled": "With EBCA and schedule"},
-        side=128,
-    ),
-    "trace_sd15": Card(
-        ("where the picture reads two words, and the", "energies of two runs (gammas far above useful ones)"),
-        {"purple": _tile(0), "yellow": _tile(2), "energies": _first_chart},
-        side=110,
-    ),
-    "sweep_sd15": Card(("(gammas far above useful ones)",), {"gamma_attn by gamma_norm": _cells}, side=264),
-    "add_and_remove_sd15": Card(("a red square; removed: red square,", "added: blue circle"), _BOTH),
-    "real_image_cat_to_dog_sd15": Card(
-        ("removed: red square, added: blue circle",),
-        {"the photo": PHOTO} | _BOTH,
-        side=128,
-    ),
-    "real_image_horse_to_zebra_sd15": Card(("removed: red square, added: green cross",), _EDITED),
-    "real_image_to_goat_sd15": Card(("added: red circle",), _EDITED),
-    "real_image_with_mask_sd15": Card(
-        ("removed: red square, added: blue circle,", "in the masked region alone"),
-        {"the photo, masked": _masked, "with EBCA": "With EBCA and noise mask"},
-    ),
-    "inpaint_model_sd15": Card(("a blue circle on a white background",), _PAINTED),
-    "repaint_sd15": Card(("a blue circle on a white background",), _PAINTED),
-    "outpaint_sd15": Card(("a red square and a blue circle", "on a white background"), _PAINTED, side=128),
+    "EBCA 11 Sweep (SDXL)": Card({"": _cells}, side=204),
 }
 
 
@@ -138,10 +102,14 @@ def path(name: str) -> Path:
     return WORKFLOWS / f"{name}.jpg"
 
 
-def pictures(server: Server, name: str) -> Pictures:
-    """What a file's twin, changed as its card says, saves by title; its photo and its mask too, if it has them."""
-    prompt = prompt_of(name, server.object_info(), SHAPES[name], CARDS[name].changes)
-    return {title: decoded(file) for title, (file,) in saved(server, with_inputs(prompt)).items()}
+def pictures(server: Server, name: str, *changes: Substitutions) -> Pictures:
+    """What the twin of a file or of a variant shows by title; the photo, the mask and the schedule too, if it has them.
+
+    The changes of a file's card are made first.
+    """
+    card = (CARDS[name].changes,) if name in CARDS else ()
+    prompt = twin_of(name, server.object_info(), *card, *changes)
+    return {title: decoded(file) for title, (file,) in shown(server, with_inputs(prompt)).items()}
 
 
 def decoded(file: bytes) -> Image.Image:
@@ -150,7 +118,7 @@ def decoded(file: bytes) -> Image.Image:
 
 
 def with_inputs(prompt: Prompt) -> Prompt:
-    """The prompt with nodes that save the photo that it encodes and its mask, if it has them."""
+    """The prompt with nodes that save the photo that it encodes, its mask and its schedule, if it has them."""
     links = {name: value for node in prompt.values() for name, value in node["inputs"].items()}
     more = {}
     if "pixels" in links:
@@ -158,6 +126,8 @@ def with_inputs(prompt: Prompt) -> Prompt:
     if "mask" in links:
         more["picture of the mask"] = {"class_type": "MaskToImage", "inputs": {"mask": links["mask"]}}
         more[MASK] = _saving(["picture of the mask", 0], MASK)
+    for schedule in node_ids(prompt, "EBCASchedule"):
+        more[SCHEDULE] = _saving([schedule, 1], SCHEDULE)
     return prompt | more
 
 
@@ -166,17 +136,19 @@ def _saving(image: list, title: str) -> dict:
     return {"class_type": "SaveImage", "inputs": inputs, "_meta": {"title": title}}
 
 
-def side_by_side(row: Pictures, side: int) -> Image.Image:
+def side_by_side(row: Pictures, side: int, ground: str = "white", ink: str = "black") -> Image.Image:
     """Pictures of any size, each as high as the others, over their labels."""
     sizes = [(round(picture.width * side / picture.height), side) for picture in row.values()]
-    sheet = Image.new("RGB", (MARGIN + sum(width + MARGIN for width, _ in sizes), side + LABEL + 2 * MARGIN), "white")
+    label_height = LABEL if any(row) else 0
+    size = (MARGIN + sum(width + MARGIN for width, _ in sizes), side + label_height + 2 * MARGIN)
+    sheet = Image.new("RGB", size, ground)
     pen, left = ImageDraw.Draw(sheet), MARGIN
     for (label, picture), size in zip(row.items(), sizes):
         way = Image.Resampling.NEAREST if picture.height < side else Image.Resampling.LANCZOS
         sheet.paste(picture.resize(size, way), (left, MARGIN))
         pen.rectangle((left - 1, MARGIN - 1, left + size[0], MARGIN + side), outline="lightgrey")
         middle = (left + size[0] // 2, MARGIN + side + LABEL // 2 + 4)
-        pen.text(middle, label, "black", ImageFont.load_default(20), anchor="mm")
+        pen.text(middle, label, ink, ImageFont.load_default(20), anchor="mm")
         left += size[0] + MARGIN
     return sheet
 
@@ -184,16 +156,9 @@ def side_by_side(row: Pictures, side: int) -> Image.Image:
 def drawn(name: str, made: Pictures) -> Image.Image:
     """The thumbnail of a workflow file, from the `pictures` of its twin."""
     card = CARDS[name]
-    row = side_by_side(card.row(made), card.side)
-    sheet = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    top = (HEIGHT - row.height - LINE * (len(card.shows) + 1)) // 2
-    sheet.paste(row, ((WIDTH - row.width) // 2, top))
-    pen = ImageDraw.Draw(sheet)
-    model = "SDXL" if name.endswith("sdxl") else "SD 1.5"
-    lines = [(line, "black") for line in card.shows] + [(f"small shapes model, not {model}", "dimgrey")]
-    for number, (line, colour) in enumerate(lines):
-        middle = (WIDTH // 2, top + row.height + LINE * number + LINE // 2 - 4)
-        pen.text(middle, line, colour, ImageFont.load_default(20), anchor="mm")
+    row = side_by_side(card.row(made), card.side, GROUND, INK)
+    sheet = Image.new("RGB", (WIDTH, HEIGHT), GROUND)
+    sheet.paste(row, ((WIDTH - row.width) // 2, (HEIGHT - row.height) // 2))
     return sheet
 
 

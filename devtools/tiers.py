@@ -24,7 +24,9 @@ _USED_BY_TOOLS = ("run.py", "ebca_core/", "comfyui_binding/", "nodes/", "plots/"
 _QUICK = ("core_*", "schemas", "locales", "help", "packaging", "global_state")
 #: What tier 1 runs on the oldest ComfyUI: whatever touches ComfyUI's own interfaces, and one workflow file.
 _ON_OLDEST = ("composes_with", "composes_not", "batches", "projection", "families", "reference", "schemas")
-_ONE_WORKFLOW = "tests/test_workflows.py::test_shapes_twin_gives_a_picture_with_and_one_without[compose_sd15]"
+_ONE_WORKFLOW = (
+    "tests/test_workflows.py::test_shapes_twin_gives_a_picture_with_and_one_without[EBCA 03 Add and remove (SD 1.5)]"
+)
 #: How many random prompts the nightly tier tries (tier 1: the default of tests/test_bad_input.py).
 _CASES = {NEWEST: 2000, OLDEST: 480}
 

@@ -1,11 +1,11 @@
-"""Every picture that the shapes twins of workflow files save. `python run.py twins` calls this.
+"""Every picture that the shapes twins of workflow files show. `python run.py twins` calls this.
 
     python run.py twins                       all files
-    python run.py twins trace_sd15            one of them, or several
+    python run.py twins 09 Photo              those whose names contain one of these words
     python run.py twins --docs                instead, everything that is drawn from such pictures: those of README and
                                               of the help pages, and the thumbnails of the workflow files
 
-Each picture becomes <out>/<workflow>/<title of the node that saves it>.png. Beside them lies prompt.json, which a
+Each picture becomes <out>/<workflow>/<title of the node that shows it>.png. Beside them lies prompt.json, which a
 ComfyUI with the shapes model opens (demo/README.md).
 """
 
@@ -24,34 +24,33 @@ if __name__ == "__main__":
     sys.path.append(str(REPO))
 
 from devtools import thumbnails  # noqa: E402
-from devtools.thumbnails import CARDS, MARGIN, PHOTO, Pictures, decoded, side_by_side  # noqa: E402
-from devtools.twins import SHAPES, prompt_of, saved, shapes_server  # noqa: E402
-from devtools.workflows import Prompt  # noqa: E402
+from devtools.thumbnails import CARDS, MARGIN, PHOTO, SCHEDULE, Pictures, decoded, masked, seed, side_by_side  # noqa: E402
+from devtools.twins import SHAPES, shapes_server, shown, twin_of  # noqa: E402
+from devtools.workflows import Prompt, Substitutions  # noqa: E402
 
 DOCS, HELP, EFFECTS = (REPO / folder for folder in ("docs/looking", "web/docs/looking", "web/docs/effects"))
-OF_DOCS = ("trace_sd15", "sweep_sd15", "schedule_sd15")
 HELP_WIDTH = 640
 
-#: {picture of the help pages: the file whose card has its parts}
-OF_EFFECTS = {
-    "context_update": "multi_concept_sd15",
-    "token_weights": "token_weights_sd15",
-    "edit_context": "add_and_remove_sd15",
-    "compose": "compose_sd15",
-    "invert": "real_image_cat_to_dog_sd15",
-    "repaint": "repaint_sd15",
+_THINGS, _EDITED, _FADING, _PHOTO, _OUTPAINTED, _MAPS, _WEIGHTED, _SWEEP = (
+    next(name for name in SHAPES if name.startswith(f"EBCA {number}"))
+    for number in ("01", "03", "04", "05", "08", "09", "10", "11")
+)
+#: Runs besides those of the cards: {name: (the file or variant, changes)}
+RUNS: dict[str, tuple[str, Substitutions]] = {
+    "constant": ("one strength throughout", {}),
+    "composed": ("a thing and a style", {}),
+    "updated": ("several concepts, as in the paper", seed(124)),
+    "unweighted": (_WEIGHTED, {("EBCATokenWeights", "weights"): ""}),
+    "inverted": (_PHOTO, {("EBCAEditContext", "alpha"): 0.0}),
+    "green cross": ("horse to zebra", {}),
+    "red circle": ("any animal to goat", {}),
 }
-#: Files that edit one photo after the same inversion: {what is added: the file}
-OF_ONE_INVERSION = {
-    "blue circle": "real_image_cat_to_dog_sd15",
-    "green cross": "real_image_horse_to_zebra_sd15",
-    "red circle": "real_image_to_goat_sd15",
-}
+_BOTH = {"without EBCA": "Without EBCA", "with EBCA": "With EBCA"}
 
 
 def run(server, prompt: Prompt) -> Pictures:
-    """A twin's pictures by the titles of the nodes that save them; those of a batch are numbered from the second on."""
-    files = saved(server, prompt)
+    """A twin's pictures by the titles of the nodes that show them; those of a batch are numbered from the second on."""
+    files = shown(server, prompt)
     return {
         title + (f" {number + 1}" if number else ""): decoded(file)
         for title, batch in files.items()
@@ -60,37 +59,64 @@ def run(server, prompt: Prompt) -> Pictures:
 
 
 def fitting(row: Pictures) -> Image.Image:
-    """Pictures of 64 x 64 side by side, as large as the help panel allows with pixels that stay whole."""
-    return side_by_side(row, min(256, (HELP_WIDTH - MARGIN) // len(row) // 64 * 64))
+    """Pictures 64 high side by side, as large as the help panel allows with pixels that stay whole."""
+    width = sum(picture.width for picture in row.values())
+    return side_by_side(row, 64 * min(4, (HELP_WIDTH - MARGIN * (len(row) + 1)) // width))
 
 
 def of_docs(made: Mapping[str, Pictures]) -> Pictures:
-    """The pictures of README, from those of the files OF_DOCS."""
-    trace, sweep, schedule = (made[name] for name in OF_DOCS)
-    (grid,) = sweep.values()
-    order = ("Schedule", "Without EBCA", "With EBCA", "With EBCA and schedule")
+    """The pictures of the documents."""
+    fading = made[_FADING]
+    schedule = {
+        "Schedule": fading[SCHEDULE],
+        "Without EBCA": fading["Without EBCA"],
+        "With EBCA": made["constant"]["With EBCA"],
+        "With EBCA and schedule": fading["With EBCA"],
+    }
     return {
-        "energies": trace["Energies"],
-        "words": trace["Words"],
-        "sweep": grid,
-        "schedule": side_by_side({title: schedule[title] for title in order}, 256),
+        "energies": made[_MAPS]["Energies"],
+        "words": made[_MAPS]["Words"],
+        "sweep": made[_SWEEP]["Sweep"],
+        "schedule": side_by_side(schedule, 256),
     }
 
 
 def of_help(made: Mapping[str, Pictures]) -> Pictures:
     """The same for the help panel, which is narrow: without the energies' differences and the schedule's curve."""
-    pictures = of_docs(made)
+    pictures, fading = of_docs(made), made[_FADING]
     energies = pictures["energies"]
     pictures["energies"] = energies.crop((0, 0, energies.width // 2, energies.height))
-    pictures["schedule"] = fitting(CARDS["schedule_sd15"].row(made["schedule_sd15"]))
+    pictures["schedule"] = fitting({
+        "without EBCA": fading["Without EBCA"],
+        "with EBCA": made["constant"]["With EBCA"],
+        "scheduled": fading["With EBCA"],
+    })  # fmt: skip
     return {name: ImageOps.contain(picture, (HELP_WIDTH, picture.height)) for name, picture in pictures.items()}
 
 
 def of_effects(made: Mapping[str, Pictures]) -> Pictures:
-    """What the nodes do to a picture, for the help panel, from the pictures of the cards."""
-    pictures = {picture: fitting(CARDS[name].row(made[name])) for picture, name in OF_EFFECTS.items()}
-    edits = {what: made[name]["With EBCA"] for what, name in OF_ONE_INVERSION.items()}
-    return pictures | {"one_inversion": fitting({"the photo": made[OF_EFFECTS["invert"]][PHOTO]} | edits)}
+    """What the nodes do to a picture, for the help panel."""
+    photo, weighted, outpainted = made[_PHOTO], made[_WEIGHTED], made[_OUTPAINTED]
+    rows = {
+        "concepts": thumbnails.row(_BOTH, made[_THINGS]),
+        "context_update": thumbnails.row(_BOTH, made["updated"]),
+        "token_weights": {
+            "without EBCA": weighted["Without EBCA"],
+            "with EBCA": made["unweighted"]["With EBCA"],
+            "triangle = 2.5": weighted["With EBCA"],
+        },
+        "edit_context": thumbnails.row(_BOTH, made[_EDITED]),
+        "compose": thumbnails.row(_BOTH, made["composed"]),
+        "invert": {
+            "the photo": photo[PHOTO], "without EBCA": made["inverted"]["With EBCA"], "with EBCA": photo["With EBCA"]
+        },
+        "one_inversion": {
+            "the photo": photo[PHOTO], "blue circle": photo["With EBCA"],
+            "green cross": made["green cross"]["With EBCA"], "red circle": made["red circle"]["With EBCA"],
+        },
+        "repaint": {"the photo, masked": masked(outpainted), "painted": outpainted["With EBCA"]},
+    }  # fmt: skip
+    return {name: fitting(row) for name, row in rows.items()}
 
 
 def write(pictures: Pictures, folder: Path) -> None:
@@ -103,14 +129,15 @@ def write(pictures: Pictures, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the twins and write their pictures; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"workflow files: {', '.join(SHAPES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"parts of the names of: {', '.join(SHAPES)}")
     parser.add_argument("--comfyui", type=Path, required=True, help="the folder with ComfyUI's main.py")
     parser.add_argument("--out", type=Path, default=REPO / "output" / "twins", help="folder for the pictures")
     parser.add_argument("--docs", action="store_true", help="draw the pictures of the documents and the thumbnails")
     options = parser.parse_args(argv)
-    unknown = [name for name in options.names if name not in SHAPES]
+    chosen = [name for name in SHAPES if not options.names or any(part in name for part in options.names)]
+    unknown = [part for part in options.names if not any(part in name for name in SHAPES)]
     if unknown:
-        parser.error(f"no workflow file {', '.join(unknown)}; there are {', '.join(SHAPES)}")
+        parser.error(f"no workflow file with {', '.join(unknown)} in its name; there are {', '.join(SHAPES)}")
     if options.docs and options.names:
         parser.error(f"--docs draws from all files, but got {', '.join(options.names)}; leave the names out")
     print("Starting ComfyUI ...", flush=True)
@@ -118,9 +145,9 @@ def main(argv: list[str] | None = None) -> int:
         if options.docs:
             draw(server)
         else:
-            for name in options.names or SHAPES:
+            for name in chosen:
                 print(name, flush=True)
-                prompt = prompt_of(name, server.object_info(), SHAPES[name])
+                prompt = twin_of(name, server.object_info())
                 write(run(server, prompt), options.out / name)
                 (options.out / name / "prompt.json").write_text(json.dumps(prompt, indent=2), encoding="utf-8")
     return 0
@@ -133,6 +160,9 @@ def draw(server) -> None:
         print(name, flush=True)
         made[name] = thumbnails.pictures(server, name)
         thumbnails.write(name, made[name])
+    for run_name, (name, changes) in RUNS.items():
+        print(run_name, flush=True)
+        made[run_name] = thumbnails.pictures(server, name, changes)
     write(of_docs(made), DOCS)
     write(of_help(made), HELP)
     write(of_effects(made), EFFECTS)

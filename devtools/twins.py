@@ -1,7 +1,7 @@
 """What the files in `workflows/` become when they run on other models than those they name. Needs the tools installed.
 
 A twin has the nodes and wires of its file and other widget values: tables for `workflows.substitute`. Where it edits or
-paints a photo, that is the one of INPUTS.
+paints a photo, that is the one of INPUTS. Variants are twins of what the notes of a file propose.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,13 @@ INPUTS = {"example.png": _REPO / "demo" / "example.png"}
 
 _CHECKPOINT = ("CheckpointLoaderSimple", "ckpt_name")
 _TEXT = ("CLIPTextEncode", "text")
+_EDIT_TEXT, _ALPHA = ("EBCAEditContext", "text"), ("EBCAEditContext", "alpha")
+_SEED = ("PrimitiveInt", "value")
 
 
 def steps(number: int) -> Substitutions:
     """So many steps for every sampler, and for the inversion that a sampler retraces; RePaint jumps over a fifth."""
-    nodes = ("KSampler", "KSamplerAdvanced", "BasicScheduler", "EBCAInvert")
+    nodes = ("KSampler", "BasicScheduler", "EBCAInvert")
     return {(node, "steps"): number for node in nodes} | {("EBCARePaintSampler", "jump_length"): max(1, number // 5)}
 
 
@@ -49,8 +51,11 @@ _SAMPLING: Substitutions = {
     ("KSampler", "scheduler"): "normal",
 }
 
-# The shapes model decides early what it draws.
-_EARLY: Substitutions = {("EBCAEditContext", "start_percent"): 0.15, ("EBCAEditContext", "gamma_start_percent"): 0.15}
+
+def _start(percent: float) -> Substitutions:
+    """Where edits and their own updates begin. The shapes model decides early what it draws."""
+    return {("EBCAEditContext", "start_percent"): percent, ("EBCAEditContext", "gamma_start_percent"): percent}
+
 
 # The photo is a red square. Without the ground in the caption, the ground would drift.
 _PHOTO = "a red square on a white background"
@@ -61,115 +66,108 @@ _INVERTED: Substitutions = {
     **_photo_divided_by(8),
     **steps(25),
     ("EBCAInvert", "fixed_point_iterations"): 1,
-    ("KSamplerAdvanced", "cfg"): 3.0,
     ("CFGGuider", "cfg"): 3.0,
-    ("EBCAEditContext", "start_percent"): 0.3,
-    ("EBCAEditContext", "gamma_start_percent"): 0.3,
+    **_start(0.3),
+    _TEXT: {"a cat sitting on a bench": _PHOTO},
+    _EDIT_TEXT: {"dog": "blue circle", "cat": "red square"},
+    _ALPHA: {0.75: 1.2, 0.65: 1.1},
 }
 
 # What is painted into the photo, or around it.
 _PAINTED: Substitutions = _SAMPLING | {
     **_photo_divided_by(8),
-    ("CFGGuider", "cfg"): 1.25,
+    ("SamplerCustom", "cfg"): 1.25,
     ("BasicScheduler", "scheduler"): "normal",
 }
-_TEDDY = "a teddy bear sitting on the grass"
+
+_LION_TWIN = "a purple square and a yellow star"
 
 #: {name of the file: what makes it its twin for the shapes model}
 SHAPES: dict[str, Substitutions] = {
-    "multi_concept_sd15": _SAMPLING | {
-        _TEXT: {"a lion with a crown": "a purple square and a yellow star", "": ""},
-    },
-    "multi_concept_sdxl": _SAMPLING | {
-        _TEXT: {"a lion with a crown": "a green star, a yellow square and a purple cross", "": ""},
-    },
-    "token_weights_sd15": _SAMPLING | {
-        _TEXT: {"": ""},
-        ("PrimitiveStringMultiline", "value"): {"A cat wearing a shirt": "a yellow square and a blue triangle"},
-        ("EBCATokenWeights", "weights"): {"shirt = 2.5": "triangle = 2.5"},
-    },
-    "compose_sd15": _SAMPLING | {
-        _TEXT: {
-            "a castle next to a river": "a red circle on a white background", "": "",
-            "monet painting, impression, sunrise": "on a black background",
-            "boat on a river, boat": "a yellow star and a red circle",
-        },
-        ("PrimitiveInt", "value"): 0,
-        ("EBCAEditContext", "start_percent"): 0.0,
-        ("EBCAEditContext", "gamma_start_percent"): 0.0,
-    },
     # The guidance beside which this helps (docs/alignment.md).
-    "each_concept_sd15": _SAMPLING | {
-        _TEXT: {
-            "a bear, a red balloon and a blue bench": "a red circle, a green square and a yellow triangle", "": "",
-            "a bear": "a red circle", "a red balloon": "a green square", "a blue bench": "a yellow triangle",
-        },
+    "EBCA 01 Several things (SD 1.5)": _SAMPLING | {
+        ("EBCAConcepts", "prompt"): "a red circle, a green square and a yellow triangle",
         ("KSampler", "cfg"): 2.5,
-        ("PrimitiveInt", "value"): 5,
+        _SEED: 5,
     },
-    "stylise_sd15": _SAMPLING | {
-        _TEXT: {
-            "a house at a lake": "a blue square", "": "",
-            "Water colors, Watercolor painting, Watercolor": "yellow",
-        },
-        **_EARLY,
+    "EBCA 02 Several things (SDXL)": _SAMPLING | {
+        ("EBCAConcepts", "prompt"): "a yellow star, a purple square and a blue circle",
+        ("KSampler", "cfg"): 2.5,
+        _SEED: 2,
+    },
+    "EBCA 03 Add and remove (SD 1.5)": _SAMPLING | {
+        _TEXT: {"a cat sitting on a bench": "a red square", "": ""},
+        _EDIT_TEXT: {"dog": "blue circle", "cat": "red square"},
+        **_start(0.15),
     },
     # An edit so strong that it spoils the shape. What fades before the shape is drawn, leaves it to the prompt.
-    "schedule_sd15": _SAMPLING | {
-        _TEXT: {
-            "a house at a lake": "a blue square", "": "",
-            "Water colors, Watercolor painting, Watercolor": "yellow",
-        },
-        ("EBCAEditContext", "alpha"): 2.5,
-        ("EBCAEditContext", "start_percent"): 0.0,
-        ("EBCAEditContext", "gamma_start_percent"): 0.0,
+    "EBCA 04 Style with schedule (SDXL)": _SAMPLING | {
+        _TEXT: {"a house at a lake": "a blue square", "": ""},
+        _EDIT_TEXT: "yellow",
+        _ALPHA: 2.5,
+        **_start(0.0),
     },
-    # Gammas that can be seen in the plot, and in the sweep in the pictures: far above those that one would take.
-    "trace_sd15": _SAMPLING | {
-        _TEXT: {"": ""},
-        ("PrimitiveStringMultiline", "value"): {"a lion with a crown": "a purple square and a yellow star"},
-        ("EBCAAttentionMaps", "words"): {"lion, crown": "purple, square, yellow, star"},
-        ("EBCAContextUpdate", "gamma_attn"): 0.2,
-        ("EBCAContextUpdate", "gamma_norm"): 0.1,
-    },
-    "sweep_sd15": _SAMPLING | {
-        _TEXT: {"a lion with a crown": "a purple square and a yellow star", "": ""},
-        ("EBCASweep", "x_values"): "0, 0.1, 0.2, 0.4",
-        ("EBCASweep", "y_values"): "0, 0.1, 0.3, 0.8",
-    },
-    "add_and_remove_sd15": _SAMPLING | {
-        _TEXT: {"a cat sitting on a bench": "a red square", "": "", "dog": "a blue circle", "cat": "a red square"},
-        **_EARLY,
-    },
-    "real_image_cat_to_dog_sd15": _INVERTED | {
-        _TEXT: {"a cat sitting on a bench": _PHOTO, "dog": "blue circle", "cat": "red square"},
-        ("EBCAEditContext", "alpha"): {0.75: 1.2, 0.65: 1.1},
-    },
-    "real_image_horse_to_zebra_sd15": _INVERTED | {
-        _TEXT: {"a brown horse standing in a meadow": _PHOTO, "zebra": "green cross", "brown horse": "red square"},
-        ("EBCAEditContext", "alpha"): {0.6: 1.2, 0.5: 1.1},
-    },
-    "real_image_to_goat_sd15": _INVERTED | {
-        _TEXT: {"a photo of a dog": _PHOTO, "a goat, a photography of a goat": "red circle"},
-        ("EBCAEditContext", "alpha"): 1.2,
-    },
-    "real_image_with_mask_sd15": _INVERTED | {
-        _TEXT: {"a cat sitting on a bench": _PHOTO, "dog": "blue circle", "cat": "red square"},
-        ("EBCAEditContext", "alpha"): {0.75: 1.2, 0.65: 1.1},
-    },
+    "EBCA 05 Photo cat to dog (SD 1.5)": _INVERTED,
+    "EBCA 06 Photo with mask (SD 1.5)": _INVERTED,
     # The shapes model is no inpainting model: of what InpaintModelConditioning gives, it knows the noise mask alone.
-    "inpaint_model_sd15": _PAINTED | {
-        _TEXT: {_TEDDY: "a blue circle on a white background", "": ""},
+    "EBCA 07 Inpainting (SD 1.5)": _PAINTED | {
+        _TEXT: {"a teddy bear sitting on the grass": "a blue circle on a white background", "": ""},
     },
-    "repaint_sd15": _PAINTED | {
-        _TEXT: {_TEDDY: "a blue circle on a white background", "": ""},
-    },
-    "outpaint_sd15": _PAINTED | {
+    "EBCA 08 Outpainting with RePaint (SD 1.5)": _PAINTED | {
         _TEXT: {
             "a child's drawing of a girl on a green hill, blue sky and white clouds":
                 "a red square and a blue circle on a white background", "": "",
         },
     },
+    # Gammas that can be seen in the plot, and in the sweep in the pictures: far above those that one would take.
+    "EBCA 09 Attention maps (SDXL)": _SAMPLING | {
+        ("PrimitiveStringMultiline", "value"): _LION_TWIN,
+        ("EBCAAttentionMaps", "words"): "purple, square, yellow, star",
+        ("EBCAContextUpdate", "gamma_attn"): 0.2,
+        ("EBCAContextUpdate", "gamma_norm"): 0.1,
+    },
+    "EBCA 10 Context update (SD 1.5)": _SAMPLING | {
+        ("PrimitiveStringMultiline", "value"): "a yellow square and a blue triangle",
+        ("EBCATokenWeights", "weights"): "triangle = 2.5",
+    },
+    "EBCA 11 Sweep (SDXL)": _SAMPLING | {
+        _TEXT: {"a lion with a crown": _LION_TWIN, "": ""},
+        ("EBCASweep", "x_values"): "0, 0.1, 0.2, 0.4",
+        ("EBCASweep", "y_values"): "0, 0.1, 0.3, 0.8",
+    },
+}  # fmt: skip
+
+#: What the notes say to change, as changes to the twin: {what it becomes: (the file, the changes)}
+VARIANTS: dict[str, tuple[str, Substitutions]] = {
+    "a thing and a style": ("EBCA 03 Add and remove (SD 1.5)", {
+        _TEXT: {"a red square": "a red circle on a white background", "": ""},
+        _EDIT_TEXT: {"blue circle": "on a black background", "red square": "a yellow star and a red circle"},
+        ("EBCAEditContext", "direction"): "add",
+        _ALPHA: 1.3,
+        ("EBCAEditContext", "gamma_attn"): 0.0,
+        ("EBCAEditContext", "gamma_norm"): 0.0,
+        **_start(0.0),
+        _SEED: 0,
+    }),
+    "one strength throughout": ("EBCA 04 Style with schedule (SDXL)", {("EBCASchedule", "end_factor"): 1.0}),
+    "a style": ("EBCA 04 Style with schedule (SDXL)", {
+        ("EBCASchedule", "end_factor"): 1.0,
+        _ALPHA: 1.1,
+        ("EBCAEditContext", "gamma_attn"): 0.0004,
+        ("EBCAEditContext", "gamma_norm"): 0.0004,
+        **_start(0.15),
+    }),
+    "horse to zebra": ("EBCA 05 Photo cat to dog (SD 1.5)", {
+        _EDIT_TEXT: {"blue circle": "green cross", "red square": "red square"},
+    }),
+    "any animal to goat": ("EBCA 05 Photo cat to dog (SD 1.5)", {
+        _EDIT_TEXT: {"blue circle": "red circle", "red square": "red square"},
+        _ALPHA: {1.2: 1.2, 1.1: 0.0},
+    }),
+    "several concepts, as in the paper": ("EBCA 10 Context update (SD 1.5)", {
+        ("PrimitiveStringMultiline", "value"): _LION_TWIN,
+        ("EBCATokenWeights", "weights"): "",
+    }),
 }  # fmt: skip
 
 #: For checkpoints of random weights in the genuine layouts: everything as in the file but for the checkpoint's name.
@@ -193,6 +191,7 @@ SMALL: Substitutions = {
 
 #: Every strength zero: a workflow's pictures with and without EBCA are the same.
 OFF: Substitutions = {
+    ("EBCAConcepts", "strength"): 0.0,
     ("EBCAContextUpdate", "gamma_attn"): 0.0,
     ("EBCAContextUpdate", "gamma_norm"): 0.0,
     ("EBCAEditContext", "alpha"): 0.0,
@@ -203,8 +202,13 @@ OFF: Substitutions = {
 }
 
 
-#: What saves a picture.
-_SAVING = ("SaveImage", "EBCASweepGrid")
+# What shows a picture: by the title of its node, or what it draws by the name of that.
+_PICTURES = ("PreviewImage", "SaveImage")
+_CHARTS = {
+    "EBCAAttentionMaps": "Words",
+    "EBCAEnergyPlot": "Energies",
+    "EBCASweepGrid": "Sweep",
+}
 
 
 def shapes_server(comfyui: Path, checkpoint: Path = _REPO / "demo" / "shapes.safetensors") -> Server:
@@ -221,12 +225,19 @@ def prompt_of(name: str, object_info: Mapping[str, Any], *tables: Substitutions)
     return prompt
 
 
+def twin_of(name: str, object_info: Mapping[str, Any], *tables: Substitutions) -> Prompt:
+    """The shapes twin of a file, or of one of VARIANTS, with further substitutions."""
+    file, changes = VARIANTS.get(name, (name, {}))
+    return prompt_of(file, object_info, SHAPES[file], changes, *tables)
+
+
 def pictures(prompt: Prompt) -> dict[str, str]:
-    """{title: id} of the nodes that save a picture: "Without EBCA", "With EBCA" and so on."""
-    return {prompt[node_id]["_meta"]["title"]: node_id for node in _SAVING for node_id in node_ids(prompt, node)}
+    """{title: id} of the nodes that show a picture: "Without EBCA", "With EBCA", "Words" and so on."""
+    titled = {prompt[node_id]["_meta"]["title"]: node_id for node in _PICTURES for node_id in node_ids(prompt, node)}
+    return titled | {title: node_id for node, title in _CHARTS.items() for node_id in node_ids(prompt, node)}
 
 
-def saved(server: Server, prompt: Prompt, timeout: float = 1800) -> dict[str, list[bytes]]:
-    """Run a prompt: the files that it saves, by the titles of the nodes that save them."""
+def shown(server: Server, prompt: Prompt, timeout: float = 1800) -> dict[str, list[bytes]]:
+    """Run a prompt: the picture files that its nodes show, by the titles of `pictures`."""
     history = server.run(prompt, timeout)
     return {title: server.images(history, node_id) for title, node_id in pictures(prompt).items()}

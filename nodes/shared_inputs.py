@@ -99,7 +99,11 @@ def validated_window(start: float, end: float, *strengths: float, prefix: str = 
 
 
 def _unrounded(percent: float) -> float:
-    """A share of the schedule that arithmetic in other nodes has carried a little out of [0, 1], inside it again."""
+    """A share of the schedule without what arithmetic in other nodes adds to it by rounding.
+
+    So it stays in [0, 1], and two windows that touch do not overlap.
+    """
+    percent = round(percent, 6)
     return min(max(percent, 0.0), 1.0) if -ROUNDING <= percent <= 1 + ROUNDING else percent
 
 

@@ -3,8 +3,8 @@
     python run.py bench real_checkpoints --servers http://127.0.0.1:8188 --checkpoint NAME
     python run.py bench real_checkpoints --servers ... --clip openai/clip-vit-large-patch14
 
-The servers need this pack and the checkpoint. What runs is workflows/multi_concept_sd15.json (or another file that
-saves "Without EBCA" and "With EBCA") with its settings, but for the prompt, the seed and the checkpoint. Pictures and
+The servers need this pack and the checkpoint. What runs is the template EBCA 01 Several things (or another file that
+shows "Without EBCA" and "With EBCA") with its settings, but for the prompt, the seed and the checkpoint. Pictures and
 results go to --out; what is there is not made again, so the command can be stopped and started, also with other
 servers. With --clip the pictures are scored, and a table of CLIP similarities is printed.
 """
@@ -35,6 +35,9 @@ from devtools.twins import pictures  # noqa: E402
 
 PROMPTS = REPO / "research" / "data" / "attend_and_excite_prompts.json"
 WITHOUT, WITH = "Without EBCA", "With EBCA"
+WORKFLOW = REPO / "workflows" / "EBCA 01 Several things (SD 1.5).json"
+#: {node that encodes the positive prompt: the input that holds it}
+ENCODERS = {"CLIPTextEncode": "text", "EBCAConcepts": "prompt"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Graph:
         return self.of(Task("", "", 0))
 
     def saved(self) -> dict[str, str]:
-        """{title: node that saves the picture}"""
+        """{title: node that shows the picture}"""
         return self._titles
 
 
@@ -212,7 +215,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--servers", nargs="+", required=True, help="addresses, say http://127.0.0.1:8188")
     parser.add_argument("--checkpoint", required=True, help="name of the checkpoint on the servers")
-    parser.add_argument("--workflow", type=Path, default=REPO / "workflows" / "multi_concept_sd15.json")
+    parser.add_argument("--workflow", type=Path, default=WORKFLOW)
     parser.add_argument("--out", type=Path, default=REPO / "output" / "real_checkpoints", help="folder of the run")
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt, each way")
     parser.add_argument("--prompts", type=int, help="only the first of each group")

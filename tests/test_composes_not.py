@@ -45,6 +45,8 @@ TABLE = {
     "appended prompt, words": Row(other_packs.appended_tokens(77), "words", "changes the prompt's length"),
     "own text, update": Row(other_packs.own_text, "update", UNREAD),
     "own text, edit": Row(other_packs.own_text, "edit", UNREAD),
+    "own text in an override, update": Row(other_packs.override_with_its_own_text, "update", UNREAD),
+    "own text in an override, edit": Row(other_packs.override_with_its_own_text, "edit", UNREAD),
     "frames unsaid, words": Row(other_packs.animatediff_windows("unknown"), "words", "some images of the batch"),
     "frames unsaid, edit": Row(other_packs.animatediff_windows("unknown"), "edit", "some images of the batch"),
     "merged tokens, mask": Row(other_packs.merged_tokens, "mask", "merges image tokens"),

@@ -23,7 +23,7 @@ def encoded(comfy, clip, text):
 
 
 def chain(comfy, model, clip, concepts, strengths, empty_prompt=0.2, end_percent=0.5):
-    """What each_concept_sd15 wires: one edit for each concept, and the empty prompt removed."""
+    """What the note of EBCA 01 says: one edit for each concept, and the empty prompt removed."""
     off = dict(start_percent=0.0, end_percent=end_percent, gamma_attn=0.0, gamma_norm=0.0)
     texts = [*((text, "add", alpha) for text, alpha in zip(concepts, strengths)), ("", "remove", empty_prompt)]
     edits = {
@@ -44,7 +44,8 @@ def concepts_node(comfy, model, clip, **inputs):
     ({"concepts": "a bear = 0.3\na blue bench"}, ("a bear", "a blue bench"), (0.3, 0.1), {}),
     ({"strength": 0.2, "empty_prompt": 0.0, "end_percent": 0.8}, CONCEPTS, (0.2, 0.2, 0.2),
      {"empty_prompt": 0.0, "end_percent": 0.8}),
-], ids=["found", "from the box", "other values"])  # fmt: skip
+    ({"concepts": "\n".join("abcdef")}, tuple("abcdef"), (0.1 * (3 / 6),) * 6, {}),
+], ids=["found", "from the box", "other values", "six share out the strength of three"])  # fmt: skip
 def test_equals_the_chain_bit_for_bit(comfy, family, inputs, concepts, strengths, options):
     model, clip, negative = toy.model(family), toy.clip(family), encoded(comfy, toy.clip(family), "")
     got, positive, found = concepts_node(comfy, model, clip, **inputs)

@@ -100,7 +100,7 @@ def checkout(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("changed", "needed"), [
     ("README.md", False),
     ("tests/test_off.py", False),
-    ("workflows/trace_sd15.json", False),
+    ("workflows/EBCA 11 Sweep (SDXL).json", False),
     ("bench/speed.py", True),
     ("tests/test_demo.py", True),
     ("run.py", True),

@@ -12,7 +12,7 @@ from support.host import PromptError, node
 from support.log_messages import messages, refused
 from support.sampling import sample
 
-FAMILIES = "EBCA works with U-Net models"
+FAMILIES = "EBCA works with models that read text"
 
 
 def update(comfy, model=None, **inputs):
@@ -138,6 +138,12 @@ def test_masks_of_other_types_are_taken(comfy, dtype):
 def test_percents_that_arithmetic_has_carried_out_of_their_range_are_taken(comfy, start, end):
     update(comfy, start_percent=start, end_percent=end)
     an_edit(comfy, start_percent=start, end_percent=end, gamma_start_percent=start, gamma_end_percent=end)
+
+
+def test_windows_that_touch_by_arithmetic_do_not_overlap(comfy):
+    """0.1 + 0.2 is a little more than 0.3."""
+    edits = removals(comfy, (-0.6, 0.0, 0.1 + 0.2, None), (-0.6, 0.3, 1.0, None))
+    compose(comfy, *edits)
 
 
 def test_mask_of_a_larger_image_is_said_once_a_model(comfy, caplog):
@@ -507,7 +513,9 @@ STRONG = dict(direction="remove", alpha=1.2)
 #: name: (the graph, what the user must read)
 PROMPTS = {
     "another family": (dict(family="svd", update={}), f"EBCA does not apply to SVD_img2vid: .*{FAMILIES}"),
-    "another family at Compose": (dict(family="flux", edit={}), f"Flux has no cross-attention to text.*{FAMILIES}"),
+    "another family at Compose": (
+        dict(family="flux", edit={}), f"EBCA does not apply to Flux: it attends to text and image.*{FAMILIES}"
+    ),
     "window": (
         dict(update=dict(start_percent=0.9, end_percent=0.1)), "start_percent is 0.9 and end_percent is 0.1: the start",
     ),

@@ -12,7 +12,7 @@ from devtools.server import PACK, Server
 from devtools.twins import INPUTS, SHAPES, WORKFLOWS, steps
 
 REPO = Path(__file__).resolve().parents[1]
-TWIN = "add_and_remove_sd15"
+TWIN = "EBCA 03 Add and remove (SD 1.5)"
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 

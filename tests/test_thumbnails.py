@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageFont
 
 from devtools import thumbnails
-from devtools.thumbnails import CARDS, HEIGHT, MARGIN, MASK, PHOTO, WIDTH
-from devtools.twin_pictures import HELP_WIDTH, OF_DOCS, OF_EFFECTS, of_docs, of_effects, of_help
-from devtools.twins import SHAPES, WORKFLOWS, pictures, prompt_of
+from devtools.thumbnails import CARDS, HEIGHT, MARGIN, MASK, PHOTO, SCHEDULE, WIDTH
+from devtools.twin_pictures import HELP_WIDTH, RUNS, of_docs, of_effects, of_help
+from devtools.twins import SHAPES, VARIANTS, WORKFLOWS, pictures, twin_of
 
 REPO = Path(__file__).resolve().parents[1]
 HELP = REPO / "web" / "docs"
@@ -18,10 +18,14 @@ FONT = ImageFont.load_default(20)
 
 @pytest.fixture
 def made(workflow_runs):
-    """A function that gives what a file's twin saves, changed as its card says: {title: picture}."""
+    """A function that gives what a card's or a help page's run shows: {title: picture}."""
 
     def made(name: str) -> thumbnails.Pictures:
-        return {title: first for title, (first, *_) in workflow_runs(name, SHAPES[name], CARDS[name].changes).items()}
+        twin, changes = RUNS.get(name, (name, {}))
+        file, variant = VARIANTS.get(twin, (twin, {}))
+        card = CARDS[twin].changes if twin in CARDS else {}
+        shown = workflow_runs(file, SHAPES[file], variant, card, changes)
+        return {title: first for title, (first, *_) in shown.items()}
 
     return made
 
@@ -41,10 +45,14 @@ def assert_alike(picture: Image.Image, other: Image.Image) -> None:
 
 
 @pytest.mark.server
-def test_documents_show_what_the_files_save(object_info):
-    titles = {name: [*pictures(prompt_of(name, object_info)), PHOTO, MASK] for name in CARDS}
-    made = {name: {title: Image.new("RGB", (1000, 1000)) for title in titles[name]} for name in CARDS}
-    made |= {name: {title: made[name][title] for title in pictures(prompt_of(name, object_info))} for name in OF_DOCS}
+def test_documents_show_what_the_files_show(object_info):
+    twins = {name: name for name in CARDS} | {name: twin for name, (twin, _) in RUNS.items()}
+    titles = {name: [*pictures(twin_of(twin, object_info)), PHOTO, MASK, SCHEDULE] for name, twin in twins.items()}
+    charts = ("Energies", "Words", "Sweep")
+    made = {
+        name: {title: Image.new("RGB", (1000, 1000) if title in charts else (64, 64)) for title in titles[name]}
+        for name in titles
+    }
     shown = {path.stem for path in (REPO / "docs" / "looking").iterdir()}
     assert shown == {path.stem for path in (HELP / "looking").iterdir()}
     assert set(of_docs(made)) == set(of_help(made)) == shown
@@ -67,7 +75,7 @@ def test_every_workflow_file_has_a_small_thumbnail():
 def test_a_thumbnail_shows_what_the_twin_makes(made, name):
     with Image.open(thumbnails.path(name)) as shown:
         assert_alike(shown, thumbnails.drawn(name, made(name)))
-    assert all(FONT.getlength(line) < WIDTH for line in CARDS[name].shows)
+    assert len(" ".join(CARDS[name].panels).split()) <= 2
     for label, picture in CARDS[name].row(made(name)).items():
         assert FONT.getlength(label) <= picture.width * CARDS[name].side / picture.height + MARGIN
 
@@ -75,18 +83,18 @@ def test_a_thumbnail_shows_what_the_twin_makes(made, name):
 @pytest.mark.server
 @pytest.mark.slow
 def test_help_pages_show_what_the_twins_make(made):
-    drawn = of_effects({name: made(name) for name in CARDS})
-    assert len(drawn) == len(OF_EFFECTS) + 1
+    drawn = of_effects({name: made(name) for name in (*CARDS, *RUNS)})
+    assert len(drawn) == len(list((HELP / "effects").iterdir()))
     for name, picture in drawn.items():
         assert_alike(Image.open(HELP / "effects" / f"{name}.png"), picture)
 
 
 @pytest.mark.server
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["inpaint_model_sd15", "repaint_sd15", "real_image_with_mask_sd15"])
+@pytest.mark.parametrize("name", ["EBCA 06 Photo with mask (SD 1.5)", "EBCA 07 Inpainting (SD 1.5)"])
 def test_a_masked_photo_is_grey_in_its_mask_and_itself_around(made, name):
     panels = CARDS[name].row(made(name))
-    masked, photo = (np.asarray(picture, dtype=int) for picture in (panels["the photo, masked"], made(name)[PHOTO]))
+    masked, photo = (np.asarray(picture, dtype=int) for picture in (panels["mask"], made(name)[PHOTO]))
     inside = np.asarray(made(name)[MASK].convert("L")) > 127
     assert 0.2 < inside.mean() < 0.8
     assert np.array_equal(masked[~inside], photo[~inside])

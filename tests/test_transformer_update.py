@@ -141,3 +141,15 @@ def test_long_padding_of_wan_takes_no_step(comfy, pack):
     first, last = seen[0].text, seen[-1].text
     assert torch.equal(first[:, 20:], last[:, 20:])
     assert bool((first[:, :20] != last[:, :20]).any(dim=-1).all())
+
+
+def test_learned_padding_of_hunyuandit_takes_no_step(comfy, pack):
+    """The network puts learned rows in the place of masked tokens, and reads them."""
+    ((text, options),) = toy_dit.conditioning("hydit", 1)
+    options["attention_mask"][:, 3:] = 0
+    options["attention_mask_mt5xl"][:, 2:] = 0
+    model = toy_dit.model("hydit")
+    with watched(model, "hydit") as seen:
+        run(Ebca([oracle.Update(0.05, 0.0)]).on(comfy, pack, model), "hydit", [[text, options]], steps=1)
+    moved = [bool(row.any()) for row in (seen[-1].text - seen[0].text)[1]]
+    assert moved == [True] * 3 + [False] * 2 + [True] * 2 + [False] * 5

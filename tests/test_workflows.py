@@ -1,65 +1,82 @@
 """The files in workflows/: saved by the front end, and run by a server on the shapes model and on random weights."""
 
 import json
+import urllib.parse
 import urllib.request
 
 import numpy as np
 import pytest
+import tomllib
 import torch
 from comfy.sd import load_checkpoint_guess_config
 from PIL import Image
 
 from devtools import workflows
+from devtools.environment import OLDEST
 from devtools.server import PACK
 from devtools.thumbnails import CARDS
-from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, WORKFLOWS, steps
+from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, VARIANTS, WORKFLOWS, steps
 from ebca_core import count_model_calls, repaint_levels
 from shapes.drawing import draw
 from shapes.scorer import read, verdict
 from shapes.world import Picture, Thing
 from support.checkpoints import write_checkpoint
-from support.workflow_runs import ADDED, CELLS
+from support.workflow_runs import ADDED, CELLS, unsampled
 
 FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
 QUICK = steps(8)
-SAMPLERS = {"KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced"}
-SWEEP = "sweep_sd15"
-# One file for each of the checkpoints that the files load.
-ONE_OF_EACH_KIND = ("multi_concept_sd15", "multi_concept_sdxl", "inpaint_model_sd15")
-# What files save besides their samplers' pictures.
-CHARTS = {"Energies", "Words", "Schedule"}
-every_file = pytest.mark.parametrize("name", FILES)
-files_with_an_inversion = pytest.mark.parametrize("name", [name for name in FILES if name.startswith("real_image")])
+SAMPLERS = {"KSampler", "SamplerCustom", "SamplerCustomAdvanced"}
 
-# What the shapes twins of files with edits show: {name of the file: (without EBCA, with EBCA)}
+
+def file(number: str) -> str:
+    """The name of the file that begins with "EBCA" and this number."""
+    (name,) = (name for name in FILES if name.startswith(f"EBCA {number} "))
+    return name
+
+
+ADD_AND_REMOVE, STYLE, PHOTO_EDIT, PHOTO_WITH_MASK = map(file, ("03", "04", "05", "06"))
+INPAINTING, OUTPAINTING, MAPS, UPDATE, SWEEP = map(file, ("07", "08", "09", "10", "11"))
+PAPER = "several concepts, as in the paper"
+# One file for each of the checkpoints that the files load.
+ONE_OF_EACH_KIND = (file("01"), file("02"), INPAINTING)
+# What files show besides their samplers' pictures.
+CHARTS = {"Energies", "Words", "Sweep"}
+every_file = pytest.mark.parametrize("name", FILES)
+INVERTING = (PHOTO_EDIT, PHOTO_WITH_MASK)
+files_with_an_inversion = pytest.mark.parametrize("name", INVERTING)
+
+# What the shapes twins show where EBCA is to be seen: {file or variant: (without EBCA or the photo, with EBCA)}
 PHOTO = "a red square on a white background"
 EDITED = {
-    "compose_sd15": ("a red circle on a white background", "a red circle and a yellow star on a black background"),
-    "each_concept_sd15": (
+    file("01"): (
         "a red circle, a yellow triangle and a yellow triangle", "a red circle, a green square and a yellow triangle"
     ),
-    "stylise_sd15": ("a blue square", "a yellow square"),
-    "schedule_sd15": ("a blue square", "a yellow square"),
-    "add_and_remove_sd15": ("a red square", "a blue circle"),
-    "real_image_cat_to_dog_sd15": (PHOTO, "a blue circle on a white background"),
-    "real_image_horse_to_zebra_sd15": (PHOTO, "a green cross on a white background"),
-    "real_image_to_goat_sd15": (PHOTO, "a red circle on a white background"),
-    "real_image_with_mask_sd15": (PHOTO, "a blue circle on a white background"),
-}
+    file("02"): (
+        "a yellow star, a yellow star, a purple square and a blue circle",
+        "a yellow star, a purple square and a blue circle",
+    ),
+    ADD_AND_REMOVE: ("a red square", "a blue circle"),
+    "a thing and a style": (
+        "a red circle on a white background", "a red circle and a yellow star on a black background"
+    ),
+    STYLE: ("a blue square", "a yellow square"),
+    "a style": ("a blue square", "a yellow square"),
+    PHOTO_EDIT: (PHOTO, "a blue circle on a white background"),
+    "horse to zebra": (PHOTO, "a green cross on a white background"),
+    "any animal to goat": (PHOTO, "a red circle on a white background"),
+    PHOTO_WITH_MASK: (PHOTO, "a blue circle on a white background"),
+}  # fmt: skip
 
 # What the shapes twins of files that paint show, without EBCA and with it, under the seed of the files, 42. Under the
 # seeds 40 to 45 inpainting gave it by either way in 6 of 6 pictures, with and without; outpainting without EBCA in 4 of
 # 6 and with EBCA in 5 of 6 (the others have a second red square).
 PAINTED = {
-    "inpaint_model_sd15": "a blue circle on a white background",
-    "repaint_sd15": "a blue circle on a white background",
-    "outpaint_sd15": "a red square and a blue circle on a white background",  # the square is the photo's own
+    INPAINTING: "a blue circle on a white background",
+    OUTPAINTING: "a red square and a blue circle on a white background",  # the square is the photo's own
 }
 files_that_paint = pytest.mark.parametrize("name", PAINTED)
-files_with_repaint = pytest.mark.parametrize("name", ["repaint_sd15", "outpaint_sd15"])
 
-# The pictures of real_image_with_mask_sd15, and where the mask of its twin is zero.
-NOISE_MASKED = "With EBCA and noise mask"
+# Where the mask of the twin of PHOTO_WITH_MASK is zero.
 OUTSIDE = np.ones((64, 64), bool)
 OUTSIDE[8:56, 12:52] = False
 
@@ -75,7 +92,13 @@ def load(name: str) -> dict:
 
 
 def nodes_of(name: str, node_type: str) -> list[dict]:
-    return [node for node in load(name)["nodes"] if node["type"] == node_type]
+    """The nodes of a type, those within blueprints too."""
+    return [node for node in every_node(load(name)) if node["type"] == node_type]
+
+
+def every_node(workflow: dict) -> list[dict]:
+    subgraphs = workflow.get("definitions", {}).get("subgraphs", [])
+    return [*workflow["nodes"], *(node for subgraph in subgraphs for node in subgraph["nodes"])]
 
 
 def wired_to(name: str, node: dict) -> list[int]:
@@ -96,10 +119,10 @@ def random_checkpoints(server):
 
 @pytest.fixture
 def run(workflow_runs):
-    """A function that runs a file with substitutions, or without sampling: {title: picture [h w 3], 0..255}."""
+    """A function that runs a file with substitutions or rewired: {title: picture [h w 3], 0..255}."""
 
-    def run(name: str, *tables: workflows.Substitutions, sampled: bool = True) -> dict[str, np.ndarray]:
-        pictures = workflow_runs(name, *tables, sampled=sampled)
+    def run(name: str, *tables: workflows.Substitutions, **options) -> dict[str, np.ndarray]:
+        pictures = workflow_runs(name, *tables, **options)
         own = {title: batch for title, batch in pictures.items() if title not in ADDED}
         return {title: np.asarray(picture) for title, (picture,) in own.items()}
 
@@ -120,6 +143,17 @@ def run_sweep(workflow_runs):
 
 
 @pytest.fixture
+def run_twin(run):
+    """A function that runs the shapes twin of a file or of a variant, with further substitutions."""
+
+    def run_twin(name: str, *tables: workflows.Substitutions, **options) -> dict[str, np.ndarray]:
+        of, changes = VARIANTS.get(name, (name, {}))
+        return run(of, SHAPES[of], changes, *tables, **options)
+
+    return run_twin
+
+
+@pytest.fixture
 def shapes_sweep(run_sweep):
     """The grid and the cells of the sweep's shapes twin."""
     return run_sweep(SHAPES[SWEEP])
@@ -128,10 +162,6 @@ def shapes_sweep(run_sweep):
 def all_differ(images: dict[str, np.ndarray]) -> bool:
     values = list(images.values())
     return not any(np.array_equal(a, b) for i, a in enumerate(values) for b in values[:i])
-
-
-def all_equal(images: dict[str, np.ndarray]) -> bool:
-    return all(np.array_equal(image, images["Without EBCA"]) for image in images.values())
 
 
 def is_a_picture(image: np.ndarray) -> bool:
@@ -148,8 +178,10 @@ def test_every_file_has_a_twin():
     assert set(FILES) == set(SHAPES)
 
 
-def test_every_file_with_edits_says_what_its_twin_shows():
-    assert set(EDITED) == {name for name in FILES if nodes_of(name, "EBCAEditContext")}
+def test_every_file_in_which_ebca_is_to_be_seen_says_what_its_twin_shows():
+    seen = {name for name in FILES if nodes_of(name, "EBCAEditContext") or nodes_of(name, "EBCAConcepts")}
+    assert set(EDITED) - set(VARIANTS) == seen
+    assert set(VARIANTS) - set(EDITED) == {PAPER, "one strength throughout"}
 
 
 def test_every_file_that_paints_says_what_its_twin_shows():
@@ -180,56 +212,86 @@ def test_its_links_are_whole(name):
 
 
 @every_file
-def test_notes_say_what_it_shows_and_what_to_try(name):
-    notes = {note["title"]: note["widgets_values"][0] for note in nodes_of(name, "MarkdownNote")}
-    assert set(notes) == {"What this shows", "What to try"}
-    assert all(len(text) > 200 for text in notes.values())
+def test_its_reroutes_are_whole(name):
+    extra = load(name)["extra"]
+    reroutes = {reroute["id"]: reroute for reroute in extra.get("reroutes", [])}
+    passed = {number: set() for number in reroutes}
+    for extension in extra.get("linkExtensions", []):
+        number = extension["parentId"]
+        while number is not None:
+            passed[number].add(extension["id"])
+            number = reroutes[number].get("parentId")
+    assert passed == {number: set(reroute["linkIds"]) for number, reroute in reroutes.items()}
 
 
 @every_file
-def test_one_loader_and_one_start_feed_all_pictures(name):
+def test_notes_say_what_it_shows_and_what_to_try(name):
+    notes = {note["title"]: note["widgets_values"][0] for note in nodes_of(name, "MarkdownNote")}
+    notes.pop("What this does", None)  # within a blueprint
+    assert set(notes) == {"What this shows", "What to try"}
+    assert all(len(text) > 200 for text in notes.values())
+    assert not any("`" in text for text in notes.values())  # Nodes 2.0 draws it blue on brown
+    assert len(notes["What this shows"].partition("**Model:**")[0].replace("#", "").split()) <= 60
+
+
+@pytest.mark.parametrize("path", [*FILES.values(), *sorted((WORKFLOWS.parent / "subgraphs").glob("*.json"))], ids=str)
+def test_every_node_says_which_pack_it_comes_from(path):
+    workflow = workflows.load(path)
+    subgraphs = {subgraph["id"] for subgraph in workflow.get("definitions", {}).get("subgraphs", [])}
+    version = tomllib.loads((WORKFLOWS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    for node in every_node(workflow):
+        if node["type"] not in {"MarkdownNote", *subgraphs}:
+            pack = (PACK, version) if node["type"].startswith("EBCA") else ("comfy-core", OLDEST)
+            assert (node["properties"].get("cnr_id"), node["properties"].get("ver")) == pack
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in INVERTING])
+def test_one_loader_and_one_seed_feed_all_pictures(name):
     (loader,) = nodes_of(name, "CheckpointLoaderSimple")
     assert loader["widgets_values"][0] in RANDOM["CheckpointLoaderSimple", "ckpt_name"]
-    (start,) = nodes_of(name, "PrimitiveInt") + nodes_of(name, "EBCAInvert")
-    assert "fixed" in start["widgets_values"]
-    for noise in nodes_of(name, "RandomNoise"):  # from the seed to the samplers
-        assert wired_to(name, start) == [noise["id"]]
-        start = noise
-    started = wired_to(name, start)
-    samplers = [node["id"] for node in load(name)["nodes"] if node["type"] in SAMPLERS]
-    sampled = [node for node in nodes_of(name, "SaveImage") if node["title"] not in CHARTS]
-    muted = [node["id"] for node in nodes_of(name, "EBCASaveInversion") if node["mode"] == 2]
-    assert started == sorted(samplers + muted)
-    if name == SWEEP:
-        assert (len(samplers), len(sampled), len(nodes_of(name, "EBCASweepGrid"))) == (1, 0, 1)
+    (seed,) = nodes_of(name, "PrimitiveInt")
+    assert "fixed" in seed["widgets_values"]
+    samplers = [node for node in load(name)["nodes"] if node["type"] in SAMPLERS]
+    assert wired_to(name, seed) == sorted(node["id"] for node in samplers)
+    assert len(samplers) == (1 if name == SWEEP else 2)
+    settings = [[value for value in node["widgets_values"] if value != "fixed"] for node in samplers]
+    assert all(values == settings[0] for values in settings)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != SWEEP])
+def test_it_compares_what_it_shows_and_saves_one_picture(name):
+    sources = {(target, socket): (origin, output) for _, origin, output, target, socket, _ in load(name)["links"]}
+    (compare,), (saved,) = nodes_of(name, "ImageCompare"), nodes_of(name, "SaveImage")
+    assert saved["title"] == "With EBCA"
+    assert sources[compare["id"], 1] == sources[saved["id"], 0]
+    before = sources[compare["id"], 0]
+    if name in INVERTING:
+        nodes = {node["id"]: node for node in load(name)["nodes"]}
+        assert "photo" in (nodes[before[0]].get("title", "").lower(), nodes[before[0]]["outputs"][before[1]]["name"])
     else:
-        assert len(samplers) == len(sampled) >= 2
+        (shown,) = nodes_of(name, "PreviewImage")
+        assert (shown["title"], sources[shown["id"], 0]) == ("Without EBCA", before)
 
 
 @pytest.mark.server
 @files_with_an_inversion
 def test_samplers_go_back_the_way_of_the_inversion(name, object_info):
     prompt = workflows.to_api(load(name), object_info)
-    inputs = {node_id: node["inputs"] for node_id, node in prompt.items()}
-    (loader,), (inversion,) = (workflows.node_ids(prompt, t) for t in ("CheckpointLoaderSimple", "EBCAInvert"))
-    assert inputs[inversion]["model"] == [loader, 0]
-    guided = [values for values in inputs.values() if "positive" in values]
-    assert len(guided) == 2
-    assert all(v["positive"] == v["negative"] == inputs[inversion]["caption"] for v in guided)
-    assert {values["sampler_name"] for values in inputs.values() if "sampler_name" in values} == {"euler"}
-    assert len({values["scheduler"] for values in inputs.values() if "scheduler" in values}) == 1
-    assert len({values["steps"] for values in inputs.values() if "steps" in values}) == 1
-    for values in inputs.values():
-        if "add_noise" in values:  # KSampler (Advanced)
-            assert (values["add_noise"], values["start_at_step"], values["end_at_step"]) == ("disable", 0, 10000)
-            assert (values["return_with_leftover_noise"], values["latent_image"]) == ("disable", [inversion, 0])
-        if "guider" in values:  # SamplerCustomAdvanced
-            assert values["sigmas"] == inputs[inversion]["sigmas"]
-            (silence,) = workflows.node_ids(prompt, "DisableNoise")
-            (masked,) = workflows.node_ids(prompt, "SetLatentNoiseMask")
-            starts = [([silence, 0], [inversion, 0]), ([inversion, 1], [masked, 0])]
-            assert (values["noise"], values["latent_image"]) in starts
-            assert inputs[masked]["samples"] == inputs[inversion]["latent"]
+
+    def only(node_type: str) -> tuple[str, dict]:
+        (node_id,) = workflows.node_ids(prompt, node_type)
+        return node_id, prompt[node_id]["inputs"]
+
+    (loader, _), (inverted, inversion), (masked, mask) = map(
+        only, ("CheckpointLoaderSimple", "EBCAInvert", "SetLatentNoiseMask")
+    )
+    (_, guider), (_, sampler), (_, kind) = map(only, ("CFGGuider", "SamplerCustomAdvanced", "KSamplerSelect"))
+    assert inversion["model"] == [loader, 0]
+    assert guider["positive"] == guider["negative"] == inversion["caption"]
+    assert kind["sampler_name"] == "euler"
+    assert sampler["sigmas"] == inversion["sigmas"]
+    assert (sampler["noise"], sampler["latent_image"]) == ([inverted, 1], [masked, 0])
+    assert mask["samples"] == inversion["latent"]
 
 
 @pytest.mark.server
@@ -247,16 +309,14 @@ def test_both_pictures_paint_the_same_region_and_it_alone_moves_the_prompt(name,
     assert samplers[0]["latent_image"][0] == masking
 
 
-@files_with_repaint
-def test_its_notes_count_the_calls_of_the_model(name):
-    (scheduler,), (sampler,) = nodes_of(name, "BasicScheduler"), nodes_of(name, "EBCARePaintSampler")
+def test_its_notes_count_the_calls_of_the_model():
+    (scheduler,), (sampler,) = nodes_of(OUTPAINTING, "BasicScheduler"), nodes_of(OUTPAINTING, "EBCARePaintSampler")
     assert (scheduler["widgets_values"][1], sampler["widgets_values"]) == (50, [10, 3, 0])
-    shows, tries = (note["widgets_values"][0] for note in nodes_of(name, "MarkdownNote"))
-    assert f"10 and 10, call the model {calls(50, 10, 10)} times at 50 steps" in shows
-    assert f"10 and 3, as here, it is {calls(50, 10, 3)} times" in shows
-    assert f"jump_n_sample 2 ({calls(50, 10, 2)} calls of the model) or 1 ({calls(50, 10, 1)}: plain" in tries
-    assert f"25 steps with jump_length 5 ({calls(25, 5, 3)} calls)" in tries
-    assert f"jump_n_sample 5 ({calls(50, 10, 5)} calls) or 10 ({calls(50, 10, 10)})" in tries
+    _, tries = (note["widgets_values"][0] for note in nodes_of(OUTPAINTING, "MarkdownNote"))
+    assert f"jump_length 10 and jump_n_sample 3, as here, {calls(50, 10, 3)};" in tries
+    assert f"jump_n_sample 2: {calls(50, 10, 2)}; 1 (plain inpainting): {calls(50, 10, 1)};" in tries
+    assert f"5: {calls(50, 10, 5)}; 10 (the authors of RePaint): {calls(50, 10, 10)}." in tries
+    assert f"With 25 steps and jump_length 5: {calls(25, 5, 3)}." in tries
 
 
 def calls(*settings: int) -> int:
@@ -282,7 +342,8 @@ def test_its_note_links_to_the_model_it_loads(name):
 def test_template_browser_has_every_file_with_its_thumbnail(server):
     assert sorted(server.get("/workflow_templates")[PACK]) == sorted(FILES)
     for name, path in FILES.items():
-        with urllib.request.urlopen(f"{server.url}/api/workflow_templates/{PACK}/{name}.jpg") as answer:
+        address = f"{server.url}/api/workflow_templates/{PACK}/{urllib.parse.quote(name)}.jpg"
+        with urllib.request.urlopen(address) as answer:
             assert answer.read() == path.with_suffix(".jpg").read_bytes()
 
 
@@ -291,43 +352,44 @@ def test_template_browser_has_every_file_with_its_thumbnail(server):
 def test_shapes_twin_gives_a_picture_with_and_one_without(run, name):
     images = run(name, SHAPES[name], CARDS[name].changes)  # the run of its thumbnail
     assert all(map(is_a_picture, images.values()))
+    if name in INVERTING:
+        images["Without EBCA"] = photo()
+    assert {"Without EBCA", "With EBCA"} <= set(images) or name == SWEEP
     assert all_differ(images)
 
 
 @pytest.mark.server
 @pytest.mark.nightly  # tests/test_off.py has shown it without a server
 @pytest.mark.parametrize("name", [name for name in FILES if name != SWEEP])
-def test_shapes_twin_with_strengths_of_zero_gives_one_picture(run, name):
-    images = run(name, SHAPES[name], QUICK, OFF)
-    for title in CHARTS & set(images):
-        del images[title]
-    images.pop(NOISE_MASKED, None)  # outside the mask it is the photo, to which the others do not quite come back
-    assert len(images) >= 2
-    assert all_equal(images)
+def test_shapes_twin_with_strengths_of_zero_gives_one_picture(run_twin, name):
+    images = run_twin(name, QUICK, OFF)
+    if name in INVERTING:
+        assert distance(images["With EBCA"], photo()).max() <= 12  # the inversion is not exact; measured: OFF_MEASURED
+    else:
+        assert np.array_equal(images["With EBCA"], images["Without EBCA"])
 
 
 @pytest.mark.server
 @pytest.mark.nightly
-def test_sweep_over_zeros_gives_the_picture_without_ebca_every_time(run, run_sweep):
+def test_sweep_over_zeros_gives_the_picture_without_ebca_every_time(run_twin, run_sweep):
     _, cells = run_sweep(SHAPES[SWEEP], QUICK, OFF)
-    plain = run("multi_concept_sd15", SHAPES["multi_concept_sd15"], QUICK)["Without EBCA"]
+    plain = run_twin(PAPER, QUICK)["Without EBCA"]
     assert len(cells) == 4
     assert all(np.array_equal(cell, plain) for cell in cells)
 
 
 @pytest.mark.server
-def test_sweep_shows_each_pair_in_its_place(run, shapes_sweep):
+def test_sweep_shows_each_pair_in_its_place(run_twin, shapes_sweep):
     grid, cells = shapes_sweep
     found = [places(cell.repeat(3, axis=0).repeat(3, axis=1), grid) for cell in cells]
     assert len(found) == 16
     assert all(len(corners) == 1 for corners in found)
     assert [corner for (corner,) in found] == sorted(corner for (corner,) in found)
 
-    multi_concept = SHAPES["multi_concept_sd15"]  # the same prompt
-    assert np.array_equal(cells[0], run("multi_concept_sd15", multi_concept)["Without EBCA"])
+    assert np.array_equal(cells[0], run_twin(PAPER)["Without EBCA"])  # the same prompt
     # In the grid, x goes to the right and y down: this is the second of the fourth row.
     gammas = {("EBCAContextUpdate", "gamma_attn"): 0.1, ("EBCAContextUpdate", "gamma_norm"): 0.8}
-    assert np.array_equal(cells[13], run("multi_concept_sd15", multi_concept, gammas)["With EBCA"])
+    assert np.array_equal(cells[13], run_twin(PAPER, gammas)["With EBCA"])
 
 
 @pytest.mark.server
@@ -350,16 +412,16 @@ def places(picture: np.ndarray, sheet: np.ndarray) -> list[tuple[int, int]]:
 
 
 @pytest.mark.server
-def test_traces_leave_the_pictures_as_they_are(run):
-    images = run("trace_sd15", SHAPES["trace_sd15"])
-    gammas = {entry: gamma for entry, gamma in SHAPES["trace_sd15"].items() if entry[0] == "EBCAContextUpdate"}
-    untraced = run("multi_concept_sd15", SHAPES["multi_concept_sd15"], gammas)  # the same prompt
+def test_traces_leave_the_pictures_as_they_are(run_twin):
+    images = run_twin(MAPS)
+    gammas = {entry: gamma for entry, gamma in SHAPES[MAPS].items() if entry[0] == "EBCAContextUpdate"}
+    untraced = run_twin(PAPER, gammas)  # the same prompt
     assert all(np.array_equal(images[title], untraced[title]) for title in ("Without EBCA", "With EBCA"))
 
 
 @pytest.mark.server
-def test_words_are_hot_where_their_objects_are(run):
-    images = run("trace_sd15", SHAPES["trace_sd15"])
+def test_words_are_hot_where_their_objects_are(run_twin):
+    images = run_twin(MAPS)
     purple, yellow = (
         next(thing for thing in read(images["With EBCA"] / 255).found if thing.colour == colour)
         for colour in ("purple", "yellow")
@@ -380,40 +442,50 @@ def hottest(sheet: np.ndarray, tile: int, tiles: int) -> tuple[float, float]:
 
 
 @pytest.mark.server
-def test_edit_that_fades_leaves_the_shape_to_the_prompt(run):
-    images = run("schedule_sd15", SHAPES["schedule_sd15"])
-    (spoilt,), (kept,) = (read(images[title] / 255).found for title in ("With EBCA", "With EBCA and schedule"))
+def test_edit_that_fades_leaves_the_shape_to_the_prompt(run_twin):
+    (spoilt,), (kept,) = (
+        read(run_twin(name)["With EBCA"] / 255).found for name in ("one strength throughout", STYLE)
+    )
     assert kept.overlap > 0.92 > 0.85 > spoilt.overlap  # with a drawn square
 
 
 @pytest.mark.server
 @pytest.mark.parametrize("name", EDITED)
-def test_shapes_twin_shows_the_edit(run, name):
+def test_shapes_twin_shows_the_edit(run_twin, name):
     before, after = EDITED[name]
-    images = {title: image for title, image in run(name, SHAPES[name]).items() if title not in CHARTS}
-    assert verdict(images.pop("Without EBCA") / 255, before).complete
-    assert images
-    assert all(verdict(image / 255, after).complete for image in images.values())
+    images = run_twin(name)
+    assert verdict(images.get("Without EBCA", photo()) / 255, before).complete
+    assert verdict(images["With EBCA"] / 255, after).complete
 
 
 @pytest.mark.server
-def test_masked_edit_moves_little_outside_and_nothing_under_a_noise_mask(run):
-    name = "real_image_with_mask_sd15"
-    moved = {title: distance(image, photo()) for title, image in run(name, SHAPES[name]).items()}
-    assert all(moved[title][~OUTSIDE].max() > 200 for title in ("With EBCA", NOISE_MASKED))
-    assert 0 < moved["With EBCA"][OUTSIDE].max() <= 12  # of 255; measured: 8, and 3 without EBCA
-    assert not moved[NOISE_MASKED][OUTSIDE].any()
-    assert not distance(run(name, SHAPES[name], QUICK, OFF)[NOISE_MASKED], photo())[OUTSIDE].any()
+def test_masked_edit_moves_little_outside_and_nothing_under_a_noise_mask(run_twin):
+    moved, unmasked = (
+        distance(run_twin(PHOTO_WITH_MASK, change=change)["With EBCA"], photo())
+        for change in (lambda prompt: None, without_noise_mask)
+    )
+    assert all(each[~OUTSIDE].max() > 200 for each in (moved, unmasked))
+    assert 0 < unmasked[OUTSIDE].max() <= 12  # of 255; measured: 8, and 3 without EBCA
+    assert not moved[OUTSIDE].any()
+    assert not distance(run_twin(PHOTO_WITH_MASK, QUICK, OFF)["With EBCA"], photo())[OUTSIDE].any()
+
+
+def without_noise_mask(prompt: workflows.Prompt) -> None:
+    """What the note says: Disable Noise and the latent output of EBCA Invert to the sampler."""
+    (inversion,) = workflows.node_ids(prompt, "EBCAInvert")
+    (sampler,) = workflows.node_ids(prompt, "SamplerCustomAdvanced")
+    prompt["silence"] = {"class_type": "DisableNoise", "inputs": {}, "_meta": {"title": "Disable Noise"}}
+    prompt[sampler]["inputs"] |= {"noise": ["silence", 0], "latent_image": [inversion, 0]}
 
 
 @pytest.mark.server
 @files_that_paint
-def test_shapes_twin_paints_what_is_asked_and_keeps_the_rest(run, name):
-    kept = KEPT_OF_OUTPAINT if name == "outpaint_sd15" else KEPT
-    start = run(name, SHAPES[name], sampled=False)["Without EBCA"]
+def test_shapes_twin_paints_what_is_asked_and_keeps_the_rest(run_twin, name):
+    kept = KEPT_OF_OUTPAINT if name == OUTPAINTING else KEPT
+    start = run_twin(name, change=unsampled)["Without EBCA"]
     # Saving cuts off what decoding leaves behind the point, so that some values of the photo come back one lower.
-    assert distance(start[:, 16:80] if name == "outpaint_sd15" else start, photo()).max() <= 1
-    images = run(name, SHAPES[name])
+    assert distance(start[:, 16:80] if name == OUTPAINTING else start, photo()).max() <= 1
+    images = run_twin(name)
     assert all_differ(images)
     for image in images.values():
         judged = verdict(image / 255, PAINTED[name])
@@ -424,9 +496,34 @@ def test_shapes_twin_paints_what_is_asked_and_keeps_the_rest(run, name):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("name", ["inpaint_model_sd15", "repaint_sd15"])
-def test_shapes_twin_keeps_the_photos_own_values_outside_the_mask(run, name):
-    assert all(np.array_equal(image[KEPT], photo()[KEPT]) for image in run(name, SHAPES[name]).values())
+def test_inpainting_keeps_the_photos_own_values_outside_the_mask(run_twin):
+    assert all(np.array_equal(image[KEPT], photo()[KEPT]) for image in run_twin(INPAINTING).values())
+
+
+@pytest.mark.server
+def test_repaint_paints_inside_the_photo_as_its_note_says(run_twin):
+    words = {("CLIPTextEncode", "text"): lambda text: PAINTED[INPAINTING] if text else ""}
+    for image in run_twin(OUTPAINTING, words, change=painted_inside).values():
+        judged = verdict(image / 255, PAINTED[INPAINTING])
+        assert judged.complete
+        (circle,) = judged.reading.found
+        assert not KEPT[int(circle.y * 64), int(circle.x * 64)]
+        assert np.array_equal(image[KEPT], photo()[KEPT])
+
+
+def painted_inside(prompt: workflows.Prompt) -> None:
+    """What the note says: Photo to VAE Encode, and the rectangle of the inpainting file to Set Latent Noise Mask."""
+    (photo,), (encoder,), (masking,) = (
+        workflows.node_ids(prompt, node) for node in ("ImageScale", "VAEEncode", "SetLatentNoiseMask")
+    )
+    prompt[encoder]["inputs"]["pixels"] = [photo, 0]
+    prompt[masking]["inputs"]["mask"] = ["rectangle", 0]
+    sizes = {"black": (0.0, 64, 64), "white": (1.0, 36, 40)}
+    for name, (value, width, height) in sizes.items():
+        inputs = {"value": value, "width": width, "height": height}
+        prompt[name] = {"class_type": "SolidMask", "inputs": inputs, "_meta": {"title": name}}
+    inputs = {"destination": ["black", 0], "source": ["white", 0], "x": 14, "y": 14, "operation": "add"}
+    prompt["rectangle"] = {"class_type": "MaskComposite", "inputs": inputs, "_meta": {"title": "rectangle"}}
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -54,6 +54,7 @@ class UNet:
 
     #: ComfyUI repeats prompts to a common length.
     repeats_prompts = True
+    text_depends_on_sigma = False
 
     def __init__(self):
         self.wrappers = {WrappersMP.DIFFUSION_MODEL: unet_forward}
@@ -78,6 +79,14 @@ class UNet:
         if not cross_attention_layers(network):
             return "it has no cross-attention layers"
         return None
+
+    def why_no_update(self, network: UNetModel) -> str | None:
+        """Why contexts cannot be updated in a supported U-Net; None where they can."""
+        return None
+
+    def unread_layers(self, network: UNetModel) -> frozenset[str]:
+        """The layers whose update no other layer reads."""
+        return frozenset(self.layer_names(network)[-1:])
 
     def intercept(self, call: DenoiserCall, model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]):
         """Nothing around the model's call: the wrapper of the network's forward pass does it all."""
@@ -179,9 +188,16 @@ class UNetAttention:
     attn_precision: torch.dtype | None
     preferred: Mapping[str, Any]
     refused_edits: bool = False
+    stream: str = ""
     text_mask: Tensor | None = None
+    words: Tensor | None = None
     normalises_keys: bool = False
     tokens_before_grid: int | None = None
+
+    @property
+    def others(self) -> list[Callable]:
+        """What other packs have put in place of the layer's attention."""
+        return [self.replacement, self.options.get("optimized_attention_override")]
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None, text_mask: Tensor | None = None
@@ -227,7 +243,7 @@ class UNetAttention:
         return together(self.module.to_v, contexts)
 
     def pullback(
-        self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice], text_masks: Sequence[Tensor | None]
+        self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice], words: Sequence[Tensor | None]
     ) -> Sequence[Tensor]:
         return together(partial(project_to_context, to_k=self.module.to_k, width=self.context.shape[-1]), steps)
 
@@ -339,37 +355,38 @@ class Attn2Patches(SharedOnDeepcopy):
         if not is_asked:
             self._call.run.notices.bypassed(notices.BLOCK_REPLACED)
             return layer.attend(q, k, v)
-        if other is None:
+        if not layer.has_attention_override:
             return self._call.output(layer, layer.attend(q, k, v))
-        with_other_keys = self._asked_with_other_keys(layer, other)
+        with_other_keys = self._asked_with_other_keys(layer)
         out = layer.attend(q, k, v)
         if with_other_keys is not None:
             if torch.equal(with_other_keys, out):
                 self._call.run.notices.bypassed(notices.KEYS_UNREAD)
                 return out
-            self._answers(layer)["reads keys"] = other
+            self._answers(layer)["reads keys"] = layer.others
         return self._call.output(layer, out)
 
-    def _asked_with_other_keys(self, layer: UNetAttention, other: Callable) -> Tensor | None:
-        """What another pack's replacement returns for other keys and values; None if it is known to read them.
+    def _asked_with_other_keys(self, layer: UNetAttention) -> Tensor | None:
+        """What another pack's attention returns for other keys and values; None if it is known to read them.
 
-        If it returns the same, whatever EBCA does to the text would be lost in the layer. It is asked once a run, layer
-        and replacement, and again in each call as long as the answer is no. The host waits for the answer.
+        If it returns the same, whatever EBCA does to the text would be lost in the layer. It is asked once a run and
+        layer, and again in each call as long as the answer is no. The host waits for the answer.
         """
-        if self._answers(layer).get("reads keys") is other:
+        if self._answers(layer).get("reads keys") == layer.others:
             return None
         devices = [layer.q.device] if layer.q.device.type == "cuda" else []
+        asked = replace(layer, options=dict(layer.options))
         try:
             with torch.random.fork_rng(devices):  # a pack may draw random numbers
-                return layer.replacement(layer.q.clone(), -layer.k, -layer.v, dict(layer.options))
+                return asked.attend(layer.q.clone(), -layer.k, -layer.v)
         except NOT_OF_A_TEXT:
             raise
         except Exception:  # the layer's own call comes next
             return None
 
     def _answers(self, layer: UNetAttention) -> dict[str, Any]:
-        """What is known of the replacement in a layer, for the rest of the run."""
-        return self._call.run.cache.cached(("replacement", layer.name), dict)
+        """What is known of other packs' attention in a layer, for the rest of the run."""
+        return self._call.run.cache.cached(("attention of others", layer.name), dict)
 
 
 def grid_of(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int] | None:

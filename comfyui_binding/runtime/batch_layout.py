@@ -117,6 +117,15 @@ class BatchLayout:
         return self._by_uuid.get(cond) or CondEntry(positive=index == 0 and not self._by_uuid)
 
 
+def latent_shape(latent: Tensor, conds: Mapping[str, Any]) -> Sequence[int]:
+    """The shape of a call's latent: of the picture, where the picture and its sound lie packed in one row of values.
+
+    conds: the keyword arguments of apply_model, or the values of a conditioning's model_conds.
+    """
+    shapes = conds.get("latent_shapes") or ()
+    return tuple(shapes[0]) if len(shapes) > 1 else tuple(latent.shape)
+
+
 def make_uuids_unique(conds: Mapping[str, list[dict]]) -> None:
     """Give every entry of a run a uuid of its own: core copies entries with their uuid into other roles."""
     seen = set()

@@ -12,8 +12,9 @@ from torch import Tensor
 from .batch_layout import Chunk
 from .settings import Edit
 
-#: An edit (None: the copy of the negative prompt that all edits share), its prompt, and the images of the call.
-CallKey = tuple[Edit | None, Hashable, tuple[int, ...]]
+#: An edit (None: the copy of the negative prompt that all edits share), its prompt, the images of the call, and the
+#: stream, where the network reads several texts.
+CallKey = tuple[Edit | None, Hashable, tuple[int, ...], str]
 
 
 @dataclass
@@ -35,30 +36,34 @@ class _Carried:
 
 
 class CarriedContexts:
-    """Changes of edit contexts by edit, prompt and image. Calls may come in several threads."""
+    """Changes of edit contexts by edit, prompt, image and stream. Calls may come in several threads."""
 
     def __init__(self):
-        self._carried: dict[tuple[Edit | None, Hashable, int], _Carried] = {}
+        self._carried: dict[tuple[Edit | None, Hashable, int], dict[str, _Carried]] = {}
         self._lock = threading.Lock()
 
-    def load(self, edit: Edit | None, chunk: Chunk, device: torch.device, sigma: float | None) -> Tensor | None:
-        """The change of a context so far for each row of a chunk, [b, t, c]; None if it has not moved."""
-        carried = [self._carried.get((edit, chunk.cond, image)) for image in chunk.images]
-        changes = [None if one is None else one.at(sigma, chunk.images) for one in carried]
-        known = next((change for change in changes if change is not None), None)
-        if known is None:
-            return None
-        rows = [torch.zeros_like(known) if change is None else change for change in changes]
-        return torch.stack([row.to(device) for row in rows])
+    def load(self, edit: Edit | None, chunk: Chunk, device: torch.device, sigma: float | None) -> dict[str, Tensor]:
+        """The changes so far of the contexts that have moved, for each row of a chunk: {stream: [b, t, c]}."""
+        carried, loaded = [self._carried.get((edit, chunk.cond, image), {}) for image in chunk.images], {}
+        for stream in dict.fromkeys(stream for streams in carried for stream in streams):
+            changes = [
+                streams[stream].at(sigma, chunk.images) if stream in streams else None for streams in carried
+            ]
+            known = next((change for change in changes if change is not None), None)
+            if known is not None:
+                rows = [torch.zeros_like(known) if change is None else change for change in changes]
+                loaded[stream] = torch.stack([row.to(device) for row in rows])
+        return loaded
 
     def store(self, changes: Mapping[CallKey, Tensor], sigma: float | None) -> None:
         """Keep the changes [b, t, c] of a call at a sigma."""
         with self._lock:
-            for (edit, cond, images), rows in changes.items():
+            for (edit, cond, images, stream), rows in changes.items():
                 for image, row in zip(images, rows, strict=True):
-                    key = (edit, cond, image)
-                    carried = self._carried.get(key)
+                    streams = self._carried.get((edit, cond, image), {})
+                    carried = streams.get(stream)
                     if carried is None or carried.sigma != sigma:
                         before = None if carried is None else carried.last
-                        carried = self._carried[key] = _Carried(sigma, before)
+                        carried = _Carried(sigma, before)
+                        self._carried[edit, cond, image] = {**streams, stream: carried}
                     carried.by_window.setdefault(images, row)

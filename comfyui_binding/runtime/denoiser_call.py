@@ -30,6 +30,7 @@ from .text_attention import EncodedText, TextAttention
 
 #: By how much of its norm a text must change to count as another one.
 ANOTHER_TEXT = 0.25
+NO_TEXT = EncodedText(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,42 +68,44 @@ class ContextTrack:
     #: Whether the composition mixes it into the layers' outputs, and its weight there; None where masks decide it.
     is_mixed: bool = False
     weight: float | None = None
-    #: An edit's context as it was encoded, [b, t, c], and its attention mask.
-    encoded: Tensor | None = None
-    text_mask: Tensor | None = None
+    #: An edit's texts as they were encoded, by stream.
+    texts: Mapping[str, EncodedText] = field(default_factory=dict)
     #: How many copies of the prompt's own tokens a copy of it holds.
     copies: int = 1
-    #: The change that earlier calls have carried to this one.
-    carried: Tensor | None = None
-    #: The change so far, by the shape of the context: some packs change it between layers.
-    changes: dict[torch.Size, Tensor] = field(default_factory=dict)
-    #: In the present layer: the context that was read (a slice: rows of the layer's own), its keys and its values.
+    #: The change that earlier calls have carried to this one, by stream.
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
+    #: The change so far, by stream and by the shape of the context: some packs change it between layers.
+    changes: dict[str, dict[torch.Size, Tensor]] = field(default_factory=dict)
+    #: In the present layer: the text (of an edit, as it was encoded), the context that was read (a slice: rows of the
+    #: layer's own), its keys and its values.
+    text: EncodedText = NO_TEXT
     read: Tensor | slice | None = None
     k: Tensor | None = None
     v: Tensor | None = None
 
     def begin(self) -> None:
         """Start again from what was carried to the call."""
-        self.changes = {} if self.carried is None else {self.carried.shape: self.carried}
+        self.changes = {stream: {change.shape: change} for stream, change in self.carried.items()}
 
-    def at(self, context: Tensor) -> Tensor:
-        """The context [b, t, c] with its change so far."""
-        change = self.changes.get(context.shape)
+    def at(self, context: Tensor, stream: str) -> Tensor:
+        """The context [b, t, c] of a stream with its change so far."""
+        change = self.changes.get(stream, {}).get(context.shape)
         return context if change is None else apply_change(context, change)
 
-    def move(self, step: Tensor) -> None:
-        """Add a step [b, t, c], in units of the scale, to the change of the context of this shape."""
-        self.changes[step.shape] = accumulate(self.changes.get(step.shape), step, self.scale)
+    def move(self, step: Tensor, stream: str) -> None:
+        """Add a step [b, t, c], in units of the scale, to the change of a stream's context of this shape."""
+        changes = self.changes.setdefault(stream, {})
+        changes[step.shape] = accumulate(changes.get(step.shape), step, self.scale)
 
-    def fit(self, tokens: int) -> bool:
+    def fit(self, tokens: int, stream: str) -> bool:
         """Repeat or cut the change of a copy to a context of so many tokens; False where neither leads there."""
-        for change in self.changes.values():
+        for change in self.changes.get(stream, {}).values():
             own = change.shape[1]
             if own != tokens:
                 if tokens % own and own % tokens:
                     return False
                 change = change.repeat(1, max(1, tokens // own), 1)[:, :tokens]
-                self.changes = {change.shape: change}
+                self.changes[stream] = {change.shape: change}
         return True
 
 
@@ -124,8 +127,8 @@ class DenoiserCall(SharedOnDeepcopy):
         self._weights = run.timeline.weights(sigma)
         self._gammas = run.timeline.gammas(sigma)
         self._carried_on: dict[CallKey, Tensor] = {}
-        #: The edits' texts as the layers read them, where that is not their encoded context.
-        self.texts: Mapping[Edit, EncodedText] = {}
+        #: The edits' texts as the layers read them, by stream, where that is not their encoded context.
+        self.texts: Mapping[Edit, Mapping[str, EncodedText]] = {}
 
     @property
     def is_active(self) -> bool:
@@ -144,12 +147,16 @@ class DenoiserCall(SharedOnDeepcopy):
 
     # --- one pass of the network ---
 
-    def begin(self, layers: Sequence[str], rows: CallRows, context: Tensor) -> None:
-        """Plan a pass. layers: their names, in the order of the pass; context [b, t, c]: what the network was given."""
+    def begin(self, layers: Sequence[str], rows: CallRows, context: Tensor, stream: str = "") -> None:
+        """Plan a pass. layers: their names, in the order of the pass; context [b, t, c]: what the network was given.
+
+        stream: which of the network's texts the context is.
+        """
         self.chunks = chunks = rows.chunks
         self._why_rows_unknown = notices.REGIONS if chunks else rows.reason
         self._first, self._last = layers[0], layers[-1]
         self._network_context = context
+        self._contexts = {stream: context}
         self._may_repeat = self.run.settings.architecture.repeats_prompts
         self._lengths_known = bool(chunks) and all(chunk.entry.tokens for chunk in chunks)
         self._repeats = self._known_repeats() if self._lengths_known else None
@@ -177,11 +184,12 @@ class DenoiserCall(SharedOnDeepcopy):
         is_needed = self._recorder is not None or self._composes
         return is_needed or any(update.layers is None or layer in update.layers for update in self._prompts.updates)
 
-    def context(self, layer: str, context: Tensor) -> Tensor:
-        """The prompts' context [b, t, c] as updated so far, for a layer to read."""
+    def context(self, layer: str, context: Tensor, stream: str = "") -> Tensor:
+        """The prompts' context [b, t, c] of a stream as updated so far, for a layer to read."""
         if layer == self._first:
             self.restart()
-        return self._prompts.at(context)
+        self._contexts.setdefault(stream, context)
+        return self._prompts.at(context, stream)
 
     def output(self, layer: TextAttention, out: Tensor) -> Tensor:
         """The layer's attention output [b, n, (h d)] with the edits mixed in; then every context takes its step."""
@@ -198,12 +206,16 @@ class DenoiserCall(SharedOnDeepcopy):
     def finish(self) -> None:
         """Keep what the pass has changed and recorded."""
         for track in self._edits:
-            change = next(iter(track.changes.values()), None)
-            if change is not track.carried:
-                own = change[:, : change.shape[1] // track.copies]
-                self._carried_on[track.edit, track.chunk.cond, track.chunk.images] = own
-        if self._prompts.changes:
-            self.run.note_update(self._network_context, self._prompts.changes, self._updated_layers)
+            for stream, changes in track.changes.items():
+                change = next(iter(changes.values()))
+                if change is not track.carried.get(stream):
+                    own = change[:, : change.shape[1] // track.copies]
+                    self._carried_on[track.edit, track.chunk.cond, track.chunk.images, stream] = own
+        moved = [
+            (self._contexts[stream], changes.get(self._contexts[stream].shape))
+            for stream, changes in self._prompts.changes.items()
+        ]
+        self.run.note_update([(text, change) for text, change in moved if change is not None], self._updated_layers)
         if self._recorder is not None:
             self._instrument(self.run.recorder.add, self._recorder, self._sigma_on_device)
 
@@ -278,8 +290,8 @@ class DenoiserCall(SharedOnDeepcopy):
                 self.run.notices.warn_once(notices.UPDATE_KEYS_ONLY)
             else:
                 self.run.notices.warn_if(layer.values_follow.logical_not().any(), notices.UPDATE_KEYS_ONLY)
-        (change,) = layer.pullback([total], [slice(None)], [layer.text_mask])
-        self._prompts.move(change)
+        (change,) = layer.pullback([total], [slice(None)], [layer.words])
+        self._prompts.move(change, layer.stream)
         self._updated_layers += 1
         return change
 
@@ -299,7 +311,7 @@ class DenoiserCall(SharedOnDeepcopy):
         if update.token_weights is not None and not self._are_as_long(update.token_weights, layer):
             return notices.UPDATE_LENGTHS
         if update.mask is not None and not _is_on_grid(layer):
-            return notices.UPDATE_MERGED
+            return notices.UPDATE_MERGED if layer.grid != () else notices.MASKS_WITHOUT_PICTURE
         return None
 
     def _token_weight_rows(self, update: RowUpdate, layer: TextAttention) -> Tensor:
@@ -362,7 +374,6 @@ class DenoiserCall(SharedOnDeepcopy):
         scale = max(gammas)
         weighted = self._weighted(edit)
         is_masked = any(one.mask is not None for one in weighted)
-        text = self._encoded(edit, chunk)
         return ContextTrack(
             updates=[RowUpdate(chunk.rows, [chunk], gammas[0] / scale, gammas[1] / scale)] if scale else [],
             scale=scale,
@@ -370,22 +381,21 @@ class DenoiserCall(SharedOnDeepcopy):
             edit=edit,
             is_mixed=bool(weighted),
             weight=None if is_masked else sum(self._weights[one] for one in weighted),
-            encoded=text.context,
-            text_mask=text.mask,
+            texts=self._encoded(edit, chunk),
             copies=1 if edit is not None else self._copies_of(chunk),
             carried=self.run.carried.load(edit, chunk, self._network_context.device, self.sigma),
         )
 
-    def _encoded(self, edit: Edit | None, chunk: Chunk) -> EncodedText:
-        """An edit's text for each row of a chunk; none for an edit that is off, and for the copy of the prompt."""
+    def _encoded(self, edit: Edit | None, chunk: Chunk) -> Mapping[str, EncodedText]:
+        """An edit's texts for each row of a chunk; none for an edit that is off, and for the copy of the prompt."""
         if edit is None or not (edit in self._weights or edit in self._gammas):
-            return EncodedText(None)
+            return {}
         if edit not in self.texts:
-            return EncodedText(self.run.cache.edit_rows(edit, chunk, self._network_context))
-        text = self.texts[edit]
-        return EncodedText(
-            rows_of_images(text.context, chunk), None if text.mask is None else rows_of_images(text.mask, chunk)
-        )
+            return {"": EncodedText(self.run.cache.edit_rows(edit, chunk, self._network_context))}
+        return {
+            stream: text.map_rows(lambda tensor: rows_of_images(tensor, chunk))
+            for stream, text in self.texts[edit].items()
+        }
 
     def _weighted(self, edit: Edit | None) -> list[Edit]:
         """The edits whose weights a track has: an edit's own, or all of them."""
@@ -407,7 +417,7 @@ class DenoiserCall(SharedOnDeepcopy):
         elif layer.name in self.run.layers_without_edits:  # then the copies of the negative prompt rest too
             return out
         if self._has_edit_masks and not _is_on_grid(layer):
-            self.run.notices.warn_once(notices.EDITS_MERGED)
+            self.run.notices.warn_once(notices.EDITS_MERGED if layer.grid != () else notices.MASKS_WITHOUT_PICTURE)
             return out
         tracks = [track for track in self._edits if self._acts(track, layer)]
         _make_keys_and_values(layer, tracks)
@@ -417,7 +427,7 @@ class DenoiserCall(SharedOnDeepcopy):
             rows, position, outs, weights = chunk.rows, chunk.position, [], []
             for track in tracks:
                 if track.chunk is chunk and track.v is not None:
-                    outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text_mask))
+                    outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text.mask))
                     weights.append(self._masked_weight(track, layer) if track.weight is None else track.weight)
             if outs:
                 out[rows] += mix_contexts(out[rows], outs, weights)
@@ -434,24 +444,26 @@ class DenoiserCall(SharedOnDeepcopy):
         if track.edit is not None:
             if not track.is_mixed and not track.updates:
                 return False
-            if track.encoded.dtype != layer.context.dtype and track.edit not in self.texts:
-                track.encoded = self.run.cache.edit_rows(track.edit, track.chunk, layer.context)
-            track.read = track.at(track.encoded)
+            track.text = track.texts[layer.stream]
+            if track.text.context.dtype != layer.context.dtype and track.edit not in self.texts:
+                track.text = EncodedText(self.run.cache.edit_rows(track.edit, track.chunk, layer.context))
+            track.read = track.at(track.text.context, layer.stream)
             return True
         rows = track.chunk.rows
-        track.text_mask = None if layer.text_mask is None else layer.text_mask[rows]
-        if not track.changes and not self._has_moved(layer.context, track.chunk):
+        track.text = _rows_of(layer, rows)
+        if not track.changes.get(layer.stream) and not self._has_moved(layer, track.chunk):
             track.read, track.k = rows, layer.k[rows]  # a copy that equals the prompt has the prompt's outputs
             return bool(track.updates)
-        if not track.fit(layer.context.shape[1]):
+        if not track.fit(layer.context.shape[1], layer.stream):
             self.run.notices.warn_once(notices.EDITS_NEGATIVE_LENGTH)
             return False
-        track.read = track.at(layer.context[rows])
+        track.read = track.at(track.text.context, layer.stream)
         return True
 
-    def _has_moved(self, context: Tensor, chunk: Chunk) -> bool:
+    def _has_moved(self, layer: TextAttention, chunk: Chunk) -> bool:
         """Whether the prompts' update has moved a chunk's rows of a layer's context."""
-        return context.shape in self._prompts.changes and any(chunk in u.chunks for u in self._prompts.updates)
+        is_changed = layer.context.shape in self._prompts.changes.get(layer.stream, {})
+        return is_changed and any(chunk in update.chunks for update in self._prompts.updates)
 
     def _move_edits(self, layer: TextAttention, tracks: Sequence[ContextTrack]) -> Mapping[ContextTrack, Tensor]:
         """Move the tracks' contexts -> their changes in the layer [b, t, c], in units of the scale."""
@@ -473,10 +485,10 @@ class DenoiserCall(SharedOnDeepcopy):
                     energy=update.energy,
                 )
             )
-        read, masks = [track.read for track in tracks], [track.text_mask for track in tracks]
-        changes = dict(zip(tracks, layer.pullback(steps, read, masks), strict=True))
+        read, words = [track.read for track in tracks], [track.text.words for track in tracks]
+        changes = dict(zip(tracks, layer.pullback(steps, read, words), strict=True))
         for track, change in changes.items():
-            track.move(change)
+            track.move(change, layer.stream)
         return changes
 
     def _masked_weight(self, track: ContextTrack, layer: TextAttention) -> float | Tensor:
@@ -494,8 +506,8 @@ class DenoiserCall(SharedOnDeepcopy):
         return self._has_own_lengths(layer) or {w.shape[1] for w in token_weights.values()} == {layer.k.shape[1]}
 
     def _has_own_lengths(self, layer: TextAttention) -> bool:
-        """Whether the layer's context has the shape of the call's, so that it is known whose word each token is."""
-        return layer.context.shape == self._network_context.shape
+        """Whether the layer's context has the call's tokens, so that it is known whose word each of them is."""
+        return layer.context.shape[:2] == self._network_context.shape[:2]
 
     def _mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], layer: TextAttention) -> Tensor:
         """Mask [b, height, width] -> [rows of the chunks, n, 1]."""
@@ -559,7 +571,7 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.notices.warn_once(notices.trace_skipped(self._why_rows_unknown))
             return
         self._recorder.record_prompts(layer, self._layer_repeats(layer), change, self._prompts.scale)
-        if not self.run.recorder.wants_maps:
+        if not self.run.recorder.wants_maps or layer.grid == ():
             return
         if not self._has_own_lengths(layer):
             self.run.notices.warn_once(notices.MAPS_LENGTHS)
@@ -604,9 +616,17 @@ def _value_text(layer: TextAttention, track: ContextTrack) -> Tensor:
     return own if layer.values_follow is None else torch.where(layer.values_follow[rows], track.read, own)
 
 
+def _rows_of(layer: TextAttention, rows: slice) -> EncodedText:
+    """The text of some of a layer's rows."""
+    mask, words = layer.text_mask, layer.words
+    return EncodedText(
+        layer.context[rows], None if mask is None else mask[rows], None if words is None else words[rows]
+    )
+
+
 def _is_on_grid(layer: TextAttention) -> bool:
     """Whether the layer's image tokens are the positions of its grid, so that masks and maps fit."""
-    if layer.grid is None:
+    if not layer.grid:
         return False
     tokens, before = math.prod(layer.grid), layer.tokens_before_grid
     return layer.q.shape[1] == tokens if before is None else layer.q.shape[1] >= before + tokens

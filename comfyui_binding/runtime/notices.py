@@ -49,6 +49,10 @@ BLOCK_REPLACED = (
     "EBCA: bypassed in layers that do not ask for their context, because another node has replaced the block around "
     "them. Remove that node to use EBCA there."
 )
+TEXT_REPLACED = (
+    "EBCA: bypassed in cross-attention layers in which another node replaces or lengthens the text. Remove that node "
+    "to use EBCA there."
+)
 LAYER_UNNAMED = (
     "EBCA: bypassed in layers that do not say which they are, because another node has replaced the block around them. "
     "Remove that node to use EBCA there."
@@ -82,6 +86,10 @@ NO_NORM_TERM = (
 )
 EDITS_MERGED = (
     "EBCA: edits skipped: another node merges image tokens, so their masks do not fit. They still work without masks."
+)
+MASKS_WITHOUT_PICTURE = (
+    "EBCA: updates and edits with a mask skipped in the layers of the sound: a mask says where in the picture. They "
+    "still work there without a mask."
 )
 EDITS_NEGATIVE_LENGTH = (
     "EBCA: edits skipped on the negative prompt in some layers: another node changes its length between layers. Remove "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,13 +89,16 @@ class Run(SharedOnDeepcopy):
             self._token_weights[key] = weights.values[None]
         return self._token_weights[key]
 
-    def note_update(self, context: Tensor, changes: Mapping[torch.Size, Tensor], layers: int) -> None:
-        """Note how far the prompts' context [b, t, c] has moved in a call, and in how many layers."""
-        change = changes.get(context.shape)
-        if change is not None and any(update.node_id is not None for update in self.settings.updates):
-            sizes = (torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in (change, context))
-            self._update_sizes.append(next(sizes) / next(sizes))
-            self._updated_layers = max(self._updated_layers, layers)
+    def note_update(self, moved: Sequence[tuple[Tensor, Tensor]], layers: int) -> None:
+        """Note how far the prompts' contexts have moved in a call, and in how many layers.
+
+        moved: each context [b, t, c], one for a stream, and its change.
+        """
+        if not moved or all(update.node_id is None for update in self.settings.updates):
+            return
+        norm = partial(torch.linalg.vector_norm, dtype=torch.float32)
+        self._update_sizes.append(torch.stack([norm(change) / norm(context) for context, change in moved]).mean())
+        self._updated_layers = max(self._updated_layers, layers)
 
     def summary(self) -> str:
         """What the context update did in the run, or why it did nothing, for the node to show."""

@@ -109,7 +109,7 @@ class CallRecorder:
         chunk = track.chunk
         columns = [Column(layer.name, f"edit{number}", chunk.cond, image) for image in chunk.images]
         energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, EBCA)
-        self._note(columns, energies, self._relative_size(change, track.scale, track.encoded))
+        self._note(columns, energies, self._relative_size(change, track.scale, track.text.context))
 
     def record_maps(self, layer: TextAttention) -> None:
         """The attention of a layer to the positive prompts of whole images, whose tokens lie on its grid.
@@ -153,8 +153,12 @@ class CallRecorder:
 class RunRecorder:
     """All that one run has recorded."""
 
-    def __init__(self, wants_maps: bool, notices_of_run: Notices, energy: ContextEnergy = EBCA):
+    def __init__(
+        self, wants_maps: bool, notices_of_run: Notices, energy: ContextEnergy = EBCA, expects_one_text: bool = True
+    ):
+        """expects_one_text: whether a prompt's text is the same in all calls, unless another node changes it."""
         self.wants_maps = wants_maps
+        self._expects_one_text = expects_one_text
         self._energy = energy
         self._names: list[str] = []
         self._calls: list[tuple[Tensor, list[Column], Tensor, Tensor]] = []
@@ -209,6 +213,8 @@ class RunRecorder:
 
     def _compare_text(self, chunk: Chunk, context: Tensor) -> None:
         """A warning at the end of the run if a prompt has not had one text throughout."""
+        if not self._expects_one_text:
+            return
         for row, image in zip(context[chunk.rows], chunk.images, strict=True):
             text = row[: chunk.entry.tokens]
             first = self._texts.setdefault((chunk.cond, image), text)
@@ -284,7 +290,9 @@ def recording(run: Run, sigmas: Sequence[float]):
     for trace in traces:
         trace.record = None
     energy = next((update.energy for update in run.settings.updates), EBCA)
-    run.recorder = RunRecorder(any(trace.wants_maps for trace in traces), run.notices, energy)
+    wants_maps = any(trace.wants_maps for trace in traces)
+    expects_one_text = not run.settings.architecture.text_depends_on_sigma
+    run.recorder = RunRecorder(wants_maps, run.notices, energy, expects_one_text)
 
     def write(is_complete: bool) -> None:
         record = run.recorder.record(sigmas, run.settings, is_complete)

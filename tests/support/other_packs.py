@@ -398,6 +398,19 @@ def own_text(comfy, scene: Scene) -> Scene:
     return _attn2_replaced(scene, replace_attention)
 
 
+def override_with_its_own_text(comfy, scene: Scene) -> Scene:
+    """The same through the one slot for attention functions."""
+    def override(func, q, k, v, *args, **kwargs):
+        if k.shape[1] == q.shape[1]:  # self-attention
+            return func(q, k, v, *args, **kwargs)
+        noise = toy.noise(7, q.shape[-1], seed=21).expand(q.shape[0], -1, -1).to(q)
+        return func(q, noise, noise, *args, **kwargs)
+
+    model = scene.model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    return replace(scene, model=model)
+
+
 def own_text_until(sigma: float) -> Callable[[Any, Scene], Scene]:
     """The same above a sigma; below it, the attention of the text that the layer is given."""
     def wire(comfy, scene: Scene) -> Scene:

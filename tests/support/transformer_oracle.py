@@ -271,14 +271,15 @@ class Ebca:
     def __init__(
         self, family: str, model, updates: Sequence[Update] = (), edits: Sequence[Edit] = (),
         edit_masks: Sequence[Tensor | None] = (), blocks: Sequence[str] | None = None, positive_only: bool = False,
-        factor: Callable[[float], float] = lambda sigma: 1.0,
+        factor: Callable[[float], float] = lambda sigma: 1.0, attend: Callable[..., Tensor] = attention,
     ):
-        """factor: of the updates' gammas at a sigma."""
+        """factor: of the updates' gammas at a sigma; attend: the attention that another pack computes."""
         self.family, self.base = FAMILIES[family], model.model
         self.sampling = model.get_model_object("model_sampling")
         self.updates, self.edits = updates, edits
         self.edit_masks = edit_masks or [None] * len(edits)
         self.blocks, self.positive_only, self.factor = blocks, positive_only, factor
+        self.attend = attend
         self.carried: dict[tuple, tuple[Tensor, float]] = {}
         self.modules = {path: copy.deepcopy(m).double() for path, m in modules(family, self.network).items()}
 
@@ -295,12 +296,17 @@ class Ebca:
         images = list(window.index_list) if window is not None and window.dim == 0 else list(range(size))
         prompts = zip(options["uuids"], options["cond_or_uncond"], strict=True)
         self.rows = [_Row(uuid, index == 0, image) for uuid, index in prompts for image in images]
-        self.texts = [
-            [self.family.embed(self.network, _entry_of(edit.text, image), self.timestep).double() for image in images]
-            for edit in self.edits
-        ]
+        self.texts = [[self._text(edit, image) for image in images] for edit in self.edits]
         self.images, self.window = images, window
         self.pass_begins()
+
+    def _text(self, edit: Edit, image: int) -> Tensor:
+        """An edit's text [t, c] as the layers read it."""
+        ((text, options),) = edit.text
+        dtype = self.base.get_dtype_inference()
+        own = {name: _cast(_row_of(value, image), dtype) for name, value in options.items()}
+        entry = [_row_of(text, image).to(dtype), own]
+        return self.family.embed(self.network, entry, self.timestep).double()
 
     def pass_begins(self) -> None:
         self.changes = {}
@@ -339,7 +345,7 @@ class Ebca:
     def _attend(self, module, q: Tensor, text: Tensor, visible: Tensor | None = None) -> Tensor:
         text = text if visible is None else text[visible]
         family = self.family
-        return attention(q, family.keys(module, text), family.values(module, text), family.heads(module))
+        return self.attend(q, family.keys(module, text), family.values(module, text), family.heads(module))
 
     def _row(self, path: str, module, row: _Row, text: Tensor, q: Tensor, visible: Tensor | None) -> Tensor:
         main = text + row.moved
@@ -399,15 +405,13 @@ class Ebca:
         return (out + weight * shared) / (1 + weight)
 
 
-def _entry_of(conditioning: list, image: int) -> list:
-    """The entry of a CONDITIONING with what belongs to one image of a batch."""
-    ((text, options),) = conditioning
-    one = {name: _row_of(value, image) if torch.is_tensor(value) else value for name, value in options.items()}
-    return [_row_of(text, image), one]
+def _row_of(value: Any, image: int) -> Any:
+    """What belongs to one image of a batch."""
+    return value[image % len(value)][None] if torch.is_tensor(value) else value
 
 
-def _row_of(tensor: Tensor, image: int) -> Tensor:
-    return tensor[image % len(tensor)][None]
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
 
 
 def _visible(conditioning: list) -> Tensor | None:

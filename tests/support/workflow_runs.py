@@ -3,19 +3,19 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from PIL import Image
 
 from devtools.server import Server
-from devtools.thumbnails import MASK, PHOTO, decoded, with_inputs
-from devtools.twins import prompt_of, saved
+from devtools.thumbnails import MASK, PHOTO, SCHEDULE, decoded, with_inputs
+from devtools.twins import prompt_of, shown
 from devtools.workflows import Prompt, Substitutions, node_ids
 
 CELLS = "Cells"
-#: The titles of what a file does not save itself: what it edits and where, and the pictures in the grid of a sweep.
-ADDED = (PHOTO, MASK, CELLS)
+#: The titles of what no node of a file shows by itself: what it edits and where, its schedule, the cells of its sweep.
+ADDED = (PHOTO, MASK, SCHEDULE, CELLS)
 
 
 class WorkflowRuns:
@@ -29,13 +29,15 @@ class WorkflowRuns:
         self._server, self._object_info = server, object_info
         self._made: dict[str, dict[str, list[Image.Image]]] = {}
 
-    def __call__(self, name: str, *tables: Substitutions, sampled: bool = True) -> dict[str, list[Image.Image]]:
-        """sampled: False decodes what the samplers start from instead."""
-        prompt = _with_cells(with_inputs(prompt_of(name, self._object_info, *tables)))
-        prompt = prompt if sampled else _unsampled(prompt)
+    def __call__(
+        self, name: str, *tables: Substitutions, change: Callable[[Prompt], None] = lambda prompt: None
+    ) -> dict[str, list[Image.Image]]:
+        """change: rewires the prompt, in place."""
+        prompt = copy.deepcopy(_with_cells(with_inputs(prompt_of(name, self._object_info, *tables))))
+        change(prompt)
         key = json.dumps(prompt)
         if key not in self._made:
-            files = saved(self._server, prompt)
+            files = shown(self._server, prompt)
             self._made[key] = {title: list(map(decoded, batch)) for title, batch in files.items()}
         return self._made[key]
 
@@ -48,10 +50,8 @@ def _with_cells(prompt: Prompt) -> Prompt:
     return prompt | {CELLS: {"class_type": "SaveImage", "inputs": inputs, "_meta": {"title": CELLS}}}
 
 
-def _unsampled(prompt: Prompt) -> Prompt:
-    """The prompt with each picture decoded from what its sampler starts from."""
-    prompt = copy.deepcopy(prompt)
+def unsampled(prompt: Prompt) -> None:
+    """Decode what the samplers start from instead of what they make."""
     for node_id in node_ids(prompt, "VAEDecode"):
         sampler, _ = prompt[node_id]["inputs"]["samples"]
         prompt[node_id]["inputs"]["samples"] = prompt[sampler]["inputs"]["latent_image"]
-    return prompt

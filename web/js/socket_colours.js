@@ -9,13 +9,28 @@ const COLOURS = {
   EBCA_SWEEP: "#a98be0",
 };
 
+/** Give each type its colour in a table that the front end fills anew from every palette: "" for types without one. */
+function keep(table) {
+  for (const [type, colour] of Object.entries(COLOURS)) {
+    let current = colour;
+    Object.defineProperty(table, type, {
+      configurable: true,
+      enumerable: true,
+      get: () => current,
+      set: (fromPalette) => (current = fromPalette || colour),
+    });
+  }
+}
+
 app.registerExtension({
   name: "EBCA.SocketColours",
   setup() {
-    for (const [type, colour] of Object.entries(COLOURS)) {
-      app.canvas.default_connection_color_byType[type] = colour; // classic nodes
-      LGraphCanvas.link_type_colors[type] = colour; // wires
-      document.documentElement.style.setProperty(`--color-datatype-${type}`, colour); // Nodes 2.0
-    }
+    keep(app.canvas.default_connection_color_byType); // sockets of classic nodes
+    keep(app.canvas.constructor.link_type_colors); // wires
+    // Sockets of Nodes 2.0. A palette sets its colours on the element itself, which wins over this sheet.
+    const sheet = document.createElement("style");
+    const rules = Object.entries(COLOURS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
+    sheet.textContent = `:root { ${rules.join(" ")} }`;
+    document.head.append(sheet);
   },
 });
