@@ -1,7 +1,7 @@
 """Everything one does with a checkout, in one command each (Python 3.11 to 3.13, standard library only).
 
     python run.py demo                        before/after pictures on the model that ships with the repository
-    python run.py demo --count 40             the same for 40 pictures of each kind, counted
+    python run.py demo --count 6              the same for seeds 0 to 5, all of them drawn and counted
     python run.py test                        tier 1, for every push: the newest ComfyUI, the interfaces of the oldest
                                               (a quarter of an hour on two cores)
     python run.py test --quick                tier 0, before a commit: without server and sampling (a minute)
@@ -22,6 +22,7 @@
     python run.py bench plain_model           what the shapes model draws without EBCA, counted
     python run.py bench real_checkpoints      the same question on your own checkpoint and servers, by CLIP
     python run.py bench import_time           how long ComfyUI takes to load the pack
+    python run.py bench templates             which of ComfyUI's own templates have a model that EBCA accepts
     python run.py archive                     what users install, as the registry packs it, in dist/
 
 demo, twins, test and bench NAME take --help too. The first call makes an environment in `.host` and fetches ComfyUI,
@@ -41,6 +42,7 @@ REPO = Path(__file__).absolute().parent
 BENCHES = {
     "speed": "bench/speed.py",
     "import_time": "bench/import_time.py",
+    "templates": "bench/templates.py",
     "alignment": "research/alignment/compare.py",
     "attention_maps": "research/attention_maps.py",
     "editing": "research/editing.py",
@@ -94,7 +96,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     commands = {"ruff": subprocesses.Command([host.python, "-m", "ruff", "check", REPO])}
     for name, part in tiers.parts(tier, environment.NEWEST if host.fetched else None, tools).items():
         of = environment.prepare(part.version) if part.version else host
-        variables = {"COMFYUI_PATH": of.comfyui, "OMP_NUM_THREADS": "1"}
+        variables = {"COMFYUI_PATH": of.comfyui, "OMP_NUM_THREADS": "1", **part.variables}
         commands[name] = subprocesses.Command(_pytest(of, part.arguments), variables)
     begun = time.monotonic()
     # Two at once, each with one busy thread, in the tests or in the server that they ask, and some gigabytes of memory.

@@ -7,7 +7,11 @@ shared_on_deepcopy.py     mixin for objects in ComfyUI's options, which other pa
 architectures/            all that is known about a model; one file for each kind of network
   registry.py               MODEL -> its architecture, or a refusal
   unet.py                   SD 1.x to SDXL: their layers, and ComfyUI's attn2 patches
+  transformer.py            transformers with text cross-attention: hooks on their modules
+  transformer_families.py   one entry for each of them, from Wan to ACE-Step
+  refused_networks.py       the reasons why others are refused
   key_projection.py         G @ W_k, however ComfyUI stores W_k
+  key_norms.py              the way back through a norm of the keys
   layer_selection.py        names of layers, and the grammar of `blocks`
 
 runtime/                  one sampling run; knows no architecture, no trace and no sampler

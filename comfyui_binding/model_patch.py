@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..ebca_core import smallest_denominator
-from .architectures.registry import architecture_of, context_width, layer_names
+from .architectures.registry import architecture_of, context_width, network_of
 from .runtime.settings import KEY, ContextUpdate, Edit, Settings
 from .sampling_hooks import install
 from .trace.trace_record import Trace
@@ -34,13 +34,15 @@ def with_update(model: ModelPatcher, update: ContextUpdate) -> ModelPatcher:
 
     Raises ValueError for a model that EBCA cannot reach.
     """
-    names = layer_names(model)
+    architecture, network = architecture_of(model), network_of(model)
+    names = architecture.layer_names(network)
     if update.mask is not None and update.gamma_attn != 0:
         _warn_of_black_mask(update.mask, "the attention term of the context update")
         update = update.with_constant_mask_resolved()
     if update.is_off:
         return model
-    if update.layers is not None and update.layers <= {names[-1]}:
+    _check_updates(model)
+    if update.layers is not None and update.layers <= architecture.unread_layers(network):
         raise ValueError(
             "blocks: only the model's last layer is chosen, and no layer after it reads the updated context. Add an "
             "earlier layer, or leave blocks empty for all."
@@ -73,6 +75,8 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
         if edit.mask is not None and edit.weight != 0:
             _warn_of_black_mask(edit.mask, "an edit")
     settings = settings_of(model)
+    if any(edit.is_updated for edit in edits):
+        _check_updates(model, "gamma_attn and gamma_norm of EBCA Edit Context to 0")
     edits = [*settings.edits, *edits]
     _check_widths(model, edits)
     _check_denominator(edits)
@@ -84,6 +88,13 @@ def with_trace(model: ModelPatcher, trace: Trace) -> ModelPatcher:
     architecture_of(model)
     settings = settings_of(model)
     return _with_settings(model, replace(settings, traces=(*settings.traces, trace)))
+
+
+def _check_updates(model: ModelPatcher, remedy: str = "gamma_attn and gamma_norm to 0, and use EBCA Compose") -> None:
+    """Raises ValueError for a model whose contexts cannot be updated."""
+    reason = architecture_of(model).why_no_update(network_of(model))
+    if reason is not None:
+        raise ValueError(f"EBCA cannot update the context of {type(model.model).__name__}: {reason}. Set {remedy}.")
 
 
 def _with_settings(model: ModelPatcher, settings: Settings) -> ModelPatcher:

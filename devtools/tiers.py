@@ -6,12 +6,12 @@ out where git says that nothing changed that they test.
 """
 
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from .environment import BETWEEN, NEWEST, OLDEST, REPO
+from .environment import BETWEEN, FRONT_END_VARIABLE, NEWEST, NEWEST_FRONT_END, OLDEST, REPO
 
 TIERS = {"--quick": "tier 0", "": "tier 1", "--all": "nightly"}  # by the option of `run.py test`
 
@@ -38,10 +38,12 @@ class Part:
     Attributes:
         version: of ComfyUI; None for the user's own.
         arguments: pytest's.
+        variables: of its environment.
     """
 
     version: str | None
     arguments: Sequence[str]
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 def parts(tier: str, newest: str | None = NEWEST, tools: bool = True, repo: Path = REPO) -> dict[str, Part]:
@@ -66,8 +68,10 @@ def parts(tier: str, newest: str | None = NEWEST, tools: bool = True, repo: Path
     if newest:
         made |= _whole(OLDEST, repo, cases=_CASES[OLDEST])
         # Without the files in which no code of ComfyUI takes part.
-        fast = [*_product(repo), "--ignore-glob=*/test_core_*", "-m", "not slow and not server"]
+        fast = [*_product(repo, but=_files(repo, ["core_*"])), "-m", "not slow and not server"]
         made |= {_name("fast tests", version): Part(version, fast) for version in BETWEEN}
+        browser = [str(repo / "tests" / "test_front_end.py")]
+        made[f"front end {NEWEST_FRONT_END}"] = Part(newest, browser, {FRONT_END_VARIABLE: NEWEST_FRONT_END})
     return made
 
 
@@ -86,9 +90,9 @@ def _name(name: str, version: str | None) -> str:
     return f"{name} on {version}" if version else name
 
 
-def _product(repo: Path) -> list[str]:
-    """All tests but those of the tools."""
-    return [str(repo / "tests"), *(f"--ignore-glob=*/{pattern}" for pattern in _TOOL_TESTS)]
+def _product(repo: Path, but: Sequence[str] = ()) -> list[str]:
+    """All tests but some and those of the tools."""
+    return [str(repo / "tests"), *(f"--ignore={path}" for path in [*_tool_tests(repo), *but])]
 
 
 def _tool_tests(repo: Path) -> list[str]:

@@ -140,12 +140,16 @@ def energy_values(
 # --- the layer's output ---
 
 
-def attention_map(keys: Tensor, queries: Tensor, heads: int) -> Tensor:
+def attention_map(keys: Tensor, queries: Tensor, heads: int, hidden: Tensor | None = None) -> Tensor:
     """The attention of each image token to each text token: softmax over t of (beta q_n . k_t), the mean of the heads.
 
-    keys [b, t, (h d)], queries [b, n, (h d)] -> [b, t, n] in [0, 1], of sum 1 over t. Holds the matrix of all heads.
+    keys [b, t, (h d)], queries [b, n, (h d)], hidden [b, t]: tokens that are masked -> [b, t, n] in [0, 1], of sum 1
+    over t. Holds the matrix of all heads.
     """
-    return similarity(keys, queries, heads).softmax(dim=-2).mean(dim=1)
+    values = similarity(keys, queries, heads)
+    if hidden is not None:
+        values = values.masked_fill(hidden[:, None, :, None], -torch.inf)
+    return values.softmax(dim=-2).mean(dim=1)
 
 
 def composition_weight_sum(weights: Sequence[Weight]) -> Weight:

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..comfyui_binding.model_patch import with_edits
 from ..comfyui_binding.node_messages import show_on_node
 from ..comfyui_binding.runtime.settings import Edit
-from ..comfyui_binding.text.concepts import Concept, concepts_of, describe
+from ..comfyui_binding.text.concepts import Concept, concepts_of, describe, shared_strength
 from ..comfyui_binding.text.edit_conditioning import encode_prompt
 from ..ebca_core import Schedule, Window
 from .input_validation import first_error
@@ -38,7 +38,8 @@ class EBCAConcepts(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="The alpha with which each concept is added. Typical: 0.05 to 0.15. 0 disables the node.",
+                    tooltip="The alpha with which each concept is added. More than three concepts share out three "
+                    "times this. Typical: 0.05 to 0.15. 0 disables the node.",
                 ),
                 io.Float.Input(
                     "empty_prompt",
@@ -91,7 +92,8 @@ class EBCAConcepts(io.ComfyNode):
     ) -> io.NodeOutput:
         positive = encode_prompt(clip, prompt)
         listed = _needed_concepts(prompt, concepts, strength, end_percent)
-        strengths = {one.text: strength if one.strength is None else one.strength for one in listed}
+        shared = shared_strength(strength, len(listed))
+        strengths = {one.text: shared if one.strength is None else one.strength for one in listed}
         if not any(strengths.values()):
             show_on_node(own_id(cls), OFF)
             return io.NodeOutput(model, positive, OFF)
@@ -103,7 +105,7 @@ class EBCAConcepts(io.ComfyNode):
 
         edits = [edit(text, 1, alpha) for text, alpha in strengths.items()]
         model = with_edits(model, [*edits, edit("", -1, empty_prompt)])
-        found = describe(listed, strength)
+        found = describe(listed, shared)
         show_on_node(own_id(cls), found)
         return io.NodeOutput(model, positive, found)
 

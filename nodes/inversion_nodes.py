@@ -275,7 +275,7 @@ class EBCALoadInversion(io.ComfyNode):
             *inversion_record.mismatches(record, prompt, node_id),
         ]
         _log_warnings(problems)
-        description = "\n".join([record.described(), *(f"WARNING: {problem}" for problem in problems)])
+        description = "\n".join([record.summary(), *(f"WARNING: {problem}" for problem in problems)])
         return io.NodeOutput(*_outputs(inversion, model), description)
 
     @classmethod

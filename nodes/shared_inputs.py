@@ -10,6 +10,8 @@ from ..ebca_core import Window
 #: Folders of the node menu: prompts, edits, photos, and what shows what happens.
 CATEGORY = "energy attention"
 PROMPT, EDIT, PHOTO, LOOK = (f"{CATEGORY}/{name}" for name in ("prompt", "edit", "photo", "look"))
+#: How far rounding may carry a number out of its range.
+ROUNDING = 1e-3
 MODEL_TOOLTIP = "A supported model (see the README)."
 CLIP_TOOLTIP = "The CLIP that encodes the prompt, from the same checkpoint as the model."
 TokenWeightsType = io.Custom("EBCA_TOKEN_WEIGHTS")
@@ -87,17 +89,30 @@ def validated_window(start: float, end: float, *strengths: float, prefix: str = 
     if strengths and not any(strengths):
         return Window()
     try:
-        return Window(start, end)
+        return Window(_unrounded(start), _unrounded(end))
     except ValueError:
         problem = "one of them is outside the range 0 to 1" if start < end else "the start is not less than the end"
         raise ValueError(
-            f"{prefix}start_percent is {start:g} and {prefix}end_percent is {end:g}: {problem}. Set 0 <= start < end "
-            "<= 1."
+            f"{prefix}start_percent is {start:.9g} and {prefix}end_percent is {end:.9g}: {problem}. Set 0 <= start < "
+            "end <= 1."
         ) from None
 
 
+def _unrounded(percent: float) -> float:
+    """A share of the schedule without what arithmetic in other nodes adds to it by rounding.
+
+    So it stays in [0, 1], and two windows that touch do not overlap.
+    """
+    percent = round(percent, 6)
+    return min(max(percent, 0.0), 1.0) if -ROUNDING <= percent <= 1 + ROUNDING else percent
+
+
 def validated_mask(mask: Tensor | None) -> Tensor | None:
-    """A MASK as [b, height, width] in [0, 1]. Raises ValueError for other shapes and values."""
+    """A MASK as [b, height, width] in [0, 1]. Raises ValueError for other shapes and values.
+
+    A channel axis of length 1, in front of the height or behind the width, is dropped. Values that rounding has carried
+    out of [0, 1], as a blur does, are clamped.
+    """
     if mask is None:
         return None
     if mask.ndim < 2 or mask.numel() == 0:
@@ -105,12 +120,28 @@ def validated_mask(mask: Tensor | None) -> Tensor | None:
             f"The mask has the shape {list(mask.shape)} instead of [batch, height, width]. Make the mask from an image "
             "or with ComfyUI's mask nodes."
         )
-    if not (mask >= 0).logical_and(mask <= 1).all():
+    flat = _without_channels(mask)
+    flat = flat.reshape(-1, *flat.shape[-2:])
+    flat = flat if flat.is_floating_point() else flat.float()
+    least, largest = float(flat.min()), float(flat.max())
+    if not (least >= -ROUNDING and largest <= 1 + ROUNDING):  # True for NaN too
         raise ValueError(
-            f"The mask has values from {float(mask.min()):g} to {float(mask.max()):g} instead of 0 to 1. Make the mask "
-            "from an image or with ComfyUI's mask nodes."
+            f"The mask has values from {least:.9g} to {largest:.9g} instead of 0 to 1. Make the mask from an image or "
+            "with ComfyUI's mask nodes."
         )
-    return mask.reshape(-1, *mask.shape[-2:])
+    return flat if least >= 0 and largest <= 1 else flat.clamp(0, 1)
+
+
+def _without_channels(mask: Tensor) -> Tensor:
+    """[..., height, width]: without the channel axis of an image. Raises ValueError for several channels."""
+    if mask.ndim > 2 and mask.shape[-1] == 1 < min(mask.shape[-3:-1]):
+        return mask.squeeze(-1)
+    if mask.ndim == 4 and mask.shape[1] != 1:
+        raise ValueError(
+            f"The mask has the shape {list(mask.shape)}, which is that of an image with several channels, instead of "
+            "[batch, height, width]. Convert the image with Image To Mask."
+        )
+    return mask
 
 
 def own_id(node: type[io.ComfyNode]) -> str | None:

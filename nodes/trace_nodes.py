@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..comfyui_binding.model_patch import with_trace
 from ..comfyui_binding.trace import trace_file
-from ..comfyui_binding.trace.trace_record import Trace
+from ..comfyui_binding.trace.recorder import never_costs_the_image
+from ..comfyui_binding.trace.trace_record import Trace, WordMaps
 from ..comfyui_binding.trace.word_positions import is_prompt_of, maps_of_prompt, positions_of_words
+from ..plots.canvas import message_sheet
 from ..plots.energy_plot import energy_plot
 from ..plots.word_map_sheet import mean_map, word_map_sheet
 from .file_inputs import (
@@ -32,6 +37,7 @@ log = logging.getLogger("ebca")
 #: Subfolder of the output folder.
 FOLDER = "traces"
 EXTENSION = ".safetensors"
+NOT_DRAWN = "EBCA: a plot could not be drawn; the image is not affected. Please report this."
 
 
 class EBCATrace(io.ComfyNode):
@@ -99,7 +105,7 @@ class EBCAEnergyPlot(io.ComfyNode):
         records = [_recorded(trace, latent, "latent")]
         if trace_b is not None:
             records.append(_recorded(trace_b, latent_b, "latent_b"))
-        image = energy_plot(records)
+        image = drawn(energy_plot, records)
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
 
 
@@ -141,23 +147,30 @@ class EBCAAttentionMaps(io.ComfyNode):
         positions, tokens = positions_of_words(clip, text, words)
         record = trace.recorded() if latent is None else trace.recorded_with(latent["samples"])
         maps = maps_of_prompt(record, tokens, image.shape[0])
-        if not is_prompt_of(record, clip, text):
-            log.warning(
-                "EBCA Attention Maps: the positive prompt of the sampler is not the encoded text of this node, so the "
-                "maps can belong to other words. Connect one text to both, unless nodes in between change the prompt."
-            )
-        sheets = [
-            word_map_sheet(
-                picture,
-                {
-                    word: mean_map([grid[number] for grid in maps.by_grid], maps.weights, places)
-                    for word, places in positions.items()
-                },
-            )
-            for number, picture in enumerate(image)
-        ]
-        sheet = torch.cat(sheets)
+        with never_costs_the_image():
+            if not is_prompt_of(record, clip, text):
+                log.warning(
+                    "EBCA Attention Maps: the positive prompt of the sampler is not the encoded text of this node, so "
+                    "the maps can belong to other words. Connect one text to both, unless nodes in between change the "
+                    "prompt."
+                )
+        sheet = drawn(_sheets, image, maps, positions)
         return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def _sheets(images: Tensor, maps: WordMaps, positions: Mapping[str, Sequence[int]]) -> Tensor:
+    """One sheet for each image, a tile for each word. positions: of a word's tokens."""
+    sheets = [
+        word_map_sheet(
+            picture,
+            {
+                word: mean_map([grid[number] for grid in maps.by_grid], maps.weights, places)
+                for word, places in positions.items()
+            },
+        )
+        for number, picture in enumerate(images)
+    ]
+    return torch.cat(sheets)
 
 
 class EBCASaveTrace(io.ComfyNode):
@@ -185,8 +198,10 @@ class EBCASaveTrace(io.ComfyNode):
         record = _recorded(trace, latent, "latent")
         with filename_errors(filename_prefix):
             path, saved = next_file(FOLDER, filename_prefix, EXTENSION)
+        with never_costs_the_image("EBCA Save Trace: the trace was not saved; the image is not affected."):
             trace_file.save(path, record, graph_metadata(cls.hidden))
-        return io.NodeOutput(ui={"files": [saved]})
+            return io.NodeOutput(ui={"files": [saved]})
+        return io.NodeOutput(ui={"files": []})
 
 
 class EBCALoadTrace(io.ComfyNode):
@@ -239,6 +254,13 @@ def _recorded(trace: Trace, latent, name: str):
             f"the output of that sampler to {name}."
         )
     return trace.recorded() if trace.is_from_file else trace.recorded_with(latent["samples"])
+
+
+def drawn(draw: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """A drawing, or a sheet that says that there is none: an error here must not stop the nodes that save the image."""
+    with never_costs_the_image(NOT_DRAWN):
+        return draw(*arguments)
+    return message_sheet("This could not be drawn. The log has the reason.")
 
 
 NODES = [EBCATrace, EBCAEnergyPlot, EBCAAttentionMaps, EBCASaveTrace, EBCALoadTrace]

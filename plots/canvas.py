@@ -37,6 +37,13 @@ def fitting_font(text: str, width: int, size: int) -> ImageFont.FreeTypeFont | I
     return font(size)
 
 
+def message_sheet(message: str) -> Tensor:
+    """IMAGE [1, height, width, 3]: a sheet with a message in place of a drawing."""
+    sheet, pen = paper(640, 80)
+    pen.text((320, 40), message, INK, fitting_font(message, 600, 20), anchor="mm")
+    return as_tensor(sheet)
+
+
 def as_tensor(sheet: Image.Image) -> Tensor:
     """A sheet as ComfyUI's IMAGE [1, height, width, 3] in [0, 1]."""
     return torch.from_numpy(np.asarray(sheet.convert("RGB"), dtype=np.float32) / 255).unsqueeze(0)

@@ -17,7 +17,7 @@ import json
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,25 @@ def tasks(groups: dict[str, list[str]], seeds: int) -> list[Task]:
     return [Task(group, prompt, seed) for seed in range(seeds) for group in groups for prompt in groups[group]]
 
 
+#: {node that encodes a positive prompt: its input with the text}
+TEXT_INPUTS = {"CLIPTextEncode": "text", "EBCAConcepts": "prompt"}
+
+
+def prompt_inputs(api: workflows.Prompt) -> set[tuple[str, str]]:
+    """The inputs, as pairs of node and name, whose text is the positive prompt of a KSampler."""
+    found = set()
+    for sampler in workflows.node_ids(api, "KSampler"):
+        source = api[sampler]["inputs"]["positive"][0]
+        kind = api[source]["class_type"]
+        if kind not in TEXT_INPUTS:
+            raise SystemExit(
+                f"The positive prompt of KSampler {sampler} comes from {kind}. Use a workflow file in which it comes "
+                f"from {' or '.join(TEXT_INPUTS)}."
+            )
+        found.add((source, TEXT_INPUTS[kind]))
+    return found
+
+
 class Graph:
     """The API prompt of a workflow file for one task."""
 
@@ -74,22 +93,14 @@ class Graph:
         self._titles = pictures(self._api)
         if set(self._titles) != {WITHOUT, WITH}:
             raise SystemExit(f"Expected pictures '{WITHOUT}' and '{WITH}' in {file}, but got {list(self._titles)}.")
-        self._positive = {text for node in workflows.node_ids(self._api, "KSampler") for text in self._text(node)}
-
-    def _text(self, sampler: str) -> Iterator[str]:
-        source = self._api[sampler]["inputs"]["positive"][0]
-        if self._api[source]["class_type"] not in ENCODERS:
-            raise SystemExit(
-                f"The positive prompt of KSampler {sampler} comes from node {source}. Connect {' or '.join(ENCODERS)}."
-            )
-        yield source
+        self._positive = prompt_inputs(self._api)
 
     def of(self, task: Task) -> workflows.Prompt:
         api = workflows.substitute(
             self._api, {("PrimitiveInt", "value"): task.seed, ("KSampler", "seed"): task.seed}
         )  # fmt: skip
-        for node in self._positive:
-            api[node]["inputs"][ENCODERS[api[node]["class_type"]]] = task.prompt
+        for node, name in self._positive:
+            api[node]["inputs"][name] = task.prompt
         return api
 
     def settings(self) -> workflows.Prompt:

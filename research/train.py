@@ -1,6 +1,6 @@
-"""Trains the shapes model on pictures that it draws as it goes, and writes a checkpoint for ComfyUI.
+"""Trains a small model on pictures that it draws as it goes, and writes a checkpoint for ComfyUI.
 
-    python research/train.py --comfyui <folder of ComfyUI> --steps 4000
+    python research/train.py --architecture transformer --comfyui <folder of ComfyUI>
 
 Every step's pictures, captions and noise come from (seed, step), so a run can stop at any time: the same command goes
 on from the last state and arrives at the same weights, on the same machine and number of threads.
@@ -8,16 +8,18 @@ on from the last state and arrives at the same weights, on the same machine and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import logging
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import comfy_host
 from shapes.drawing import draw, random_picture
@@ -31,18 +33,67 @@ UNET = {
     "use_spatial_transformer": True, "use_linear_in_transformer": True, "legacy": False,
 }
 COUNTS = (0.60, 0.28, 0.12)  # shares of pictures with one, two, three objects
-BATCH, RATE, WARMUP = 64, 8e-4, 200
+WARMUP = 200
 COOLDOWN = 0.35  # the last share of the steps, in which the learning rate falls to zero
-PRIMER = 600  # pictures of one large object in the middle come first and fade out by 1.5 times this: words sink in
+PRIMER = 600  # pictures of one large object come first and fade out by 1.5 times this: words sink in
 NONSENSE = 0.05  # share of captions with words from outside the grammar, so that these disturb little
 START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49406
+TEXT_KEYS, CLIP_KEYS = "cond_stage_model.", "clip_l.transformer.text_model."
 SPOKEN = 28  # no training caption has more tokens; the rest of LENGTH is padding, whose context is zero
 CONTEXT_SCALE = 4.0  # context vectors start this long: at first attention spreads over all of LENGTH
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """What training has to know about one kind of denoiser.
+
+    build(family, operations) makes the denoiser; family: its class in shapes_family.family, which knows its schedule.
+    out: the checkpoint's name; steps, batch and rate: how long, on how many pictures and how fast it learns.
+    ends: its first and last layers, which AdamW trains, like all that is no matrix.
+    zero: ends of the names of layers that start at zero, so that the denoiser starts as one that changes nothing.
+    primer: of the large objects that come first, the radius at least and at most, and how far from the middle they lie.
+    text: the checkpoint whose text encoder it starts with, or None for one that starts from nothing.
+    """
+
+    build: Callable[..., torch.nn.Module]
+    family: str
+    out: str
+    steps: int
+    batch: int
+    rate: float
+    ends: tuple[str, ...]
+    zero: tuple[str, ...]
+    primer: tuple[float, float, float]
+    text: Path | None
+
+
+def unet(family, operations) -> torch.nn.Module:
+    """The U-Net, unfilled."""
+    seen, known = family.Shapes.unet_config, family.Shapes.unet_extra_config
+    return family.unet.ShapesUNet(**UNET, **seen, **known, operations=operations)
+
+
+def transformer(family, operations) -> torch.nn.Module:
+    """The transformer, unfilled."""
+    return family.transformer.ShapesDIT(**family.transformer.CONFIG, operations=operations)
+
+
+ARCHITECTURES = {
+    "unet": Architecture(
+        unet, "Shapes", "shapes.safetensors", steps=4000, batch=64, rate=8e-4, ends=("input_blocks.0.", "out."),
+        zero=("out_layers.3", "proj_out", "denoiser.out.2"), primer=(0.36, 0.42, 0.03), text=None),
+    "transformer": Architecture(
+        transformer, "ShapesTransformer", "shapes_transformer.safetensors", steps=3000, batch=32, rate=1.5e-3,
+        ends=("x_embedder.", "t_embedder.", "final_layer.linear."),
+        zero=("adaln_modulation_self_attn.2", "adaln_modulation_cross_attn.2", "adaln_modulation_mlp.2",
+              "final_layer.linear", "final_layer.adaln_modulation.2", "t_embedder.1.linear_2"),
+        primer=(0.26, 0.38, 0.12), text=DEMO / "shapes.safetensors"),
+}
+
+
 @dataclass
 class Batch:
-    """images [b 3 h w] in -1..1, tokens [b 77], levels [b] of the noise schedule, noise like images."""
+    """images [b 3 h w] in -1..1, tokens [b 77], levels [b] of noise, 0..1, noise like images."""
 
     images: torch.Tensor
     tokens: torch.Tensor
@@ -57,10 +108,13 @@ def token_ids(caption: str, ids: dict[str, int], extra: list[int]) -> list[int]:
     return line + [END] * (LENGTH - len(line))
 
 
-def primer(rng: np.random.Generator) -> Picture:
-    """One large object in the middle: its colour and shape, and so the caption, decide every pixel even under noise."""
+def primer(rng: np.random.Generator, smallest: float, largest: float, stray: float) -> Picture:
+    """One large object near the middle: its colour and shape, and so the caption, decide most pixels even under noise.
+
+    Its radius is from smallest to largest, its place up to `stray` from the middle along each axis.
+    """
     (thing,), ground = random_picture(rng, 1).things, str(rng.choice(list(GROUNDS)))
-    x, y, radius = rng.uniform(0.47, 0.53), rng.uniform(0.47, 0.53), rng.uniform(0.36, 0.42)
+    x, y, radius = *rng.uniform(0.5 - stray, 0.5 + stray, 2), rng.uniform(smallest, largest)
     return Picture((replace(thing, x=float(x), y=float(y), radius=float(radius)),), ground)
 
 
@@ -69,49 +123,71 @@ def spread(u: np.ndarray, power: float) -> np.ndarray:
     return (u + 0.6 * np.sin(2 * np.pi * u) / (2 * np.pi)) ** power
 
 
-def make_batch(seed: int, step: int, ids: dict[str, int], sigmas: int) -> Batch:
-    """The batch of a step; depends on nothing but seed and step."""
+def make_batch(seed: int, step: int, ids: dict[str, int], architecture: Architecture) -> Batch:
+    """The batch of a step of an architecture; depends on nothing but seed and step."""
     rng = np.random.default_rng([seed, step])
-    primers = rng.random(BATCH) < 1.5 - step / PRIMER
-    counts = rng.choice([1, 2, 3], size=BATCH, p=COUNTS)
-    pictures = [primer(rng) if first else random_picture(rng, int(n)) for first, n in zip(primers, counts)]
+    size = architecture.batch
+    primers = rng.random(size) < 1.5 - step / PRIMER
+    counts = rng.choice([1, 2, 3], size=size, p=COUNTS)
+    pictures = [primer(rng, *architecture.primer) if first else random_picture(rng, int(n))
+                for first, n in zip(primers, counts)]
     extra = [rng.integers(0, VOCABULARY, rng.integers(1, 4)).tolist() if rng.random() < NONSENSE else []
              for _ in pictures]
     tokens = [token_ids(training_caption(p, rng), ids, e) for p, e in zip(pictures, extra, strict=True)]
     images = torch.from_numpy(np.stack([draw(p) for p in pictures])).movedim(-1, 1) * 2 - 1
-    levels = spread((rng.permutation(BATCH) + rng.random(BATCH)) / BATCH, 0.75) * sigmas
+    levels = spread((rng.permutation(size) + rng.random(size)) / size, 0.75)
     noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
-    return Batch(images, torch.tensor(tokens), torch.from_numpy(levels).long(), noise)
+    return Batch(images, torch.tensor(tokens), torch.from_numpy(levels), noise)
 
 
-def attention(_, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, mask=None, **_options) -> torch.Tensor:
-    """Plain attention of [b n (heads d)]; on a CPU its backward pass is faster than torch's own function's.
+def attention(
+    _, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, mask=None, skip_reshape: bool = False, **_options
+) -> torch.Tensor:
+    """Plain attention of [b n (heads d)], or with skip_reshape of [b heads n d], to [b n (heads d)].
 
-    Keys of a context that context() has cut to SPOKEN tokens are completed by padding: logits 0, values 0.
+    On a CPU its backward pass is faster than torch's own function's. Keys of a context that context() has cut to
+    SPOKEN tokens are completed by padding: logits 0, values 0.
     """
-    batch, length, channels = q.shape
-    q, k, v = (t.view(batch, -1, heads, channels // heads).transpose(1, 2) for t in (q, k, v))
-    scores = (q @ k.transpose(-1, -2)).float() * (channels // heads) ** -0.5
+    if not skip_reshape:
+        q, k, v = (t.view(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q, k, v))
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     scores = scores if mask is None else scores + mask
     if k.shape[2] == SPOKEN and q.shape[2] != SPOKEN:
         padding = scores.new_full((*scores.shape[:3], 1), math.log(LENGTH - SPOKEN))
         weights = torch.cat([scores, padding], -1).softmax(-1)[..., :SPOKEN].to(v.dtype)
     else:
         weights = scores.softmax(-1).to(v.dtype)
-    return (weights @ v).transpose(1, 2).reshape(batch, length, channels)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+@contextlib.contextmanager
+def differentiable_kernels() -> Iterator[None]:
+    """Newer hosts' fused norm and rotation of queries and keys has no gradient; its plain form, bit-equal, has one."""
+    import comfy.quant_ops
+    kitchen = getattr(comfy.quant_ops, "ck", None)
+    fused = getattr(kitchen, "rms_rope_split_half", None)
+    if fused is None:
+        yield
+        return
+    from comfy_kitchen.backends.eager.rope import rms_rope_split_half
+    kitchen.rms_rope_split_half = rms_rope_split_half
+    try:
+        yield
+    finally:
+        kitchen.rms_rope_split_half = fused
 
 
 class Model(torch.nn.Module):
-    """U-Net, CLIP text model and the trained rows of its embedding table, in ComfyUI's classes."""
+    """A denoiser, CLIP's text model and the trained rows of its embedding table, in ComfyUI's classes."""
 
-    def __init__(self, family, clip_text_model, ops, ids: list[int]):
+    def __init__(self, family, architecture: Architecture, ids: list[int]):
         super().__init__()
-        channels = family.Shapes.unet_config["in_channels"]
-        self.unet = family.ShapesUNet(
-            **UNET, **family.Shapes.unet_extra_config, in_channels=channels, out_channels=channels,
-            context_dim=family.CONTEXT, operations=ops)
-        config = {**family.TEXT, "hidden_act": "quick_gelu", "max_position_embeddings": LENGTH, "eos_token_id": END}
-        self.text = clip_text_model(config, torch.float32, "cpu", ops).text_model
+        import comfy.clip_model
+        import comfy.ops
+        ops = comfy.ops.disable_weight_init
+        self.denoiser = architecture.build(family, ops)
+        text = {**family.TEXT, "hidden_act": "quick_gelu", "max_position_embeddings": LENGTH, "eos_token_id": END}
+        self.text = comfy.clip_model.CLIPTextModel(text, torch.float32, "cpu", ops).text_model
         self.text.embeddings.token_embedding = None  # replaced by `rows` and `table`
         table = family.random_table()
         self.rows = torch.nn.Parameter(table[ids])
@@ -136,59 +212,78 @@ class Model(torch.nn.Module):
         ended = (tokens == END).cumsum(1) - (tokens == END).int() > 0
         return self.text.final_layer_norm(x).masked_fill(ended[..., None], 0.0)
 
-    def forward(self, x: torch.Tensor, levels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """The predicted v [b 3 h w] for scaled noisy images x."""
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The predicted v [b 3 h w] for x, the noisy images as the denoiser takes them."""
         options = {"optimized_attention_override": attention}
-        return self.unet(x, levels, context=self.context(tokens), transformer_options=options)
+        return self.denoiser(x, timesteps, context=self.context(tokens), transformer_options=options)
 
 
-def initialise(model: Model) -> None:
-    """ComfyUI's layers start unfilled: torch's usual values, and zeros where a residual branch ends."""
+def initialise(model: Model, architecture: Architecture) -> None:
+    """ComfyUI's layers start unfilled: torch's usual values, and zeros in architecture.zero."""
     for name, module in model.named_modules():
-        for kind in (torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm):
+        for kind in (torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm):
             if isinstance(module, kind):
                 kind.reset_parameters(module)
-        if name.endswith(("out_layers.3", "proj_out", "unet.out.2")):
-            torch.nn.init.zeros_(module.weight)
-            torch.nn.init.zeros_(module.bias)
+        if name.endswith(architecture.zero):
+            for parameter in module.parameters():
+                torch.nn.init.zeros_(parameter)
     torch.nn.init.constant_(model.text.final_layer_norm.weight, CONTEXT_SCALE)
     torch.nn.init.normal_(model.text.embeddings.position_embedding.weight, std=0.1)
 
 
-def loss_of(model: Model, batch: Batch, sigmas: torch.Tensor) -> torch.Tensor:
+def load_text(model: Model, family, ids: list[int], checkpoint: Path) -> None:
+    """Fills the text encoder with that of a checkpoint that export() has written."""
+    weights = {key.removeprefix(TEXT_KEYS): value for key, value in load_file(str(checkpoint)).items()}
+    if weights[family.WORD_IDS].tolist() != ids:
+        raise SystemExit(f"{checkpoint} knows other words than the grammar has: train its architecture again first")
+    known = {key.removeprefix(CLIP_KEYS): value.float() for key, value in weights.items() if key.startswith(CLIP_KEYS)}
+    model.text.load_state_dict(known)
+    model.rows.data = weights[family.WORD_ROWS].float()
+
+
+def sampling_of(family, name: str):
+    """ComfyUI's model_sampling of a class of shapes_family.family: how noise is added and what an output means."""
+    import comfy.model_base
+    config = getattr(family, name)
+    return comfy.model_base.model_sampling(config({}), config.prediction)
+
+
+def loss_of(model: Model, batch: Batch, sampling) -> torch.Tensor:
     """Mean squared error of the image, weighted so that every noise level has about the same share of the gradient."""
-    sigma = sigmas[batch.levels].view(-1, 1, 1, 1)
-    alpha = (sigma ** 2 + 1) ** -0.5
-    noisy = (batch.images + sigma * batch.noise) * alpha
+    sigma = sampling.sigmas[(batch.levels * len(sampling.sigmas)).long()]
+    noisy = sampling.noise_scaling(sigma.view(-1, 1, 1, 1), batch.noise, batch.images)
     with torch.autocast("cpu", torch.bfloat16):
-        velocity = model(noisy, batch.levels.float(), batch.tokens).float()
-    image = alpha * noisy - sigma * alpha * velocity
-    return (10 / (0.5 + sigma ** 0.8) * (image - batch.images) ** 2).mean()
+        scaled = sampling.calculate_input(sigma.view(-1, 1, 1, 1), noisy)
+        velocity = model(scaled, sampling.timestep(sigma).float(), batch.tokens).float()
+    image = sampling.calculate_denoised(sigma.view(-1, 1, 1, 1), velocity, noisy)
+    one, zero = torch.ones_like(sigma), torch.zeros_like(sigma)
+    ratio = sampling.noise_scaling(sigma, one, zero) / sampling.noise_scaling(sigma, zero, one)  # of noise to image
+    return (10 / (0.5 + ratio.view(-1, 1, 1, 1) ** 0.8) * (image - batch.images) ** 2).mean()
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Learning rate: linear warm-up, flat, linear fall to zero."""
-    return RATE * min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))
+def rate_at(step: int, steps: int, rate: float) -> float:
+    """Learning rate: linear warm-up, flat at `rate`, linear fall to zero."""
+    return rate * min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))
 
 
 def export(model: Model, family, ids: list[int], path: Path) -> None:
     """Writes the checkpoint that CheckpointLoaderSimple loads, in half precision."""
-    text = "cond_stage_model."
-    weights = {f"model.diffusion_model.{key}": value.half() for key, value in model.unet.state_dict().items()}
-    weights |= {f"{text}clip_l.transformer.text_model.{k}": v.half() for k, v in model.text.state_dict().items()}
-    weights[text + family.WORD_IDS] = torch.tensor(ids, dtype=torch.int32)
-    weights[text + family.WORD_ROWS] = model.rows.detach().half()
+    weights = {f"model.diffusion_model.{key}": value.half() for key, value in model.denoiser.state_dict().items()}
+    weights |= {TEXT_KEYS + CLIP_KEYS + key: value.half() for key, value in model.text.state_dict().items()}
+    weights[TEXT_KEYS + family.WORD_IDS] = torch.tensor(ids, dtype=torch.int32)
+    weights[TEXT_KEYS + family.WORD_ROWS] = model.rows.detach().half()
     weights["first_stage_model.pixel_space_vae"] = torch.tensor(1.0)
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in weights.items()}, str(path), metadata={"title": "EBCA shapes model"})
 
 
 class Optimiser:
     """Muon for the matrices inside the network, convolutions among them; AdamW for what is left."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, architecture: Architecture):
         self.parameters = list(model.parameters())
-        ends = {id(p) for name, p in model.named_parameters() if "embedding" in name or name == "rows"}
-        ends |= {id(p) for part in (model.unet.input_blocks[0], model.unet.out) for p in part.parameters()}
+        ends = {id(p) for name, p in model.named_parameters() if "embeddings." in name or name == "rows"}
+        ends |= {id(p) for name, p in model.denoiser.named_parameters() if name.startswith(architecture.ends)}
         self.inner = [p for p in self.parameters if p.ndim >= 2 and id(p) not in ends]
         inner = {id(p) for p in self.inner}
         self.matrices = [torch.nn.Parameter(p.data.flatten(1)) for p in self.inner]  # the same memory
@@ -234,38 +329,52 @@ def save_state(path: Path, **parts) -> None:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architecture", choices=list(ARCHITECTURES), default="unet")
     parser.add_argument("--comfyui", help="folder of ComfyUI (default: COMFYUI_PATH)")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, help="default: that of the architecture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=100, help="steps between states")
-    parser.add_argument("--state", type=Path, default=DEMO / "training" / "state.pt")
-    parser.add_argument("--out", type=Path, default=DEMO / "training" / "shapes.safetensors")
-    return parser.parse_args(argv)
+    parser.add_argument("--state", type=Path, help="default: training/<architecture>.pt")
+    parser.add_argument("--out", type=Path, help="default: the shipped checkpoint's name in training/")
+    args = parser.parse_args(argv)
+    architecture = ARCHITECTURES[args.architecture]
+    args.steps = architecture.steps if args.steps is None else args.steps
+    args.state = args.state or DEMO / "training" / f"{args.architecture}.pt"
+    args.out = args.out or DEMO / "training" / architecture.out
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     comfy_host.start(args.comfyui)
-    import comfy.clip_model
-    import comfy.model_base
-    import comfy.ops
+    threads = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        with differentiable_kernels():
+            train(args)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train(args: argparse.Namespace) -> None:
+    """The steps from the last state, or the first, to args.steps."""
     from comfy.sd1_clip import SD1Tokenizer
 
-    torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    family = comfy_host.family()
+    architecture, family = ARCHITECTURES[args.architecture], comfy_host.family()
     vocabulary = SD1Tokenizer().clip_l.tokenizer.get_vocab()
     words = {word: vocabulary[word + "</w>"] for word in WORDS}
     ids = [*words.values(), START, END]
-    sampling = comfy.model_base.model_sampling(family.Shapes({}), comfy.model_base.ModelType.V_PREDICTION)
-    sigmas = sampling.sigmas
+    sampling = sampling_of(family, architecture.family)
 
-    model = Model(family, comfy.clip_model.CLIPTextModel, comfy.ops.disable_weight_init, ids)
-    initialise(model)
+    model = Model(family, architecture, ids)
+    initialise(model, architecture)
+    if architecture.text:
+        load_text(model, family, ids, architecture.text)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimiser = Optimiser(model)
+    optimiser = Optimiser(model, architecture)
     first = 0
     if args.state.is_file():
         state = torch.load(args.state, weights_only=True)
@@ -276,16 +385,16 @@ def main(argv: list[str] | None = None) -> None:
         optimiser.load_state_dict(state["optimiser"])
         first = state["step"]
     args.state.parent.mkdir(parents=True, exist_ok=True)
-    logging.info("%.2f M parameters, sigma up to %.1f, steps %d to %d",
-                 sum(p.numel() for p in model.parameters()) / 1e6, sigmas[-1], first, args.steps)
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    logging.info("%.2f M parameters, steps %d to %d", size, first, args.steps)
 
     losses, since = [], time.monotonic()
     for step in range(first, args.steps):
-        loss = loss_of(model, make_batch(args.seed, step, words, len(sigmas)), sigmas)
+        loss = loss_of(model, make_batch(args.seed, step, words, architecture), sampling)
         if not math.isfinite(loss.item()):
-            raise SystemExit(f"loss is {loss.item()} at step {step}: lower RATE")
+            raise SystemExit(f"loss is {loss.item()} at step {step}: lower the architecture's rate")
         loss.backward()
-        optimiser.step(rate_at(step, args.steps))
+        optimiser.step(rate_at(step, args.steps, architecture.rate))
         follow(average, model, step)
         losses.append(loss.item())
         done = step + 1

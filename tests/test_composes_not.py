@@ -23,6 +23,7 @@ class Row(NamedTuple):
 
 REPLACED = "whose forward pass another node has replaced"
 NOT_THERE = "EBCA had no effect"
+UNREAD = "does not read the prompt it is given"
 COUPLE = other_packs.attention_couple()
 TABLE = {
     # what                                          neighbour                  EBCA asks for   a part of the warning
@@ -42,6 +43,12 @@ TABLE = {
     "tiles one by one, edit": Row(other_packs.tiles(at_once=False), "edit", "tiles"),
     "appended tokens, words": Row(other_packs.appended_tokens(4), "words", "changes the prompt's length"),
     "appended prompt, words": Row(other_packs.appended_tokens(77), "words", "changes the prompt's length"),
+    "own text, update": Row(other_packs.own_text, "update", UNREAD),
+    "own text, edit": Row(other_packs.own_text, "edit", UNREAD),
+    "own text in an override, update": Row(other_packs.override_with_its_own_text, "update", UNREAD),
+    "own text in an override, edit": Row(other_packs.override_with_its_own_text, "edit", UNREAD),
+    "frames unsaid, words": Row(other_packs.animatediff_windows("unknown"), "words", "some images of the batch"),
+    "frames unsaid, edit": Row(other_packs.animatediff_windows("unknown"), "edit", "some images of the batch"),
     "merged tokens, mask": Row(other_packs.merged_tokens, "mask", "merges image tokens"),
 }
 
@@ -82,6 +89,16 @@ def test_left_out_with_one_warning(comfy, pack, caplog, name, neighbour_first):
     assert torch.equal(together, alone)
     assert len(warnings) == 1, warnings
     assert row.warns in warnings[0]
+
+
+def test_negative_prompt_rests_with_the_edits_where_prompts_run_apart(comfy, pack, caplog):
+    """With hooks, or with little memory, ComfyUI calls the model for each prompt alone."""
+    scene = other_packs.scene(fresh=True)
+    scene.model.model.memory_required = lambda shape, *args, **kwargs: 1e30 if shape[0] > 1 else 1.0
+    alone = COUPLE(comfy, scene).sampled(comfy)
+    together, warnings = sampled_with_warnings(comfy, caplog, COUPLE(comfy, with_ebca(comfy, pack, scene, "edit")))
+    assert torch.equal(together, alone)
+    assert len(warnings) == 1, warnings
 
 
 @pytest.mark.parametrize("neighbour_first", [True, False], ids=["neighbour first", "EBCA first"])

@@ -73,6 +73,7 @@ CORE = {
     "context windows": Row(other_packs.context_windows(anchored=False), AROUND, 1e-5),
     "context windows, anchored": Row(other_packs.context_windows(anchored=True), AROUND, 1e-5),
 }
+SHARP = "hand-made attention with sharper queries"
 IMAGE, TWO_IMAGES = other_packs.image_branch((1, 0.8)), other_packs.image_branch((1, 0.8), (2, 0.5))
 PACKS = {
     "image prompt": Row(other_packs.image_prompt(2), FORMULA, 1e-5, IMAGE),
@@ -83,6 +84,15 @@ PACKS = {
     "attention couple": Row(other_packs.attention_couple(), FORMULA, 1e-5, other_packs.COUPLE, only=("update",)),
     "attention couple, values apart": Row(other_packs.attention_couple(own_values=True), FORMULA, 1e-5,
                                           other_packs.COUPLE, only=("update",)),
+    "AnimateDiff's windows": Row(other_packs.animatediff_windows(), AROUND, 1e-5),
+    "attention of its own": Row(other_packs.own_attention, SHARP, 1e-5, other_packs.SHARPENED),
+    "block of its own": Row(other_packs.block_of_its_own, AROUND, 1e-5),
+    "texts of four dimensions": Row(other_packs.texts_of_four_dimensions, FORMULA, 1e-5, other_packs.TWO_TEXTS,
+                                    only=("update", "compose")),
+    "texts swapped in the run": Row(other_packs.swapped_texts(64), "the texts as ordinary prompts", 1e-5,
+                                    hand=other_packs.hand_swapped(64), only=("update", "compose")),
+    "longer texts swapped in the run": Row(other_packs.swapped_texts(154), "the texts as ordinary prompts", 1e-5,
+                                           hand=other_packs.hand_swapped(154), only=("update", "compose")),
     "attention override": Row(other_packs.attention_override, FORMULA, 1e-5, other_packs.SHARPENED,
                               other_packs.attention_override),
     "step cache": Row(other_packs.skip_cache, AROUND, 1e-5),
@@ -180,7 +190,8 @@ NAMES_AND_ORDERS = [(name, order) for name, row in TABLE.items() for order in ro
 METHODS = [(name, method) for name, row in TABLE.items() for method in row.only]
 CASES = [(name, method, order) for name, method in METHODS for order in TABLE[name].orders]
 #: Images of a batch do not feel each other, so that a batch may be split as one likes.
-UNFELT = ("context windows", "context windows, anchored")
+WINDOWED = ("context windows", "context windows, anchored", "AnimateDiff's windows")
+UNFELT = (*WINDOWED, "block of its own")
 
 
 @pytest.mark.parametrize(("name", "method", "order"), CASES, ids=map("-".join, CASES))
@@ -208,9 +219,29 @@ def test_both_are_felt(comfy, pack, name, method):
         assert relative_error(together, ebca_alone(comfy, pack, row.family, method, len(together), steps)) > felt
 
 
-@pytest.mark.parametrize("name", UNFELT)
-def test_windows_change_nothing_but_the_calls(comfy, pack, name):
-    scene = wired(comfy, pack, name, "neighbour first", ["words"])
+def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, caplog):
+    """The prompt keeps the pack's attention, and the edit has ComfyUI's."""
+    scene, text = other_packs.scene(), toy.conditioning(8, tokens=154)
+    edit = node(comfy, "EBCAEditContext").execute(
+        conditioning=text, alpha=0.8, gamma_attn=0.0, gamma_norm=0.0, start_percent=0.0
+    )[0]
+    with_edit = replace(scene, model=node(comfy, "EBCACompose").execute(model=scene.model, edits={"edit0": edit})[0])
+    sampling = scene.model.get_model_object("model_sampling")
+    by_hand = oracle.Ebca(sampling, scene.prompts(), edits=[oracle.Edit(text[0][0][0], 0.8)],
+                          neighbour=other_packs.ONE_LENGTH)
+    with oracle.at_work(by_hand, scene.model):
+        expected = scene.sampled(comfy)
+    got = other_packs.attention_of_one_length(comfy, with_edit).sampled(comfy)
+    assert relative_error(got, expected) < 1e-5
+    (message,) = messages(caplog)
+    assert "does not take a text of the edit's length" in message
+
+
+@pytest.mark.parametrize("method", ["words", "compose"])
+@pytest.mark.parametrize("name", WINDOWED)
+def test_windows_change_nothing_but_the_calls(comfy, pack, name, method):
+    """Two windows of one step do not see each other's changes of an edit's context."""
+    scene = wired(comfy, pack, name, "neighbour first", [method])
     calls = []
 
     def count(executor, *args, **kwargs):
@@ -218,5 +249,5 @@ def test_windows_change_nothing_but_the_calls(comfy, pack, name):
         return executor(*args, **kwargs)
 
     scene.model.add_wrapper_with_key("diffusion_model", "count", count)
-    assert relative_error(scene.sampled(comfy), ebca_alone(comfy, pack, "sd1", "words", 4, 3)) < TABLE[name].tolerance
+    assert relative_error(scene.sampled(comfy), ebca_alone(comfy, pack, "sd1", method, 4, 3)) < TABLE[name].tolerance
     assert len(calls) == 3 * scene.steps  # three windows cover four images

@@ -45,7 +45,7 @@ def found(finder, prompt):
 
 def attend_and_excite():
     """Prompts `a X and a Y` and `a X with a Y`, whose two objects are what stands on both sides."""
-    data = json.loads((REPO / "bench" / "data" / "attend_and_excite_prompts.json").read_text(encoding="utf-8"))
+    data = json.loads((REPO / "research" / "data" / "attend_and_excite_prompts.json").read_text(encoding="utf-8"))
     return [(prompt, re.split(" and | with ", prompt)) for group in data["prompts"].values() for prompt in group]
 
 

@@ -44,7 +44,8 @@ def concepts_node(comfy, model, clip, **inputs):
     ({"concepts": "a bear = 0.3\na blue bench"}, ("a bear", "a blue bench"), (0.3, 0.1), {}),
     ({"strength": 0.2, "empty_prompt": 0.0, "end_percent": 0.8}, CONCEPTS, (0.2, 0.2, 0.2),
      {"empty_prompt": 0.0, "end_percent": 0.8}),
-], ids=["found", "from the box", "other values"])  # fmt: skip
+    ({"concepts": "\n".join("abcdef")}, tuple("abcdef"), (0.1 * (3 / 6),) * 6, {}),
+], ids=["found", "from the box", "other values", "six share out the strength of three"])  # fmt: skip
 def test_equals_the_chain_bit_for_bit(comfy, family, inputs, concepts, strengths, options):
     model, clip, negative = toy.model(family), toy.clip(family), encoded(comfy, toy.clip(family), "")
     got, positive, found = concepts_node(comfy, model, clip, **inputs)

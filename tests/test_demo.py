@@ -1,52 +1,90 @@
-"""The demo: it shows the edit, and says so when the edit is not there."""
+"""The demo: it shows the edit, says so when the edit is not there, and marks every picture as the scorer reads it."""
 
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
-from before_after import SCENARIOS, Outcome, report, sheet
+from alignment.results import Cell
+from before_after import CONCEPTS, EDIT, GREEN, RED, SIDE, Outcome, concepts_graph, report, sheet, strip
 from shapes.drawing import draw
 from shapes.world import Picture, Thing
 from support.shapes import DEMO
 
-(EDIT,) = [scenario for scenario in SCENARIOS if scenario.must_succeed]
-
 
 def drawn(*pairs: tuple[str, str]):
-    """A batch of one picture with these objects side by side."""
+    """A picture with these objects side by side."""
     things = tuple(Thing(colour, shape, 0.25 + 0.5 * i, 0.5, 0.2) for i, (colour, shape) in enumerate(pairs))
-    return draw(Picture(things, "white"))[None]
+    return draw(Picture(things, "white"))
 
 
-def outcome(*edited: tuple[str, str]) -> Outcome:
-    return Outcome(EDIT, "a red square", drawn(("red", "square")), drawn(*edited))
+def outcome(*edited: list[tuple[str, str]]) -> Outcome:
+    """The edit's outcome: a red square for each seed, and these pictures."""
+    plain = [drawn(("red", "square")) for _ in edited]
+    return Outcome(EDIT, (np.stack(plain), np.stack([drawn(*pairs) for pairs in edited])))
+
+
+RIGHT, WRONG = [("blue", "circle")], [("red", "square")]
 
 
 def test_it_passes_where_the_edit_is(capsys):
-    assert report(outcome(("blue", "circle")))
+    assert report(outcome(RIGHT))
     assert "FAILED" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("edited", "said"),
     [
-        ([("red", "square")], "saw red square"),
-        ([("blue", "circle"), ("red", "square")], "saw blue circle, red square"),
-        ([("blue", "square")], "saw blue square"),
-        ([], "saw nothing"),
+        ([("red", "square")], "red square   x  object missing"),
+        ([("blue", "circle"), ("red", "square")], "blue circle, red square   x  something extra"),
+        ([("blue", "square")], "blue square   x  object missing"),
+        ([], "nothing   x"),
     ],
 )
 def test_it_fails_and_says_what_it_saw(capsys, edited, said):
-    assert not report(outcome(*edited))
-    assert f"expected {EDIT.wanted} and nothing else, {said}" in capsys.readouterr().out
+    assert not report(outcome(edited))
+    out = capsys.readouterr().out
+    assert said in out
+    assert "FAILED: a blue circle and nothing else is in 0 of 1 pictures" in out
 
 
-def test_the_sheet_has_a_row_for_each_scenario():
-    one, two = sheet([outcome(("blue", "circle"))]), sheet([outcome(("blue", "circle"))] * 2)
-    assert two.height > 1.8 * one.height
-    assert two.width == one.width
+@pytest.mark.parametrize(("right", "passes"), [(2, True), (1, False)])
+def test_half_of_the_pictures_must_show_the_edit(capsys, right, passes):
+    assert report(outcome(*[RIGHT] * right, *[WRONG] * (4 - right))) is passes
+
+
+def marks(image: Image.Image, row: int, count: int) -> list[str]:
+    """The mark under each picture of a row, by the colour of its pixels."""
+    pixels, top = np.asarray(image).astype(int), (image.height - 2 * 188) + row * 188 + 20 + SIDE
+    found = []
+    for column in range(count):
+        part = pixels[top + 2 : top + 30, 16 + column * 144 : 16 + column * 144 + 20].reshape(-1, 3)
+        counts = {name: (part == ImageColor.getrgb(name)).all(1).sum() for name in (GREEN, RED)}
+        found.append(max(counts, key=counts.get))
+        assert sorted(counts.values())[0] == 0 < sorted(counts.values())[1]
+    return found
+
+
+def test_each_picture_has_the_mark_of_the_scorer():
+    image = strip(outcome(RIGHT, WRONG, RIGHT))
+    assert marks(image, 0, 3) == [GREEN] * 3
+    assert marks(image, 1, 3) == [GREEN, RED, GREEN]
+
+
+def test_the_sheet_has_the_strips_one_above_the_other():
+    one, two = sheet([outcome(RIGHT)]), sheet([outcome(RIGHT), outcome(RIGHT)])
+    assert (two.width, two.height) == (one.width, 2 * one.height)
+
+
+def test_prompts_and_seeds_are_the_first_that_are_counted():
+    cell = Cell("three objects", "plain", {}, False, 6)
+    graphs = [concepts_graph(seed) for seed in range(6)]
+    assert [graph["positive"]["inputs"]["text"] for graph in graphs] == [scene.caption() for scene in cell.scenes()]
+    assert [graph["plain latent"]["inputs"]["seed"] for graph in graphs] == cell.seeds()
+    assert graphs[0]["with"]["inputs"]["concepts"] == "a red circle\na green square\na yellow triangle"
+    assert CONCEPTS.wanted(0) == ("a red circle, a green square and a yellow triangle",) * 2
 
 
 @pytest.mark.server
@@ -56,4 +94,4 @@ def test_it_runs(comfyui_root, tmp_path):
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     with Image.open(tmp_path / "before_after.png") as picture:
-        assert picture.width > 500
+        assert picture.height > 500

@@ -97,6 +97,20 @@ def test_a_front_end_that_is_fetched_in_part_is_fetched_anew(tmp_path, monkeypat
     assert list(folder.parent.iterdir()) == [folder]
 
 
+def test_another_front_end_can_be_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def fetched(python, *arguments):
+        asked.append(arguments[-1])
+
+    monkeypatch.setattr(environment, "HOST", tmp_path / ".host")
+    monkeypatch.setattr(environment, "_pip", fetched)
+    (tmp_path / "requirements.txt").write_text("comfyui-frontend-package==0.0.1\n")
+    monkeypatch.setenv("EBCA_FRONT_END", "0.0.2")
+    assert environment.front_end_of(tmp_path).parents[1].name == "front-end-0.0.2"
+    assert asked == ["comfyui-frontend-package==0.0.2"]
+
+
 def test_of_two_programs_that_make_a_folder_the_quicker_is_heard(tmp_path):
     folder = tmp_path / "made"
     with environment.made_whole(folder) as slow:

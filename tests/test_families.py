@@ -8,7 +8,7 @@ import comfy.supported_models
 import pytest
 import torch
 
-from support import toy
+from support import toy, toy_dit_more
 from support.host import node
 from support.sampling import relative_error, sample
 
@@ -44,6 +44,13 @@ def sdxl(down=(0, 0, 2, 2, 10, 10), middle=10, up=(0, 0, 0, 2, 2, 2, 10, 10, 10)
     )
 
 
+WAN = dict(image_model="wan2.1", dim=1536, ffn_dim=8960, in_dim=16, out_dim=16, num_heads=12, num_layers=30)
+PREDICT2 = dict(
+    max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1,
+    model_channels=2048, concat_padding_mask=True, crossattn_emb_channels=1024, pos_emb_cls="rope3d",
+    pos_emb_learnable=True, pos_emb_interpolation="crop", min_fps=1, max_fps=30, use_adaln_lora=True,
+    adaln_lora_dim=256, num_blocks=28, num_heads=16,
+)  # fmt: skip
 REFINER = sdxl((0, 0, 4, 4, 4, 4, 0, 0), 4, (0, 0, 0, 4, 4, 4, 4, 4, 4, 0, 0, 0), 384, 1280, 2560, (1, 2, 4, 4))
 SVD = dict(in_channels=8, use_temporal_attention=True, use_temporal_resblock=True, num_classes="sequential",
            use_spatial_context=True, extra_ff_mix_layer=True, merge_strategy="learned_with_images", merge_factor=0.0,
@@ -97,25 +104,41 @@ REFUSED = {
         image_model="flux", in_channels=16, patch_size=2, out_channels=16, vec_in_dim=32, context_in_dim=64,
         hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000,
         qkv_bias=True, guidance_embed=False, txt_ids_dims=[],
-    ), "no cross-attention to text that EBCA can reach"),
+    ), "attends to text and image in one softmax"),
     "SD 3": ("SD3", dict(
         in_channels=16, patch_size=2, out_channels=16, depth=2, input_size=None, adm_in_channels=64,
         pos_embed_max_size=8, pos_embed_scaling_factor=None,
         context_embedder_config=dict(target="torch.nn.Linear", params=dict(in_features=64, out_features=128)),
-    ), "no cross-attention to text that EBCA can reach"),
-    "Wan": ("WAN21_T2V", dict(
-        image_model="wan2.1", model_type="t2v", dim=48, ffn_dim=64, in_dim=16, out_dim=16, num_heads=2, num_layers=1,
-        patch_size=(1, 2, 2), freq_dim=16, qk_norm=True, cross_attn_norm=True, eps=1e-6,
-    ), "no cross-attention to text that EBCA can reach"),
+    ), "attends to text and image in one softmax"),
+    "Wan, autoregressive": (
+        "WAN21_CausalAR_T2V", WAN | dict(model_type="t2v", causal_ar=True), "keeps the keys of its text"
+    ),
+}  # fmt: skip
+#: name: (ComfyUI's class, configuration, layers, width of the text, None where it has several)
+TRANSFORMERS = {
+    "Wan 2.1 1.3B": ("WAN21_T2V", WAN | dict(model_type="t2v"), [f"b{i}.0" for i in range(30)], 4096),
+    "Wan 2.1 VACE": (
+        "WAN21_Vace", WAN | dict(model_type="vace", vace_layers=15, vace_in_dim=96),
+        [f"{part}.0" for i in range(15) for part in (f"b{2 * i}", f"v{i}", f"b{2 * i + 1}")], 4096,
+    ),
+    "Anima": ("Anima", PREDICT2 | dict(image_model="anima"), [f"b{i}.0" for i in range(28)], 1024),
+    "Cosmos-Predict2 2B": ("CosmosT2IPredict2", PREDICT2 | dict(image_model="cosmos_predict2"),
+                           [f"b{i}.0" for i in range(28)], 1024),
+    "LTX-2": ("LTXAV", dict(image_model="ltxav", in_channels=128),
+              [f"{part}{i}.0" for i in range(48) for part in "ba"], None),
     "PixArt": ("PixArtAlpha", dict(
-        image_model="pixart_alpha", hidden_size=64, num_heads=4, depth=1, model_max_length=16, caption_channels=32,
-        in_channels=4, pred_sigma=True, input_size=8, micro_condition=False, patch_size=2,
-    ), "no cross-attention to text that EBCA can reach"),
+        image_model="pixart_alpha", hidden_size=1152, num_heads=16, depth=28, model_max_length=120,
+        caption_channels=4096, in_channels=4, pred_sigma=True, input_size=64, micro_condition=False, patch_size=2,
+    ), [f"b{i}.0" for i in range(28)], 4096),
+    "Stable Audio": ("StableAudio", dict(audio_model="dit1.0"), [f"b{i}.0" for i in range(24)], 768),
+    "ACE-Step": ("ACEStep", dict(audio_model="ace"), [f"b{i}.0" for i in range(28)], 768),
 }  # fmt: skip
 
 
 def built(class_name, settings):
     """The MODEL on the meta device: every layer, no weights."""
+    if not hasattr(comfy.supported_models, class_name):
+        pytest.skip("this ComfyUI does not have the family")
     made = getattr(comfy.supported_models, class_name)(dict(settings))
     made.set_inference_dtype(torch.float16, None)
     with torch.no_grad():
@@ -123,7 +146,9 @@ def built(class_name, settings):
 
 
 def weights_of(class_name):
-    """Weights that a class asks for outside its U-Net."""
+    """Weights that a class asks for outside its network."""
+    if class_name == "StableAudio":
+        return toy_dit_more.outside_weights(class_name)
     if class_name != "Stable_Zero123":
         return {}
     shapes = {"cc_projection.weight": (768, 772), "cc_projection.bias": (768,)}
@@ -168,12 +193,21 @@ def test_supported_family_is_accepted_with_all_its_layers(comfy, unets, registry
     keys = unets.cross_attention_layers(registry.network_of(model))
     assert len(keys) == len(set(names)) == len(names) == TOTALS.get(name, len(names))
     assert registry.context_width(model) == settings["context_dim"]
-    assert_accepted(comfy, model)
+    assert_accepted(comfy, model, settings["context_dim"])
 
 
-def assert_accepted(comfy, model):
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformer_is_accepted_with_all_its_layers(comfy, registry, name):
+    class_name, settings, layers, width = TRANSFORMERS[name]
+    model = built(class_name, settings)
+    assert registry.layer_names(model) == tuple(layers)
+    assert registry.context_width(model) == width
+    assert_accepted(comfy, model, width or 7680)
+
+
+def assert_accepted(comfy, model, width):
     (updated,) = node(comfy, "EBCAContextUpdate").execute(model=model)
-    conditioning = [[torch.zeros(1, 77, model.model.model_config.unet_config["context_dim"]), {}]]
+    conditioning = [[torch.zeros(1, 77, width), {}]]
     (edit,) = node(comfy, "EBCAEditContext").execute(conditioning=conditioning)
     (composed,) = node(comfy, "EBCACompose").execute(model=updated, edits={"edit0": edit})
     assert composed is not updated is not model
@@ -243,10 +277,23 @@ def test_refused_family_is_refused_by_name_at_both_nodes(comfy, name, gamma):
         message = str(refusal.value)
         assert type(model.model).__name__ in message
         assert reason in message
-        assert "EBCA works with U-Net models that read text through cross-attention: SD 1.x, SD 2.x, SDXL" in message
+        assert "EBCA works with models that read text through cross-attention: SD 1.x, SD 2.x, SDXL" in message
 
 
 @pytest.mark.parametrize("family", toy.REFUSED)
 def test_refused_toy_family_is_refused(comfy, family):
-    with pytest.raises(ValueError, match="EBCA works with U-Net models that read text"):
+    with pytest.raises(ValueError, match="EBCA works with models that read text"):
         node(comfy, "EBCAContextUpdate").execute(model=toy.model(family))
+
+
+@pytest.mark.parametrize(("module", "reason"), [
+    ("comfy.ldm.wan.model", "no cross-attention to text that EBCA can reach"),
+    ("comfy.ldm.qwen_image21.model", "keeps the text's keys from step to step"),
+    ("comfy.ldm.minimax.model", "attends to text and image in one softmax"),
+])  # fmt: skip
+def test_network_that_only_looks_like_a_supported_one_is_refused(comfy, module, reason):
+    model = built(*TRANSFORMERS["Wan 2.1 1.3B"][:2])
+    network = model.model.diffusion_model
+    network.__class__ = type("Newer", (type(network),), {"__module__": module})
+    with pytest.raises(ValueError, match=reason):
+        node(comfy, "EBCAContextUpdate").execute(model=model)

@@ -229,7 +229,7 @@ def test_images_of_a_batch_are_inverted_as_alone(comfy, family):
 
 @pytest.mark.parametrize("shape", [(1, 16, 8), (1, 4, 1, 8, 8), (0, 16, 1, 8, 8)], ids=str)
 def test_latent_of_another_shape_is_refused(comfy, shape):
-    with pytest.raises(ValueError, match=r"Expected .*latent.* but got"):
+    with pytest.raises(ValueError, match=r"latent (is|has)"):
         inverted(comfy, toy_dit.model("wan"), "wan", {"samples": torch.ones(shape)})
 
 

@@ -96,11 +96,11 @@ def test_frames_have_masks_of_their_own(comfy):
 
 
 def test_model_that_reads_the_mask_itself_is_refused(comfy):
-    with pytest.raises(ValueError, match=r"LTXV reads the noise mask itself.*own samplers"):
+    with pytest.raises(ValueError, match=r"LTXV, which reads the noise mask itself.*own samplers"):
         painted(comfy, "ltxv", masked("ltxv"))
 
 
 @pytest.mark.parametrize("sigmas", [[14.6, 3.0, 0.5, 0.0], [1.0, 1.0, 0.5, 0.0]], ids=str)
 def test_sigmas_of_another_kind_of_model_are_refused(comfy, sigmas):
-    with pytest.raises(ValueError, match=r"at most 1 down.*scheduler of this model"):
+    with pytest.raises(ValueError, match=r"start at 1 at most.*scheduler for this model"):
         painted(comfy, "wan", masked("wan"), sigmas=torch.tensor(sigmas))

@@ -1,8 +1,10 @@
 """The host of the tests itself: the tiny models run, and ComfyUI without the pack computes the reference."""
 
+import comfy.ldm.modules.attention as attention
 import comfy.samplers
 import pytest
 import torch
+from comfy.ldm.modules.attention import attention_basic
 
 from support import reference, toy
 from support.host import node
@@ -66,3 +68,79 @@ def test_run_prompt_gives_the_outputs_of_a_graph(run_prompt):
 
 def test_v_prediction_toy_predicts_v():
     assert isinstance(toy.model("sd2_v").model.model_sampling, comfy.samplers.comfy.model_sampling.V_PREDICTION)
+
+
+# --- newer versions of ComfyUI, imitated -----------------------------------------------------------------------------
+
+
+class PreferredAttention:
+    """What newer versions set on attention modules, from a checkpoint or a LoRA; here with sharper queries."""
+
+    def function(self, q, *args, **kwargs):
+        return attention_basic(1.4 * q, *args, **kwargs)
+
+
+@pytest.fixture
+def newer_host(monkeypatch):
+    """`optimized_attention` as newer versions have it: it runs the function that its caller prefers."""
+    plain = attention.optimized_attention
+
+    def optimized_attention(*args, preferred_attention=None, **kwargs):
+        return getattr(preferred_attention, "function", plain)(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "optimized_attention", optimized_attention)
+
+    def forward(self, x, context=None, value=None, mask=None, transformer_options=None):
+        context = x if context is None else context
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context if value is None else value)
+        options = {"attn_precision": self.attn_precision, "transformer_options": transformer_options or {}}
+        preferred = getattr(self, "comfy_attention", None)
+        return self.to_out(attention.optimized_attention(q, k, v, self.heads, preferred_attention=preferred, **options))
+
+    monkeypatch.setattr(attention.CrossAttention, "forward", forward)
+
+
+def sharp_model():
+    model = toy.model()
+    for module in model.model.diffusion_model.modules():
+        if hasattr(module, "attn2"):
+            module.attn2.comfy_attention = PreferredAttention()
+    return model
+
+
+def test_attention_that_a_module_prefers_stays_with_a_trace(comfy, newer_host):
+    plain = sample(sharp_model(), toy.conditioning(1))
+    assert relative_error(plain, sample(toy.model(), toy.conditioning(1))) > 1e-3
+    traced, _ = node(comfy, "EBCATrace").execute(model=sharp_model(), attention_maps=True)
+    assert torch.equal(sample(traced, toy.conditioning(1)), plain)
+
+
+def test_edit_equal_to_the_prompt_keeps_the_attention_that_a_module_prefers(comfy, newer_host):
+    edit = node(comfy, "EBCAEditContext").execute(
+        conditioning=toy.conditioning(1), start_percent=0.0, gamma_attn=0.0, gamma_norm=0.0
+    )[0]
+    composed = node(comfy, "EBCACompose").execute(model=sharp_model(), edits={"edit0": edit})[0]
+    plain = sample(sharp_model(), toy.conditioning(1))
+    assert relative_error(sample(composed, toy.conditioning(1)), plain) < 1e-5
+
+
+def test_update_asks_for_pytorchs_attention(comfy, monkeypatch):
+    """The optimized one may be a kernel of low precision."""
+    asked = []
+
+    def pytorch(*args, **kwargs):
+        asked.append(kwargs["low_precision_attention"])
+        return attention_basic(*args, **kwargs)
+
+    monkeypatch.setitem(attention.REGISTERED_ATTENTION_FUNCTIONS, "pytorch", pytorch)
+    model = node(comfy, "EBCAContextUpdate").execute(model=toy.model(), gamma_norm=0.0)[0]
+    sample(model, toy.conditioning(1), steps=1)
+    assert asked == [False] * 6  # the last of seven layers has no update
+
+
+def test_update_without_a_register_of_attention_functions(comfy, monkeypatch):
+    """Older versions have the optimized one alone."""
+    update = node(comfy, "EBCAContextUpdate").execute(model=toy.model())[0]
+    expected = sample(update, toy.conditioning(1))
+    monkeypatch.delattr(attention, "get_attention_function")
+    assert relative_error(sample(update, toy.conditioning(1)), expected) < 1e-5

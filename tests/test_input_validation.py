@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from support import toy
+from support import other_packs, toy
 from support.host import PromptError, node
 from support.log_messages import messages, refused
 from support.sampling import sample
 
-FAMILIES = "EBCA works with U-Net models"
+FAMILIES = "EBCA works with models that read text"
 
 
 def update(comfy, model=None, **inputs):
@@ -92,6 +92,79 @@ def test_impossible_mask_is_refused(comfy, mask, parts):
 @pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8), (2, 1, 8, 8)], ids=str)
 def test_masks_of_the_usual_shapes_are_taken(comfy, shape):
     assert torch.isfinite(sample(update(comfy, mask=torch.ones(shape)), toy.conditioning(1), steps=1)).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (2, 8, 8, 1), (1, 8, 12, 1), (1, 8, 12), (1, 1, 8, 12)], ids=str)
+def test_channel_axis_of_a_mask_is_dropped(comfy, pack, shape):
+    """In front of the height or behind the width, as nodes that make masks of images leave it."""
+    mask = toy.noise(*shape).sigmoid()
+    rows = [mask.squeeze(0).squeeze(0).squeeze(-1)] if len(shape) < 4 or shape[0] == 1 else list(mask.squeeze(-1))
+    taken = pack.nodes.shared_inputs.validated_mask(mask)
+    assert torch.equal(taken, torch.stack(rows))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_image_in_place_of_a_mask_is_refused(comfy, channels):
+    mask = torch.ones(1, 8, 8, channels)
+    refused(lambda: update(comfy, mask=mask), f"[1, 8, 8, {channels}]", "several channels", "Image To Mask")
+
+
+@pytest.mark.parametrize(("radius", "sigma"), [(1, 1.0), (4, 2.0), (8, 2.5), (16, 5.0), (31, 10.0)])
+def test_blurred_mask_is_taken(comfy, radius, sigma):
+    """ComfyUI's own blur carries some masks a little above 1."""
+    disc = torch.zeros(1, 64, 64, 3)
+    disc[:, 16:48, 16:48] = 1
+    (blurred,) = node(comfy, "ImageBlur").execute(image=disc, blur_radius=radius, sigma=sigma)
+    (mask,) = node(comfy, "ImageToMask").execute(image=blurred, channel="red")
+    clamped = update(comfy, mask=mask.clamp(0, 1))
+    assert torch.equal(sample(update(comfy, mask=mask), toy.conditioning(1), steps=1),
+                       sample(clamped, toy.conditioning(1), steps=1))  # fmt: skip
+    an_edit(comfy, mask=mask)
+
+
+def test_digits_of_a_refused_mask_show_why(comfy):
+    refused(lambda: update(comfy, mask=torch.full((1, 8, 8), 1 + 2.0**-9)), "from 1.00195312 to 1.00195312")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float16])
+def test_masks_of_other_types_are_taken(comfy, dtype):
+    mask = torch.zeros(1, 16, 16)
+    mask[:, :8] = 1
+    expected = sample(update(comfy, mask=mask), toy.conditioning(1), steps=1)
+    assert torch.equal(sample(update(comfy, mask=mask.to(dtype)), toy.conditioning(1), steps=1), expected)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.1 * 3 - 0.3, 1 + 1e-9), (-1e-9, 0.7 + 0.2 + 0.1)])
+def test_percents_that_arithmetic_has_carried_out_of_their_range_are_taken(comfy, start, end):
+    update(comfy, start_percent=start, end_percent=end)
+    an_edit(comfy, start_percent=start, end_percent=end, gamma_start_percent=start, gamma_end_percent=end)
+
+
+def test_windows_that_touch_by_arithmetic_do_not_overlap(comfy):
+    """0.1 + 0.2 is a little more than 0.3."""
+    edits = removals(comfy, (-0.6, 0.0, 0.1 + 0.2, None), (-0.6, 0.3, 1.0, None))
+    compose(comfy, *edits)
+
+
+def test_mask_of_a_larger_image_is_said_once_a_model(comfy, caplog):
+    """Upscalers sample an image tile by tile, each in a run of its own."""
+    caplog.set_level(logging.INFO, "ebca")
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :, :64] = 1
+    model = compose(comfy, an_edit(comfy, mask=mask, start_percent=0.0))
+    for seed in range(3):
+        sample(model, toy.conditioning(1), steps=1, latent=toy.latent(1, 8, 8), seed=seed)
+    (message,) = messages(caplog)
+    assert "a mask of 128 x 128 is resized to the image of 64 x 64" in message
+    assert "tile" in message
+
+
+@pytest.mark.parametrize("size", [(64, 64), (8, 8), (32, 32), (63, 63)], ids=str)
+def test_mask_of_the_images_size_or_smaller_says_nothing(comfy, caplog, size):
+    caplog.set_level(logging.INFO, "ebca")
+    mask = toy.noise(1, *size).sigmoid()
+    sample(update(comfy, mask=mask), toy.conditioning(1), steps=1, latent=toy.latent(1, 8, 8))
+    assert not messages(caplog)
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
@@ -187,6 +260,10 @@ CONDITIONINGS = {
     ),
     "GLIGEN boxes": (lambda comfy: toy.conditioning(2, gligen=("position", None, [])), "GLIGEN boxes", "main prompt"),
     "hooks": (lambda comfy: toy.conditioning(2, hooks=object()), "hooks", "main prompt"),
+    "a NegPip CLIP": (
+        lambda comfy: [[other_packs.in_turns(toy.conditioning(2)[0][0]), {}]],
+        "NegPip", "CLIP from before CLIP NegPip",
+    ),
     "no tokens": (lambda comfy: toy.conditioning(2, tokens=0), "[batch, tokens, width]", "CLIP Text Encode"),
     "no batch": (lambda comfy: [[torch.ones(77, toy.WIDTH), {}]], f"is [77, {toy.WIDTH}] ", "CLIP Text Encode"),
     "nothing encoded": (lambda comfy: [[None, {}]], "is NoneType instead of", "CLIP Text Encode"),
@@ -325,7 +402,7 @@ def test_what_a_wire_cannot_bring_is_refused(comfy, node_id, name, value, said):
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
 def test_impossible_eta_is_refused(comfy, eta):
-    refused(lambda: node(comfy, "EBCARePaintSampler").execute(eta=eta), "Expected eta to be from 0", str(eta))
+    refused(lambda: node(comfy, "EBCARePaintSampler").execute(eta=eta), "Set it to a number from 0", f"eta is {eta}")
 
 
 def test_file_that_cannot_be_written_is_refused(comfy):
@@ -336,11 +413,11 @@ def test_file_that_cannot_be_written_is_refused(comfy):
 
 
 @pytest.mark.parametrize(("caption", "said"), [
-    ([], "got no prompt"),
-    ([[None, {}]], "got NoneType"),
-    ([[torch.zeros(1, 0, toy.WIDTH), {}]], "got [1, 0, 64]"),
-    ([[torch.zeros(77, toy.WIDTH), {}]], "got [77, 64]"),
-    (toy.conditioning(1, width=48), "Expected a caption of width 64, as SD15 reads it, but got one of width 48"),
+    ([], "caption is empty"),
+    ([[None, {}]], "caption is NoneType"),
+    ([[torch.zeros(1, 0, toy.WIDTH), {}]], "caption is [1, 0, 64]"),
+    ([[torch.zeros(77, toy.WIDTH), {}]], "caption is [77, 64]"),
+    (toy.conditioning(1, width=48), "width 48, but SD15 reads text of width 64"),
 ], ids=["none", "no text", "no tokens", "flat", "narrow"])  # fmt: skip
 def test_impossible_caption_is_refused(comfy, caption, said):
     invert = node(comfy, "EBCAInvert")
@@ -436,7 +513,9 @@ STRONG = dict(direction="remove", alpha=1.2)
 #: name: (the graph, what the user must read)
 PROMPTS = {
     "another family": (dict(family="svd", update={}), f"EBCA does not apply to SVD_img2vid: .*{FAMILIES}"),
-    "another family at Compose": (dict(family="flux", edit={}), f"Flux has no cross-attention to text.*{FAMILIES}"),
+    "another family at Compose": (
+        dict(family="flux", edit={}), f"EBCA does not apply to Flux: it attends to text and image.*{FAMILIES}"
+    ),
     "window": (
         dict(update=dict(start_percent=0.9, end_percent=0.1)), "start_percent is 0.9 and end_percent is 0.1: the start",
     ),

@@ -180,7 +180,7 @@ def test_only_what_ebca_invert_made_is_saved(comfy, latent):
         model, caption = toy.model(), toy.conditioning(1)
         (made, _) = node(comfy, "EBCAInvert").execute(model=model, caption=caption, latent=toy.latent(), steps=2)
         latent = {**made, "samples": made["samples"].clone()}
-    with pytest.raises(ValueError, match=r"Expected the latent of EBCA Invert .* Wire EBCA Invert straight"):
+    with pytest.raises(ValueError, match=r"not the output of EBCA Invert: .* Connect EBCA Invert directly"):
         node(comfy, "EBCASaveInversion").execute(latent=latent)
 
 
@@ -231,8 +231,8 @@ MISFITS = {
     "custom steps": (CUSTOM, dict(steps__value=4), ["steps 3", "has 4"]),
     "custom scheduler": (CUSTOM, dict(sigmas__scheduler="simple"), ["scheduler normal", "has simple"]),
     "custom caption": (CUSTOM, dict(caption__text="a blue star"), ["a red circle", "a blue star"]),
-    "later start": (None, dict(sampler__start_at_step=1), ["begins in the middle"]),
-    "custom part": (CUSTOM, dict(sigmas__denoise=0.5), ["begins in the middle"]),
+    "later start": (None, dict(sampler__start_at_step=1), ["starts in the middle"]),
+    "custom part": (CUSTOM, dict(sigmas__denoise=0.5), ["starts in the middle"]),
     "custom sampler": (CUSTOM, dict(euler__sampler_name="dpmpp_2m"), ["dpmpp_2m", "use euler or ddim"]),
 }
 
@@ -340,7 +340,7 @@ def edited(prompt: dict, alpha: float = 0.5) -> dict:
 @pytest.mark.parametrize("sampler", [None, CUSTOM], ids=["KSampler (Advanced)", "SamplerCustomAdvanced"])
 def test_empty_negative_prompt_beside_an_edit_is_said(run_prompt, file, said, sampler):
     run_prompt(edited(loading(file, sampler)))
-    assert is_said(said, "negative prompt", "is ''", "Wire the caption")
+    assert is_said(said, "negative prompt", "is ''", "Connect the caption")
     assert len(said()) == 1
 
 
@@ -383,7 +383,7 @@ def test_file_of_another_kind_is_refused(comfy):
     safetensors.torch.save_file({"latent_tensor": torch.ones(1)}, folder / "plain.latent")
     (folder / "broken.latent").write_bytes(b"no safetensors")
     for name in ("plain.latent", "broken.latent"):
-        with pytest.raises(ValueError, match="Expected a file that EBCA Save Inversion wrote"):
+        with pytest.raises(ValueError, match="is not a file of EBCA Save Inversion"):
             node(comfy, "EBCALoadInversion").execute(file=name, model=toy.model())
 
 

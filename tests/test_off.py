@@ -8,7 +8,7 @@ import torch
 
 from support import oracle, toy
 from support.host import node
-from support.probes import watched
+from support.probes import described, watched
 from support.sampling import relative_error, sample, sample_sigmas
 
 SMALL = dict(steps=2, latent=toy.latent(1, 8, 8))
@@ -54,19 +54,6 @@ NOTHINGS = {
     ),
     "edit without alpha in its window": lambda comfy, model: composed(comfy, model, an_edit(comfy, alpha=0.0)),
 }
-
-
-def contents(value):
-    """Dicts and lists copied, whatever is in them by identity."""
-    if isinstance(value, dict):
-        return {key: contents(item) for key, item in value.items()}
-    return [contents(item) for item in value] if isinstance(value, list) else value
-
-
-def described(model):
-    """Whatever a node could have put on a MODEL."""
-    return contents([model.model_options, model.wrappers, model.callbacks, model.patches, model.object_patches,
-                     model.attachments, model.injections, model.additional_models])  # fmt: skip
 
 
 # --- zero is off -----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ IN_ARCHIVE = {
 }  # fmt: skip
 
 # ComfyUI's own modules that a pack may import, and the packages that ComfyUI itself requires.
-HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "node_helpers"}
+HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "node_helpers", "server"}
 PACKAGES = {"torch", "einops", "safetensors", "PIL", "numpy"}
 # Of the standard library, what the registry's scanner asks about: other programs, the network, code from data.
 UNWANTED = {"subprocess", "socket", "http", "urllib", "ftplib", "smtplib", "ssl", "ctypes", "pickle", "marshal", "code"}

@@ -247,9 +247,9 @@ def test_every_image_gets_a_sheet(comfy, traced_caption):
     ("changes", "parts"),
     [
         (dict(words="tiger"), ("tiger", "lion")),
-        (dict(text=""), ("text is empty",)),
-        (dict(text="a " * 100 + CAPTION), ("77 tokens", "154")),
-        (dict(image=torch.zeros(1, 64, 64, 3)), ("2 image(s)", "got 1")),
+        (dict(text=""), ("text has no words",)),
+        (dict(text="a " * 100 + CAPTION), ("154 tokens", "has 77")),
+        (dict(image=torch.zeros(1, 64, 64, 3)), ("image has 1 image(s)", "made 2")),
     ],
 )
 def test_what_does_not_fit_the_traced_run_is_refused(comfy, traced_caption, changes, parts):
@@ -274,8 +274,8 @@ def test_several_positive_prompts_are_refused(comfy, pack, traced_caption, tmp_p
     positive = toy.conditioning(1) + toy.conditioning(2, **area)
     sample(model, positive, steps=1, latent=toy.latent(2, 8, 8))
     maps = node(comfy, "EBCAAttentionMaps")
-    refused(lambda: maps.execute(**{**traced_caption, "trace": trace}, words=""), "one positive prompt", "2")
+    refused(lambda: maps.execute(**{**traced_caption, "trace": trace}, words=""), "2 positive prompts", "Combine")
     files = pack.comfyui_binding.trace.trace_file
     files.save(tmp_path / "x.safetensors", trace.record, {})
     loaded = type(trace)(True, files.load(tmp_path / "x.safetensors"), is_from_file=True)
-    refused(lambda: maps.execute(**{**traced_caption, "trace": loaded}, words=""), "one positive prompt", "2")
+    refused(lambda: maps.execute(**{**traced_caption, "trace": loaded}, words=""), "2 positive prompts", "Combine")

@@ -68,6 +68,7 @@ def graph(comfy, monkeypatch):
             kind: {"class_type": f"TestSupply {kind}", "inputs": {"name": name}} for kind, name in links.values()
         }
         taken = comfy.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"]
+        taken = {*taken, "conditioning"} if node_id == "EBCAEditContext" else taken  # optional there, beside a text
         wired = {name: [kind, 0] for name, (kind, _) in links.items() if name in taken}
         prompt["node"] = {"class_type": node_id, "inputs": {**node(comfy, node_id).defaults(), **wired, **values}}
         prompt["shown"] = {"class_type": "PreviewAny", "inputs": {"source": ["node", 0]}}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import comfy.sample
 import comfy.samplers
@@ -13,9 +16,10 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from support import oracle, toy
+from support import oracle, other_packs, toy
 from support.host import node
-from support.sampling import sample
+from support.log_messages import messages
+from support.sampling import relative_error, sample
 from support.wiring import Ebca, text
 
 
@@ -196,3 +200,105 @@ def test_the_watch_sees_a_wait(comfy):
     model = toy.model()
     model.set_model_attn2_patch(waiting)
     assert waits(model)
+
+
+# --- what other packs change from step to step -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("above", [2.0, math.inf], ids=["from some step on", "from the first step on"])
+def test_values_that_a_pack_changes_late_stay_changed(comfy, caplog, above):
+    """An update that is too small to be seen leaves the pack's picture as it is."""
+    wire, scene = other_packs.values_apart(above), other_packs.scene(fresh=True)
+    alone = wire(comfy, scene).sampled(comfy)
+    assert relative_error(alone, scene.sampled(comfy)) > 1e-3
+    updated = node(comfy, "EBCAContextUpdate").execute(model=scene.model, gamma_attn=1e-6, gamma_norm=0.0)[0]
+    assert relative_error(wire(comfy, replace(scene, model=updated)).sampled(comfy), alone) < 1e-4
+    (message,) = messages(caplog)
+    assert "changes the keys only" in message
+
+
+def test_values_of_equal_texts_follow_the_update(comfy, caplog):
+    """As long as values are made of a copy of the keys' text, the update changes both."""
+    scene = other_packs.scene(fresh=True)
+    updated = replace(scene, model=edited(comfy))
+    assert torch.equal(other_packs.values_apart(-1.0)(comfy, updated).sampled(comfy), updated.sampled(comfy))
+    assert not messages(caplog)
+
+
+def test_layer_whose_text_another_node_stops_replacing_is_updated_from_then_on(comfy, caplog):
+    scene = other_packs.scene(fresh=True)
+    wire = other_packs.own_text_until(3.0)
+    updated = replace(scene, model=edited(comfy))
+    alone, together = wire(comfy, scene).sampled(comfy), wire(comfy, updated).sampled(comfy)
+    assert relative_error(together, alone) > 1e-3
+    assert any("does not read the prompt" in message for message in messages(caplog))
+
+
+def test_host_does_not_wait_for_values_apart(comfy):
+    model = edited(comfy)
+    model.set_model_attn2_patch(lambda n, context, value, options: (n, context, value.clone()))
+    assert waits(model) == []
+
+
+# --- the stages of one image -----------------------------------------------------------------------------------------
+
+CONTINUES = "the edits start this stage of the image with their prompts as encoded"
+
+
+def in_two_stages(comfy, model, add_noise_again="disable", start=2):
+    stage = node(comfy, "KSamplerAdvanced")
+    common = dict(
+        model=model, noise_seed=0, steps=4, cfg=4.0, sampler_name="euler", scheduler="normal",
+        positive=toy.conditioning(1), negative=toy.conditioning(99),
+    )  # fmt: skip
+    (first,) = stage.execute(
+        **common, add_noise="enable", latent_image=toy.latent(), start_at_step=0, end_at_step=start,
+        return_with_leftover_noise="enable",
+    )  # fmt: skip
+    return stage.execute(
+        **common, add_noise=add_noise_again, latent_image=first, start_at_step=start, end_at_step=10000,
+        return_with_leftover_noise="disable",
+    )[0]["samples"]  # fmt: skip
+
+
+def test_second_stage_says_that_edits_begin_afresh(comfy, caplog):
+    caplog.set_level(logging.INFO, "ebca")
+    in_two_stages(comfy, edited(comfy))
+    assert sum(CONTINUES in message for message in messages(caplog)) == 1
+
+
+def test_stages_of_anything_else_say_nothing(comfy, caplog):
+    caplog.set_level(logging.INFO, "ebca")
+    update = node(comfy, "EBCAContextUpdate").execute(model=toy.model())[0]
+    still = node(comfy, "EBCAEditContext").execute(conditioning=toy.conditioning(7), gamma_attn=0.0, gamma_norm=0.0)
+    in_two_stages(comfy, update)
+    in_two_stages(comfy, node(comfy, "EBCACompose").execute(model=toy.model(), edits={"edit0": still[0]})[0])
+    sample(edited(comfy), toy.conditioning(1))
+    sample(edited(comfy), toy.conditioning(1), latent={"samples": toy.noise(1, 4, 16, 16)}, denoise=0.5)
+    assert not any(CONTINUES in message for message in messages(caplog))
+
+
+# --- packs that throw away what others have set ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", [("apply_model",), ("apply_model", "outer_sample"), ("diffusion_model",), (
+    "outer_sample", "sampler_sample", "apply_model", "diffusion_model")], ids="-".join)
+def test_line_says_what_helps_where_wrappers_are_thrown_away(comfy, caplog, kinds):
+    scene, wire = other_packs.scene(fresh=True), other_packs.throws_wrappers_away(*kinds)
+    plain, updated = scene.sampled(comfy), replace(scene, model=edited(comfy))
+    assert torch.equal(wire(comfy, updated).sampled(comfy), plain)
+    (message,) = messages(caplog)
+    assert "Place EBCA's nodes behind that node" in message
+    behind = wire(comfy, scene)
+    behind = replace(behind, model=node(comfy, "EBCAContextUpdate").execute(model=behind.model)[0])
+    assert not torch.equal(behind.sampled(comfy), plain)
+    assert len(messages(caplog)) == 1
+
+
+def test_line_says_what_helps_where_the_options_are_thrown_away(comfy, caplog):
+    scene = other_packs.scene(fresh=True)
+    model = edited(comfy)
+    model.model_options["transformer_options"].pop("ebca")
+    assert torch.equal(replace(scene, model=model).sampled(comfy), scene.sampled(comfy))
+    (message,) = messages(caplog)
+    assert "Place EBCA's nodes behind that node" in message

@@ -1,4 +1,6 @@
-"""The shipped shapes model in a real ComfyUI: loader, sizes, hooks and what it draws."""
+"""The shapes models in a real ComfyUI: loader, sizes, hooks, and what the shipped one draws."""
+
+from pathlib import Path
 
 import comfy.model_base
 import comfy.model_detection
@@ -10,6 +12,7 @@ import latent_preview
 import numpy as np
 import pytest
 import torch
+from comfy.ldm.cosmos.predict2 import MiniTrainDIT
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
@@ -20,10 +23,27 @@ from support import shapes as shapes_model
 from support.host import node
 from support.sampling import sample
 
+CLASSES = {"unet": UNetModel, "transformer": MiniTrainDIT}
+
+
+@pytest.fixture(scope="module", params=list(CLASSES))
+def architecture(request) -> str:
+    return request.param
+
 
 @pytest.fixture(scope="module")
-def loaded(comfy):
-    return shapes_model.load(comfy)
+def checkpoint(comfy, architecture, tmp_path_factory) -> Path:
+    """The shipped U-Net, or a transformer with random weights: none is shipped yet."""
+    if architecture == "unet":
+        return shapes_model.CHECKPOINT
+    path = tmp_path_factory.mktemp("transformer") / "shapes_transformer.safetensors"
+    shapes_model.write_transformer(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(comfy, checkpoint):
+    return shapes_model.load(comfy, checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +62,8 @@ def vae(loaded):
 
 
 @pytest.fixture(scope="module")
-def stored() -> dict[str, torch.Tensor]:
-    return comfy.utils.load_torch_file(str(shapes_model.CHECKPOINT))
+def stored(checkpoint) -> dict[str, torch.Tensor]:
+    return comfy.utils.load_torch_file(str(checkpoint))
 
 
 def encode(comfy, clip, caption: str):
@@ -54,30 +74,51 @@ def pixels(height: int, width: int, batch: int = 1) -> dict[str, torch.Tensor]:
     return {"samples": torch.zeros(batch, 3, height, width)}
 
 
-def test_checkpoint_is_small_and_holds_no_embedding_table(stored):
-    assert shapes_model.CHECKPOINT.stat().st_size <= 20e6
+def test_checkpoint_is_small_and_holds_no_embedding_table(stored, checkpoint):
+    assert checkpoint.stat().st_size <= 20e6
     assert max(value.numel() for value in stored.values()) < 49408 * 8
 
 
-def test_only_the_companion_pack_makes_the_checkpoint_known(loaded, stored, monkeypatch):
+def test_only_the_companion_pack_makes_the_checkpoint_known(loaded, stored, architecture, monkeypatch):
     def recognised():
         return comfy.model_detection.model_config_from_unet(dict(stored), "model.diffusion_model.")
 
-    assert type(recognised()).__name__ == "Shapes"
+    known = {"unet": "Shapes", "transformer": "ShapesTransformer"}
     families = comfy.supported_models.models
-    assert [family.__name__ for family in families].count("Shapes") == 1
-    monkeypatch.setattr(comfy.supported_models, "models", [f for f in families if f.__name__ != "Shapes"])
+    assert type(recognised()).__name__ == known[architecture]
+    assert all([family.__name__ for family in families].count(name) == 1 for name in known.values())
+    others = [family for family in families if family.__name__ not in known.values()]
+    monkeypatch.setattr(comfy.supported_models, "models", others)
     assert recognised() is None
 
 
-def test_the_model_is_made_of_comfyuis_classes(model):
-    unet = model.model.diffusion_model
-    assert type(model.model) is comfy.model_base.BaseModel
-    assert isinstance(unet, UNetModel)
-    assert model.model.model_type is comfy.model_base.ModelType.V_PREDICTION
-    places = [n.split(".")[0] for n, module in unet.named_modules() if isinstance(module, SpatialTransformer)]
-    assert set(places) == {"input_blocks", "middle_block", "output_blocks"}
-    assert len(places) >= 5
+def test_the_model_is_made_of_comfyuis_classes(model, architecture):
+    network = model.model.diffusion_model
+    assert isinstance(model.model, comfy.model_base.BaseModel)
+    assert isinstance(network, CLASSES[architecture])
+    if architecture == "unet":
+        assert model.model.model_type is comfy.model_base.ModelType.V_PREDICTION
+        places = [n.split(".")[0] for n, module in network.named_modules() if isinstance(module, SpatialTransformer)]
+        assert set(places) == {"input_blocks", "middle_block", "output_blocks"}
+        assert len(places) >= 5
+    else:
+        assert model.model.model_type is comfy.model_base.ModelType.FLOW
+        assert {type(block) for block in network.blocks} == {comfy.ldm.cosmos.predict2.Block}
+
+
+def test_the_transformer_matches_flows_by_comfyuis_own_equations(model, architecture):
+    """x = (1 - sigma) image + sigma noise, v = noise - image, sigma from 0 to 1; pure noise at the start."""
+    if architecture == "unet":
+        pytest.skip("the U-Net predicts v of a diffusion")
+    sampling = model.model.model_sampling
+    image, noise = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    for sigma in (torch.tensor([1.0, 0.25]), sampling.sigmas[[0, -1]]):
+        x = sampling.noise_scaling(sigma, noise, image)
+        s = sigma.view(-1, 1, 1, 1)
+        assert torch.allclose(x, (1 - s) * image + s * noise)
+        assert torch.allclose(sampling.calculate_denoised(sigma, noise - image, x), image, atol=1e-6)
+        assert torch.allclose(sampling.timestep(sigma), 1000 * sigma)
+    assert sampling.sigma_max == 1
 
 
 def test_words_of_the_grammar_are_trained_and_other_tokens_come_from_the_seed(clip):
@@ -129,28 +170,30 @@ def test_samplers_run(comfy, model, clip, sampler):
     assert out.isfinite().all()
 
 
-def test_padding_is_cropped_again(model):
-    unet, x = model.model.diffusion_model, torch.randn(1, 3, 61, 66)
+def test_padding_is_cropped_again(model, architecture):
+    network, x = model.model.diffusion_model, torch.randn(1, 3, 61, 66)
     context, levels = torch.randn(1, 77, 128), torch.tensor([500.0])
     with torch.inference_mode():
-        padded = torch.nn.functional.pad(x, (0, 2, 0, 3), mode="replicate")
-        whole = unet(padded, levels, context=context, transformer_options={})
-        part = unet(x, levels, context=context, transformer_options={})
+        right, below = {"unet": (2, 3), "transformer": (6, 3)}[architecture]  # to multiples of 4, or of 8
+        padded = torch.nn.functional.pad(x, (0, right, 0, below), mode="replicate")
+        whole = network(padded, levels, context=context, transformer_options={})
+        part = network(x, levels, context=context, transformer_options={})
     assert torch.allclose(part, whole[..., :61, :66], atol=1e-4)
 
 
-def test_wrappers_see_the_unet_and_the_picture(comfy, model, clip):
+def test_wrappers_see_the_denoiser_and_the_picture(comfy, model, clip, architecture):
     seen = []
 
     def wrapper(executor, x, *args, **kwargs):
-        seen.append((type(executor.class_obj).__mro__[1], tuple(x.shape[1:]), set(args[-1])))
+        options = kwargs.get("transformer_options", args[-1])  # the U-Net gets them by place
+        seen.append((type(executor.class_obj).__mro__[1], tuple(x.shape[1:]), set(options)))
         return executor(x, *args, **kwargs)
 
     wrapped = model.clone()
     wrapped.add_wrapper(WrappersMP.DIFFUSION_MODEL, wrapper)
     sample(wrapped, encode(comfy, clip, "a red circle"), encode(comfy, clip, ""), pixels(64, 64), steps=1)
     (kind, shape, options) = seen[0]
-    assert kind is UNetModel
+    assert kind is CLASSES[architecture]
     assert shape == (3, 64, 64)
     assert "sigmas" in options
 
@@ -185,8 +228,10 @@ def test_saved_checkpoint_loads_again(loaded, tmp_path):
 
 
 @pytest.mark.parametrize(("colour", "ground"), [("red", "white"), ("blue", "grey"), ("yellow", "black")])
-def test_colour_and_ground_are_those_of_the_prompt(comfy, loaded, colour, ground):
+def test_colour_and_ground_are_those_of_the_prompt(comfy, loaded, architecture, colour, ground):
     """Shapes are for `research/plain_model.py` to count: single pictures may miss them."""
+    if architecture == "transformer":
+        pytest.skip("the transformer has random weights here")
     model, clip, vae = loaded
     positive = encode(comfy, clip, f"a {colour} square on a {ground} background")
     out = sample(model, positive, encode(comfy, clip, ""), pixels(64, 64, 2), steps=25, cfg=4.0)

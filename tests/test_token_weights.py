@@ -18,8 +18,10 @@ from comfy.supported_models_base import ClipTarget
 from safetensors.torch import save_file
 from transformers import CLIPTokenizerFast
 
-from support import toy
+from support import other_packs, toy
 from support.host import node
+from support.log_messages import messages
+from support.sampling import sample
 
 FAMILIES = ["sd1", "sd2", "sdxl", "sdxl_refiner"]
 LONG = "a lion with a crown next to a castle, "  # 10 tokens
@@ -334,6 +336,133 @@ def test_missing_clip_is_refused(weigh):
         weigh(None, "a shirt")
 
 
+# The prompts that the weights were made for
+
+LION, DOG = "a red cat and a blue dog", "green grass under a grey sky"
+NOT_THERE = "the token weights have no effect"
+
+
+@pytest.fixture
+def laid(comfy, pack, monkeypatch):
+    """(clip, text, weights, positive) -> the weights of each row of a call, [rows, t]: the negative prompt first."""
+    module, seen = pack.comfyui_binding.runtime.denoiser_call, []
+    computed = module.key_step
+
+    def watched(*args, **kwargs):
+        seen.append(args[6])
+        return computed(*args, **kwargs)
+
+    monkeypatch.setattr(module, "key_step", watched)
+
+    def run(clip, text, weights, positive, model=None, family="sd1"):
+        made, _ = node(comfy, "EBCATokenWeights").execute(clip=clip, text=text, weights=weights)
+        model = node(comfy, "EBCAContextUpdate").execute(model=model or toy.model(family), token_weights=made)[0]
+        seen.clear()
+        sample(model, positive, toy.conditioning(99), latent=toy.latent(1, 8, 8), steps=1)
+        return None if seen[0] is None else seen[0].squeeze(-1)
+
+    return run
+
+
+def conditioning(comfy, clip, text):
+    return node(comfy, "CLIPTextEncode").execute(clip=clip, text=text)[0]
+
+
+def test_weights_lie_on_their_prompt_alone(comfy, laid, make_clip, caplog):
+    clip = make_clip("sd1")
+    both = node(comfy, "ConditioningCombine").execute(
+        conditioning_1=conditioning(comfy, clip, LION), conditioning_2=conditioning(comfy, clip, DOG)
+    )[0]
+    rows = laid(clip, LION, "cat = 2.5", both)
+    assert sorted(positions(row, 2.5) for row in rows) == [[], [], [3]]
+    rows = laid(clip, DOG, "under = 2.5", both)
+    assert sorted(positions(row, 2.5) for row in rows) == [[], [], [3]]
+    assert not messages(caplog)
+
+
+def test_weights_lie_on_a_prompt_with_an_area(comfy, laid, make_clip, caplog):
+    clip = make_clip("sd1")
+    part = node(comfy, "ConditioningSetArea").execute(
+        conditioning=conditioning(comfy, clip, LION), width=64, height=64, x=0, y=0, strength=1.0
+    )[0]
+    rows = laid(clip, LION, "cat = 2.5", [*conditioning(comfy, clip, DOG), *part])
+    assert [at for row in rows if (at := positions(row, 2.5))] == [[3]]
+    assert not messages(caplog)
+
+
+def test_weights_lie_on_their_part_of_joined_prompts(comfy, laid, make_clip, caplog):
+    clip = make_clip("sd1")
+    first, second = (conditioning(comfy, clip, text) for text in (DOG, LION))
+    joined = node(comfy, "ConditioningConcat").execute(conditioning_to=first, conditioning_from=second)[0]
+    rows = laid(clip, LION, "cat = 2.5", joined)
+    assert positions(rows[-1], 2.5) == [77 + 3]
+    assert rows.shape[1] == 154
+    rows = laid(clip, DOG, "sky = 2.5", joined)
+    assert positions(rows[-1], 2.5) == [6]
+    assert not messages(caplog)
+
+
+def test_weights_lie_on_the_parts_between_breaks(comfy, laid, make_clip, caplog):
+    """As packs encode them: each part by itself. ComfyUI's own node reads the word BREAK."""
+    clip = make_clip("sd1")
+    text = f"{DOG} BREAK {LION}"
+    first, second = (conditioning(comfy, clip, part) for part in (DOG, LION))
+    joined = node(comfy, "ConditioningConcat").execute(conditioning_to=first, conditioning_from=second)[0]
+    assert positions(laid(clip, text, "cat = 2.5\nsky = 2.5", joined)[-1], 2.5) == [6, 77 + 3]
+    assert positions(laid(clip, text, "cat = 2.5\nsky = 2.5", conditioning(comfy, clip, text))[-1], 2.5) == [6, 10]
+    assert not messages(caplog)
+
+
+def test_weights_lie_on_either_of_sdxls_two_texts(comfy, laid, make_clip, caplog):
+    clip = make_clip("sdxl")
+    sizes = dict(width=64, height=64, crop_w=0, crop_h=0, target_width=64, target_height=64)
+    for texts in (dict(text_g=LION, text_l=DOG), dict(text_g=DOG, text_l=LION), dict(text_g=LION, text_l=LION)):
+        positive = node(comfy, "CLIPTextEncodeSDXL").execute(clip=clip, **texts, **sizes)[0]
+        assert positions(laid(clip, LION, "cat = 2.5", positive, family="sdxl")[-1], 2.5) == [3]
+    assert not messages(caplog)
+
+
+def test_weights_of_a_long_prompt_lie_on_both_of_its_chunks(comfy, laid, make_clip, caplog):
+    clip, text = make_clip("sd1"), LONG * 7 + "a lion and a red cat"
+    rows = laid(clip, text, "crown = 2.0\ncat = 2.0", conditioning(comfy, clip, text))
+    assert rows.shape[1] == 154
+    assert positions(rows[-1]) == expected_positions(text, r"crown|cat")
+    assert not messages(caplog)
+
+
+def test_weights_lie_on_a_negpip_prompt(comfy, laid, make_clip, caplog):
+    """Its text holds a key and a value for each token; the weights are those of the tokens."""
+    clip = make_clip("sd1")
+    scene = other_packs.negpip(comfy, other_packs.scene(fresh=True))
+    positive = [[other_packs.in_turns(conditioning(comfy, clip, LION)[0][0]), {}]]
+    encoding = SimpleNamespace(**{name: getattr(clip, name) for name in ("tokenize", "tokenizer", "cond_stage_model")})
+    encoding.encode_from_tokens_scheduled = lambda tokens: [
+        [other_packs.in_turns(text), options] for text, options in clip.encode_from_tokens_scheduled(tokens)
+    ]
+    rows = laid(encoding, LION, "cat = 2.5", positive, scene.model)
+    assert positions(rows[-1], 2.5) == [3]
+    assert [message for message in messages(caplog) if "keys and values" not in message] == []
+
+
+def test_text_that_is_in_no_prompt_is_said(comfy, laid, make_clip, caplog):
+    """As when the prompt was edited in one of the two nodes."""
+    clip = make_clip("sd1")
+    assert laid(clip, LION, "cat = 2.5", conditioning(comfy, clip, "a red cat and a blue bird")) is None
+    (message,) = messages(caplog)
+    assert NOT_THERE in message
+    assert "Connect one text and one CLIP" in message
+
+
+def test_text_that_a_pack_puts_in_place_of_the_prompt_has_no_weights(comfy, laid, make_clip, caplog):
+    clip = make_clip("sd1")
+    for tokens in (77, 64, 154):
+        scene = other_packs.swapped_texts(tokens)(comfy, other_packs.scene(fresh=True))
+        rows = laid(clip, LION, "cat = 2.5", conditioning(comfy, clip, LION), scene.model)
+        assert torch.all(rows == 1)
+        assert any("another text than the prompt" in message for message in messages(caplog))
+        caplog.clear()
+
+
 # The node's format
 
 
@@ -345,6 +474,6 @@ def test_ids_names_and_types_are_those_of_saved_workflows(comfy):
     }  # fmt: skip
     assert not inputs.get("optional")
     assert list(cls.RETURN_TYPES) == ["EBCA_TOKEN_WEIGHTS", "STRING"]
-    assert cls.CATEGORY == "energy attention"
+    assert cls.CATEGORY == "energy attention/prompt"
     assert all(spec[1]["tooltip"] for spec in inputs["required"].values())
     assert all(cls.OUTPUT_TOOLTIPS)

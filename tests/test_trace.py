@@ -448,6 +448,107 @@ def test_picture_is_not_lost_with_its_record(comfy, pack, monkeypatch, caplog):
     assert any("could not build its record" in message for message in messages(caplog))
 
 
+INSTRUMENTS = [
+    ("RunRecorder", "call_recorder"), ("RunRecorder", "add"), ("CallRecorder", "begin"),
+    ("CallRecorder", "record_prompts"), ("CallRecorder", "record_edit"), ("CallRecorder", "record_maps"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("instrument", INSTRUMENTS, ids=".".join)
+def test_picture_is_not_lost_with_an_instrument(comfy, pack, monkeypatch, caplog, instrument):
+    """Whatever it meets, in whichever call: the run ends with its picture and one line."""
+    owner = getattr(pack.comfyui_binding.trace.recorder, instrument[0])
+    working, calls = getattr(owner, instrument[1]), []
+
+    def breaks_late(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > 3:
+            raise torch.OutOfMemoryError("of an instrument")
+        return working(*args, **kwargs)
+
+    monkeypatch.setattr(owner, instrument[1], breaks_late)
+    model = composed(comfy, toy.model())
+    traced_model, trace = traced(comfy, model, attention_maps=True)
+    assert torch.equal(run(traced_model, steps=5), run(model, steps=5))
+    (message,) = messages(caplog)
+    assert "the image is not affected" in message
+    assert not trace.record.is_complete
+    assert trace.record.values[:, -1].isnan().all()
+
+
+def test_interruption_is_no_failure_of_an_instrument(comfy, pack, monkeypatch):
+    def interrupted(*_, **__):
+        raise InterruptProcessingException()
+
+    monkeypatch.setattr(pack.comfyui_binding.trace.recorder.CallRecorder, "record_prompts", interrupted)
+    model, _ = traced(comfy, toy.model())
+    with pytest.raises(InterruptProcessingException):
+        run(model)
+
+
+def test_plot_that_cannot_be_drawn_is_a_sheet_that_says_so(comfy, pack, monkeypatch, caplog):
+    model, trace = traced(comfy, toy.model())
+    latent = {"samples": run(model)}
+    monkeypatch.setattr(pack.nodes.trace_nodes, "energy_plot", lambda records: 1 / 0)
+    (image,) = node(comfy, "EBCAEnergyPlot").execute(trace=trace, latent=latent)
+    assert image.shape[-1] == 3
+    assert any("could not be drawn" in message for message in messages(caplog))
+
+
+# --- texts and layers that are another pack's ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [64, 141, 154, 231])
+def test_maps_of_a_text_that_is_not_the_prompts_are_left_out(comfy, caplog, tokens):
+    """Also where its length is a multiple of the prompt's: what is no repetition is no prompt."""
+    scene = other_packs.scene(latent=toy.latent(1, 8, 8), fresh=True)
+    model, trace = traced(comfy, scene.model, attention_maps=True)
+    swapped = other_packs.swapped_texts(tokens)
+    plain, got = swapped(comfy, scene).sampled(comfy), swapped(comfy, replace(scene, model=model)).sampled(comfy)
+    assert torch.equal(got, plain)
+    assert trace.record.maps == ()
+    assert trace.record.values[:3].isfinite().all()
+    (message,) = messages(caplog)
+    assert "attention maps not recorded" in message
+    ordinary, whole = traced(comfy, other_packs.hand_swapped(tokens)(comfy, scene).model)
+    replace(other_packs.hand_swapped(tokens)(comfy, scene), model=ordinary).sampled(comfy)
+    assert relative_error(filled(trace.record.values), filled(whole.record.values)) < 1e-6
+
+
+def test_maps_over_several_texts_are_said_to_be(comfy, caplog):
+    scene = other_packs.scene(latent=toy.latent(1, 8, 8), fresh=True)
+    model, trace = traced(comfy, scene.model, attention_maps=True)
+    other_packs.swapped_texts(77, from_sigma=3.0)(comfy, replace(scene, model=model)).sampled(comfy)
+    (message,) = messages(caplog)
+    assert "means over several texts" in message
+    assert trace.record.maps
+
+
+def test_layers_that_do_not_read_the_prompt_are_not_recorded(comfy, caplog):
+    scene = other_packs.scene(latent=toy.latent(1, 8, 8), fresh=True)
+    model, trace = traced(comfy, updated(comfy, scene.model))
+    wire = other_packs.own_text
+    assert torch.equal(wire(comfy, replace(scene, model=model)).sampled(comfy), wire(comfy, scene).sampled(comfy))
+    assert trace.record.roles == ()
+    (message,) = messages(caplog)
+    assert "does not read the prompt" in message
+
+
+@pytest.mark.parametrize("attention_maps", [False, True])
+def test_animatediffs_windows_are_recorded_as_the_whole_batch(comfy, attention_maps):
+    def recorded(wire):
+        scene = other_packs.scene(fresh=True)
+        model, trace = traced(comfy, updated(comfy, scene.model), attention_maps=attention_maps)
+        replace(wire(comfy, replace(scene, model=model)), latent=toy.latent(4, 8, 8)).sampled(comfy)
+        return trace.record
+
+    apart, whole = recorded(other_packs.animatediff_windows()), recorded(lambda comfy, scene: scene)
+    assert relative_error(filled(apart.values), filled(whole.values)) < 1e-5
+    for one, other in zip(apart.maps, whole.maps, strict=True):
+        assert one.weights == other.weights
+        assert all(relative_error(*grids) < 1e-5 for grids in zip(one.by_grid, other.by_grid, strict=True))
+
+
 def test_run_that_ended_in_nan_can_be_looked_at(comfy):
     model, trace = traced(comfy, toy.model())
     with torch.no_grad():
@@ -502,7 +603,7 @@ def test_copied_options_report_to_the_same_trace(comfy):
     assert trace.record.roles
 
 
-EMPTY = ("the trace is empty", "change the seed")
+EMPTY = ("The trace is empty", "change the seed")
 
 
 @pytest.mark.parametrize("reader", ["EBCAEnergyPlot", "EBCASaveTrace"])

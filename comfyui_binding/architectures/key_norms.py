@@ -12,6 +12,11 @@ import comfy.ops
 import torch
 from torch import Tensor
 
+try:
+    from comfy.ldm.audio.dit import RMSNorm as AudioRMSNorm
+except ImportError:  # before Stable Audio 3
+    AudioRMSNorm = torch.nn.RMSNorm
+
 
 def through_norm(norm: torch.nn.Module, z: Tensor, step: Tensor) -> Tensor:
     """m_t J^T g, in float32 at least.
@@ -28,8 +33,9 @@ def through_norm(norm: torch.nn.Module, z: Tensor, step: Tensor) -> Tensor:
         z = z - z.mean(dim=-1, keepdim=True)
         g = g - g.mean(dim=-1, keepdim=True)
         eps = norm.eps
-    elif isinstance(norm, torch.nn.RMSNorm):
-        eps = torch.finfo(dtype).eps if norm.eps is None else norm.eps
+    elif isinstance(norm, (torch.nn.RMSNorm, AudioRMSNorm)):
+        given = getattr(norm, "eps", None)
+        eps = torch.finfo(dtype).eps if given is None else given
     else:
         raise TypeError(f"EBCA has no derivative of a key norm of the class {type(norm).__name__}.")
     inverse = (z.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
@@ -39,8 +45,11 @@ def through_norm(norm: torch.nn.Module, z: Tensor, step: Tensor) -> Tensor:
 
 def _weight(norm: torch.nn.Module, like: Tensor) -> Tensor | None:
     """The norm's weight as its forward pass sees it."""
-    if norm.weight is None or not isinstance(norm, comfy.ops.CastWeightBiasOp):
-        return None if norm.weight is None else norm.weight.to(like)
+    if not isinstance(norm, comfy.ops.CastWeightBiasOp):
+        weight = norm.gamma if hasattr(norm, "gamma") else norm.weight
+        return None if weight is None else weight.to(like)
+    if norm.weight is None:
+        return None
     weight, bias, offload_stream = comfy.ops.cast_bias_weight(norm, like, offloadable=True)
     try:
         return weight.clone() if offload_stream is not None else weight

@@ -8,6 +8,8 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..runtime.protocols import Architecture
+from ..runtime.torch_compile import uncompiled
+from .refused_networks import refusal
 from .transformer import Transformer
 from .transformer_families import FAMILIES
 from .unet import UNet
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
 
 #: The one list of supported models in messages.
 SUPPORTED = (
-    "EBCA works with U-Net models that read text through cross-attention: SD 1.x, SD 2.x, SDXL (base and refiner), "
-    "SSD-1B, Segmind Vega, KOALA, and their inpainting and InstructPix2Pix variants."
+    "EBCA works with models that read text through cross-attention: SD 1.x, SD 2.x, SDXL (base and refiner), SSD-1B, "
+    "Segmind Vega, KOALA, Wan 2.1 and 2.2, Anima, Cosmos 1, Cosmos-Predict2, LTX-Video, LTX-2, PixArt, Kandinsky 5, "
+    "HunyuanDiT, Stable Audio, ACE-Step, and their variants for inpainting, for editing and for videos from images."
 )
 
 UNET = UNet()
@@ -32,9 +35,9 @@ def architecture_of(model: ModelPatcher) -> Architecture:
         architecture = UNET
     else:
         architecture = next((one for one in TRANSFORMERS if one.family.matches(network)), None)
-    if architecture is None:
+    reason = refusal(network) if architecture is None else architecture.why_unsupported(network, name)
+    if architecture is None and reason is None:
         raise ValueError(f"{name} has no cross-attention to text that EBCA can reach. {SUPPORTED}")
-    reason = architecture.why_unsupported(network, name)
     if reason is not None:
         raise ValueError(f"EBCA does not apply to {name}: {reason}. {SUPPORTED}")
     return architecture
@@ -42,8 +45,7 @@ def architecture_of(model: ModelPatcher) -> Architecture:
 
 def network_of(model: ModelPatcher) -> torch.nn.Module:
     """The denoising network of a MODEL, without the wrapper of torch.compile."""
-    network = model.get_model_object("diffusion_model")
-    return getattr(network, "_orig_mod", network)
+    return uncompiled(model.get_model_object("diffusion_model"))
 
 
 def layer_names(model: ModelPatcher) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -19,18 +19,26 @@ import comfy.ldm.modules.attention as host
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from einops import rearrange
 from torch import Tensor
 from torch.nn import Module
 
 from ..runtime import notices
+from ..runtime.batch_layout import latent_shape
 from ..runtime.denoiser_call import DenoiserCall
-from ..runtime.settings import Edit
-from ..runtime.text_attention import EncodedText
+from ..runtime.sampling_run import Run
+from ..runtime.settings import KEY, Edit
+from ..runtime.text_attention import EncodedText, hidden_tokens
+from ..runtime.torch_compile import uncompiled
+from .host_attention import exchanged_attention, preferred_attention
 from .key_norms import through_norm
 from .key_projection import is_unpatched, project_to_context, together
 
-#: Position of transformer_options among the arguments of BaseModel.apply_model.
-TRANSFORMER_OPTIONS = 5
+#: Positions among the arguments of BaseModel.apply_model.
+CONTEXT, TRANSFORMER_OPTIONS = 3, 5
+#: Keyword arguments of apply_model that hold the attention mask of the text.
+TEXT_MASKS = ("attention_mask",)
 #: Options that networks themselves read.
 PLAIN_OPTIONS = ("sample_sigmas", "sigmas", "rope_options")
 
@@ -41,11 +49,18 @@ class Parts:
 
     heads: int
     k: Module
-    #: None: `k` makes keys and values in one product, keys first.
+    #: None: `k` makes keys and values in one product of `pieces` equal pieces, the values last.
     v: Module | None
-    #: Of the keys; per_head: it acts on each head instead of all of them together.
+    _: KW_ONLY
+    pieces: int = 2
+    #: Of the keys; per_head: it acts on each head instead of all of them together; heads_first: on [b, h, t, d].
     k_norm: Module | None = None
     per_head: bool = True
+    heads_first: bool = False
+    #: Heads of the keys, where several heads of the queries share one.
+    key_heads: int | None = None
+    #: Whether queries and keys are two halves, and the output is the attention of the first less that of the second.
+    is_differential: bool = False
     #: In modules that get no options: what makes the queries, and what takes the attention's output.
     q: Module | None = None
     out: Module | None = None
@@ -55,41 +70,69 @@ class Parts:
 
 @dataclass(frozen=True)
 class Grid:
-    """Frames, rows and columns of a network's image tokens; tokens before and after them belong to no image."""
+    """Frames, rows and columns of a network's image tokens; tokens before and after them belong to no image.
+
+    An empty size: all tokens belong to no image.
+    """
 
     size: tuple[int, ...]
     before: int = 0
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Blocks that change a text before their layers read it, or read several texts, which are streams of their own."""
+
+    #: From the network and the name of a layer: the block around it.
+    around: Callable[[Module, str], Module]
+    #: {first letter of a layer's name: its text among the keyword arguments of the block}; the letter is the stream.
+    texts: Mapping[str, str]
+    #: From a block, a stream, its text and the block's keyword arguments: `scale` and `shift` [b or 1, 1, c] with which
+    #: the layer reads text * scale + shift; None where it reads the text itself.
+    modulation: Callable[[Module, str, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor] | None]
+
+
+@dataclass(frozen=True)
 class Family:
     """What one kind of transformer looks like."""
 
-    #: Its class; subclasses are families of their own unless `subclasses` is set.
-    network: type
+    #: Its class in comfy.ldm, by name; subclasses are families of their own.
+    network: str
     #: {name: cross-attention module}, in the order of a call.
     layers: Callable[[Module], Mapping[str, Module]]
     parts: Callable[[Module], Parts]
-    #: The grid of a network for an input of shape [b, c, (frames,) height, width].
-    grid: Callable[[Module, torch.Size, Mapping[str, Any]], Grid | None]
+    #: The grid of a stream's tokens, from the network, the shape [b, c, (frames,) height, width] of its input, the
+    #: keyword arguments of apply_model and the stream.
+    grid: Callable[[Module, Sequence[int], Mapping[str, Any], str], Grid]
     #: Position and name of the text among the arguments of the modules.
     text: tuple[int, str] = (1, "context")
     #: Width of the text that encoders give, None where it is not checked.
     text_width: Callable[[Module], int | None] = lambda network: None
-    #: Rows in front of the text that are none (image tokens), from the module's keyword arguments.
-    rows_before_text: Callable[[Mapping[str, Any]], int] = lambda kwargs: 0
+    #: Whether a call of a module is the picture's, and not another branch's, from its tokens [b, n, c] and their grid.
+    is_picture: Callable[[Tensor, Grid], bool] = lambda tokens, grid: True
+    #: Rows in front of the text that belong to an image, from the module and its keyword arguments.
+    image_rows: Callable[[Module, Mapping[str, Any]], int] = lambda module, kwargs: 0
+    #: Tokens of the text that are no words, from the keyword arguments and the context [b, t, c] of apply_model: where
+    #: they are, or for each text, [b, t].
+    not_words: Callable[[Mapping[str, Any], Tensor], slice | Tensor] | None = None
     #: Which of a module's attention calls reads the text.
     attention_call: Callable[[Module], int] = lambda module: 0
     #: Whether the text that layers read depends on the noise level.
     text_depends_on_sigma: bool = False
-    #: Whether all texts of a batch come as one row of tokens, [1, (b t), c].
-    packed_rows: bool = False
-    #: Why the family is refused, None where it is not.
-    refusal: str | None = None
-    subclasses: bool = False
+    #: How the texts of a batch lie in the argument, in the letters of einops.
+    text_layout: str = "b t c"
+    #: Turns keys [b, t, h, d] of a network by their positions, or where the last argument is True, steps in them back.
+    rotate: Callable[[Module, Tensor, bool], Tensor] | None = None
+    blocks: Blocks | None = None
+    #: Why contexts cannot be updated in a network; None where they can.
+    why_no_update: Callable[[Module], str | None] = lambda network: None
 
     def matches(self, network: Module) -> bool:
-        return isinstance(network, self.network) if self.subclasses else type(network) is self.network
+        return f"{type(network).__module__}.{type(network).__qualname__}" == f"comfy.ldm.{self.network}"
+
+    def stream(self, layer: str) -> str:
+        """Which text a layer reads, where the network reads several."""
+        return layer[0] if self.blocks is not None else ""
 
 
 class Transformer:
@@ -100,6 +143,7 @@ class Transformer:
 
     def __init__(self, family: Family):
         self.family = family
+        self.text_depends_on_sigma = family.text_depends_on_sigma
 
     def layer_names(self, network: Module) -> tuple[str, ...]:
         return tuple(self.family.layers(network))
@@ -108,30 +152,40 @@ class Transformer:
         return self.family.text_width(network)
 
     def why_unsupported(self, network: Module, name: str) -> str | None:
-        return self.family.refusal
+        return None
+
+    def why_no_update(self, network: Module) -> str | None:
+        return self.family.why_no_update(network)
+
+    def unread_layers(self, network: Module) -> frozenset[str]:
+        return frozenset({self.family.stream(name): name for name in self.layer_names(network)}.values())
 
     @contextmanager
     def intercept(self, call: DenoiserCall, model: Module, args: Sequence[Any], kwargs: Mapping[str, Any]):
         """Hooks on every text cross-attention module of a model's network, for one call of the model."""
-        network = model.diffusion_model
+        network = uncompiled(model.diffusion_model)
         run = call.run
         if not self.family.matches(network):
             run.notices.bypassed(notices.network_replaced(type(network).__name__))
             yield
             return
         call.texts = {edit: self._encoded(run, model, edit, args, kwargs) for edit in call.edits}
-        hooks = _CallHooks(self.family, call, network, args)
+        hooks = _CallHooks(self.family, call, network, args, kwargs)
         with hooks.installed():
             yield
         hooks.finish()
 
-    def _encoded(self, run, model: Module, edit: Edit, args: Sequence[Any], kwargs: Mapping[str, Any]) -> EncodedText:
-        """An edit's text as the layers read it."""
+    def _encoded(
+        self, run: Run, model: Module, edit: Edit, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Mapping[str, EncodedText]:
+        """An edit's texts as the layers read them, by stream."""
         key = ("edit text", edit, args[0].shape[-2:], args[0].device)
         read = partial(self.read_text, model, edit, args, kwargs)
         return read() if self.family.text_depends_on_sigma else run.cache.cached(key, read)
 
-    def read_text(self, model: Module, edit: Edit, args: Sequence[Any], kwargs: Mapping[str, Any]) -> EncodedText:
+    def read_text(
+        self, model: Module, edit: Edit, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Mapping[str, EncodedText]:
         """Run the network on an edit's prompt up to its first cross-attention, and note what that is given."""
         x, timestep, concat, *_ = args
         batch, images = x.shape[0], edit.conditioning[0][0].shape[0]
@@ -144,20 +198,25 @@ class Transformer:
         }
         context = own.pop("c_crossattn")
         others = {name: _first_rows(value, batch, images) for name, value in kwargs.items()}
+        others |= {name: None for name in TEXT_MASKS if name in others}  # of the prompt's text
+        kwargs = {**others, **own}
         x, timestep, concat = (_first_rows(value, batch, images) for value in (x, timestep, concat))
         options = {name: args[TRANSFORMER_OPTIONS][name] for name in PLAIN_OPTIONS if name in args[TRANSFORMER_OPTIONS]}
-        name, module = next(iter(self.family.layers(model.diffusion_model).items()))
-        own_thread = threading.get_ident()
+        options["wrappers"] = {WrappersMP.DIFFUSION_MODEL: {KEY: [_without_prefetch]}}
+        family, network = self.family, uncompiled(model.diffusion_model)
+        name, module = next(iter(family.layers(network).items()))
+        reader = module if family.blocks is None else family.blocks.around(network, name)
+        grid = family.grid(network, latent_shape(x, kwargs), kwargs, family.stream(name))
 
-        def note(module: Module, args: tuple, kwargs: dict):
-            if threading.get_ident() == own_thread:
-                raise _TextRead(_text_of(self.family, args, kwargs, images))
+        def note(module: Module, module_args: tuple, module_kwargs: dict):
+            if _is_picture(family, module_args, grid):
+                raise _TextRead(_texts_of(family, module, module_args, module_kwargs, images, kwargs, context))
 
-        handle = module.register_forward_pre_hook(note, with_kwargs=True)
+        handle = reader.register_forward_pre_hook(_in_this_thread(note), with_kwargs=True)
         try:
-            model.apply_model(x, timestep, concat, context, None, options, **{**others, **own})
+            model.apply_model(x, timestep, concat, context, None, options, **kwargs)
         except _TextRead as read:
-            return read.text
+            return read.texts
         finally:
             handle.remove()
         raise RuntimeError(f"EBCA: the network did not reach its layer {name}. Please report the model.")
@@ -166,127 +225,209 @@ class Transformer:
 class _TextRead(Exception):
     """Ends a call of the network that was made to read a text."""
 
-    def __init__(self, text: EncodedText):
+    def __init__(self, texts: Mapping[str, EncodedText]):
         super().__init__()
-        self.text = text
+        self.texts = texts
+
+
+def _without_prefetch(executor: WrapperExecutor, *args, **kwargs):
+    """DIFFUSION_MODEL wrapper of such a call: its end must leave no weights behind that wait for the next block."""
+    for options in (*args, kwargs.get("transformer_options")):
+        if isinstance(options, dict) and "prefetch_dynamic_vbars" in options:
+            options["prefetch_dynamic_vbars"] = False
+    return executor(*args, **kwargs)
 
 
 @dataclass(eq=False)
 class TransformerAttention:
-    """TextAttention of one cross-attention module."""
+    """TextAttention of one cross-attention module. Keys that several heads share are there once for each of them."""
 
     name: str
+    stream: str
     parts: Parts
     q: Tensor
-    k: Tensor
+    k: Tensor | None
     v: Tensor | None
     heads: int
     context: Tensor
     value_context: Tensor
+    text_mask: Tensor | None
+    words: Tensor | None
     grid: tuple[int, ...] | None
     tokens_before_grid: int | None
     has_attention_override: bool
-    text_mask: Tensor | None
     #: The attention function of the call, (q, k, v, heads, mask=) -> [b, n, (h d)].
     attention: Callable[..., Tensor]
     attn_precision: torch.dtype | None
     #: The keys before their norm, of the context that the layer has read; None where it is not known.
     z: Tensor | None
     read_context: Tensor
+    #: Scale and shift of the texts (Blocks), and what turns keys by their positions (Family).
+    modulation: tuple[Tensor, Tensor] | None
+    rotate: Callable[[Tensor, bool], Tensor] | None
+    values_follow: Tensor | None = None
+    refused_edits: bool = False
 
     @property
     def normalises_keys(self) -> bool:
         return self.parts.k_norm is not None
 
     def keys(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
-        return together(self._keys, contexts)
+        return together(self._keys, list(map(self._modulated, contexts)))
 
     def values(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
-        parts = self.parts
-        return together(parts.v if parts.v is not None else lambda c: parts.k(c).chunk(2, dim=-1)[1], contexts)
+        return together(self._values, list(map(self._modulated, contexts)))
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        return self.attention(q, k, v, self.heads, mask=text_mask)
+        if not self.parts.is_differential:
+            return self.attention(q, k, v, self.heads, mask=text_mask)
+        first, second = zip(q.chunk(2, dim=-1), k.chunk(2, dim=-1), strict=True)
+        heads = self.heads // 2
+        return self.attention(*first, v, heads, mask=text_mask) - self.attention(*second, v, heads, mask=text_mask)
 
     def attend_exchanged(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        return host.optimized_attention(
+        return exchanged_attention()(
             query, key, value, heads, attn_precision=self.attn_precision, low_precision_attention=False
         )
 
     def pullback(
-        self,
-        steps: Sequence[Tensor],
-        contexts: Sequence[Tensor | slice],
-        text_masks: Sequence[Tensor | None],
+        self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice], words: Sequence[Tensor | None]
     ) -> Sequence[Tensor]:
-        before_norm = [
-            step if self.parts.k_norm is None else self._before_norm(step, self._z_of(context))
-            for step, context in zip(steps, contexts, strict=True)
-        ]
+        before_norm = [self._before_norm(step, context) for step, context in zip(steps, contexts, strict=True)]
         changes = together(self._project, before_norm)
-        read = [self.read_context[c] if isinstance(c, slice) else c for c in contexts]
-        return [
-            change * is_word(context, mask) for change, context, mask in zip(changes, read, text_masks, strict=True)
-        ]
+        if self.modulation is not None:
+            changes = [change * self.modulation[0][: len(change)] for change in changes]
+        read = [self.read_context[context] if isinstance(context, slice) else context for context in contexts]
+        return [change * is_word(*text) for change, *text in zip(changes, read, words, strict=True)]
 
-    def _keys(self, context: Tensor) -> Tensor:
-        z = self._raw_keys(context)
-        if self.parts.k_norm is None:
-            return z
+    def _modulated(self, context: Tensor) -> Tensor:
+        """A text as the module reads it. The rows of a prompt are the images of the call, as its first ones are."""
+        if self.modulation is None:
+            return context
+        scale, shift = (tensor[: len(context)] for tensor in self.modulation)
+        return context * scale + shift
+
+    def _keys(self, text: Tensor) -> Tensor:
+        keys = self._raw_keys(text)
+        if self.parts.k_norm is not None:
+            keys = self.parts.k_norm(self._by_head(keys) if self.parts.per_head else keys).reshape(keys.shape)
+        if self.rotate is not None:
+            keys = self.rotate(self._by_head(keys), False).flatten(2)
+        return self.for_all_heads(keys)
+
+    def _values(self, text: Tensor) -> Tensor:
+        parts = self.parts
+        return self.for_all_heads(parts.v(text) if parts.v is not None else parts.k(text).chunk(parts.pieces, -1)[-1])
+
+    def _raw_keys(self, text: Tensor) -> Tensor:
+        """Keys before norm and rotation, [b, t, (key heads, d)]."""
+        z = self.parts.k(text)
+        return z if self.parts.v is not None else z[..., : z.shape[-1] // self.parts.pieces * (self.parts.pieces - 1)]
+
+    @property
+    def _key_heads(self) -> int:
+        return self.parts.key_heads or self.heads
+
+    def _by_head(self, keys: Tensor) -> Tensor:
+        return keys.unflatten(-1, (self._key_heads, -1))
+
+    def for_all_heads(self, tensor: Tensor) -> Tensor:
+        """Keys or values [b, t, (key heads, d)], each head once for every head of the queries that reads it."""
+        shared = self.heads // self._key_heads
+        if shared == 1 or (self.k is not None and tensor.shape[-1] == self.q.shape[-1]):
+            return tensor
+        width = self.q.shape[-1] // self.heads
+        return tensor.unflatten(-1, (-1, width)).repeat_interleave(shared, dim=-2).flatten(2)
+
+    def _before_norm(self, step: Tensor, context: Tensor | slice) -> Tensor:
+        """A step in the keys [b, t, (h d)] -> in what the module makes of the text, [b, t, (key heads, d)]."""
+        if self._key_heads != self.heads:
+            step = step.unflatten(-1, (self._key_heads, self.heads // self._key_heads, -1)).sum(dim=3).flatten(2)
+        if self.rotate is not None:
+            step = self.rotate(self._by_head(step), True).flatten(2)
+        norm = self.parts.k_norm
+        if norm is None:
+            return step
+        z = self._z_of(context)
         if not self.parts.per_head:
-            return self.parts.k_norm(z)
-        return self.parts.k_norm(z.unflatten(-1, (self.heads, -1))).flatten(-2)
-
-    def _raw_keys(self, context: Tensor) -> Tensor:
-        z = self.parts.k(context)
-        return z if self.parts.v is not None else z.chunk(2, dim=-1)[0]
+            return through_norm(norm, z, step).to(step.dtype)
+        return through_norm(norm, self._by_head(z), self._by_head(step)).flatten(2).to(step.dtype)
 
     def _z_of(self, context: Tensor | slice) -> Tensor:
-        if isinstance(context, slice):
-            return self._raw_keys(self.read_context[context]) if self.z is None else self.z[context]
-        return self._raw_keys(context)
-
-    def _before_norm(self, step: Tensor, z: Tensor) -> Tensor:
-        if not self.parts.per_head:
-            return through_norm(self.parts.k_norm, z, step).to(step.dtype)
-        z, step = (tensor.unflatten(-1, (self.heads, -1)) for tensor in (z, step))
-        return through_norm(self.parts.k_norm, z, step).flatten(-2).to(step.dtype)
+        if not isinstance(context, slice):
+            return self._raw_keys(self._modulated(context))
+        if self.z is None:
+            return self._raw_keys(self._modulated(self.read_context)[context])
+        return self.z[context]
 
     def _project(self, step: Tensor) -> Tensor:
-        if self.parts.v is None:
-            step = torch.cat([step, torch.zeros_like(step)], dim=-1)
+        pieces = self.parts.pieces
+        if self.parts.v is None:  # no step in the values
+            step = torch.nn.functional.pad(step, (0, step.shape[-1] // (pieces - 1)))
         return project_to_context(step, self.parts.k, self.context.shape[-1])
 
 
-def is_word(context: Tensor, text_mask: Tensor | None) -> Tensor:
-    """1 for the tokens of a text [b, t, c] that are words, 0 for its padding -> [b, t, 1].
+def is_word(context: Tensor, words: Tensor | None) -> Tensor:
+    """1 for the tokens of a text [b, t, c] that are words, 0 for its padding -> [b, t, 1]. words: EncodedText.words.
 
-    Padding is what is masked, all zero, or in a tail of two or more rows that are equal bit for bit. Unlike the padding
-    of SD 1.x, which summarises the prompt, it is a sink of attention and takes no step.
+    Padding is all zero, or in a tail of two or more rows that are equal bit for bit. Unlike the padding of SD 1.x,
+    which summarises the prompt, it is a sink of attention and takes no step.
     """
     equal = (context == context[:, -1:]).all(dim=-1)
-    tail = equal.flip(1).cumprod(dim=1).flip(1)
-    is_padding = (tail * (tail.sum(dim=1, keepdim=True) > 1)).bool() | (context == 0).all(dim=-1)
-    if text_mask is not None:
-        hidden = text_mask == 0 if text_mask.dtype == torch.bool else text_mask < -1e4
-        is_padding = is_padding | hidden.reshape(text_mask.shape[0], -1, text_mask.shape[-1])[:, 0]
-    return (~is_padding).unsqueeze(-1).to(context.dtype)
+    places = torch.arange(context.shape[1], device=context.device)
+    tail = places > torch.where(equal, -1, places).amax(dim=1, keepdim=True)
+    is_padding = tail & (tail.sum(dim=1, keepdim=True) > 1) | (context == 0).all(dim=-1)
+    known = (~is_padding).unsqueeze(-1).to(context.dtype)
+    return known if words is None else known * words
+
+
+def _words(context: Tensor, mask: Tensor | None, not_words: slice | Tensor | None) -> Tensor | None:
+    """EncodedText.words of a text [b, t, c] with an attention mask [b, .., t], but for padding that shows in it."""
+    if mask is None and not_words is None:
+        return None
+    words = context.new_ones(*context.shape[:2], 1)
+    if mask is not None:
+        words = words * ~hidden_tokens(mask).unsqueeze(-1)
+    if not_words is not None:
+        words[(slice(None), not_words) if isinstance(not_words, slice) else not_words] = 0
+    return words
+
+
+def _in_this_thread(hook: Callable) -> Callable:
+    """A hook that acts in this thread alone: threads may share a network.
+
+    In another thread it may even get fewer arguments than it was registered for, because PyTorch registers and removes
+    a hook in several steps.
+    """
+    thread = threading.get_ident()
+
+    def guarded(*given):
+        return hook(*given) if threading.get_ident() == thread else None
+
+    return guarded
 
 
 class _CallHooks:
-    """The hooks of one call. Modules may be shared by threads: a hook acts in the thread that has installed it."""
+    """The hooks of one call."""
 
-    def __init__(self, family: Family, call: DenoiserCall, network: Module, args: Sequence[Any]):
+    def __init__(
+        self, family: Family, call: DenoiserCall, network: Module, args: Sequence[Any], conds: Mapping[str, Any]
+    ):
+        """args, conds: positional and keyword arguments of apply_model."""
         self._family = family
         self._call = call
+        self._network = network
         self._layers = dict(family.layers(network))
         self._options = args[TRANSFORMER_OPTIONS]
         self._batch = args[0].shape[0]
-        self._grid = family.grid(network, args[0].shape, self._options)
-        self._thread = threading.get_ident()
+        self._grid = partial(family.grid, network, latent_shape(args[0], conds), conds)
+        self._not_words = family.not_words and family.not_words(conds, args[CONTEXT])
+        self._rotate = family.rotate and partial(family.rotate, network)
         self._first: str | None = None
+        #: The keyword arguments of the block that runs (Blocks).
+        self._block_kwargs: Mapping[str, Any] = {}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -295,7 +436,12 @@ class _CallHooks:
                 if not is_unpatched(module, "forward"):
                     self._call.run.notices.bypassed(notices.FORWARD_REPLACED)
                     continue
-                stack.callback(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True).remove)
+                if self._family.blocks is not None:
+                    block = self._family.blocks.around(self._network, name)
+                    note = _in_this_thread(self._note_block)
+                    stack.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+                enter = _in_this_thread(partial(self._enter, name))
+                stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 self._hook_parts(name, self._family.parts(module), stack)
             yield
 
@@ -304,46 +450,55 @@ class _CallHooks:
             self._call.finish()
 
     def _hook_parts(self, name: str, parts: Parts, stack: ExitStack) -> None:
-        if parts.k_norm is not None:
-            stack.callback(parts.k_norm.register_forward_pre_hook(partial(self._note_z, name)).remove)
+        if parts.k_norm is not None and not parts.heads_first:
+            stack.callback(parts.k_norm.register_forward_pre_hook(_in_this_thread(self._note_z)).remove)
         if parts.out is not None:
-            stack.callback(parts.q.register_forward_hook(partial(self._note_q, name)).remove)
-            stack.callback(parts.out.register_forward_pre_hook(partial(self._replace_output, name)).remove)
-
-    def _is_own_thread(self) -> bool:
-        return threading.get_ident() == self._thread
+            stack.callback(parts.q.register_forward_hook(_in_this_thread(self._note_q)).remove)
+            replace = _in_this_thread(partial(self._replace_output, name))
+            stack.callback(parts.out.register_forward_pre_hook(replace).remove)
 
     # --- a module ---
 
+    def _note_block(self, block: Module, args: tuple, kwargs: dict) -> None:
+        """Pre-hook of a block: its texts, before it changes them."""
+        self._block_kwargs = kwargs
+
     def _enter(self, name: str, module: Module, args: tuple, kwargs: dict):
         """Pre-hook of a module: give it the context as updated so far."""
-        if not self._is_own_thread():
-            return None
         family, call = self._family, self._call
-        position, keyword = family.text
-        given = kwargs[keyword] if keyword in kwargs else args[position]
-        before = family.rows_before_text(kwargs)
-        context = _unpacked(given, self._batch) if family.packed_rows else given
+        stream = family.stream(name)
+        if not _is_picture(family, args, self._grid(stream)):
+            return None
+        given = _given(family, args, kwargs)
+        before = family.image_rows(module, kwargs)
+        context, modulation = _unpacked(family, given, self._batch), None
+        if family.blocks is not None:
+            block = family.blocks.around(self._network, name)
+            unmodulated = self._block_kwargs[family.blocks.texts[stream]]
+            modulation = family.blocks.modulation(block, stream, unmodulated, self._block_kwargs)
+            context = context if modulation is None else unmodulated
         text = context[:, before:]
         if self._first in (None, name):
             if self._first is not None:
                 call.finish()  # the network runs again in the same call
             self._first = name
-            chunks = call.run.chunks(self._options, self._batch, call.latent_size)
-            call.begin(list(self._layers), chunks, text)
-        moved = call.context(name, text)
+            rows = call.run.layout.rows(self._options, self._batch, call.latent_size)
+            call.begin(list(self._layers), rows, text, stream)
+        moved = call.context(name, text, stream)
         parts = family.parts(module)
-        visit = _Visit(parts, text, moved, _text_mask(kwargs), args, family.attention_call(module))
+        mask = _text_mask(kwargs)
+        words = _words(text, mask, self._not_words)
+        visit = _Visit(
+            stream, parts, text, moved, mask, words, modulation, args, kwargs, family.attention_call(module),
+            preferred_attention(module),
+        )  # fmt: skip
         self._visit = visit
         if not call.works_in(name):
             visit.is_done = True
         if moved is not text:
             full = torch.cat([context[:, :before], moved], dim=1) if before else moved
-            full = full.reshape(given.shape) if family.packed_rows else full
-            if keyword in kwargs:
-                kwargs = {**kwargs, keyword: full}
-            else:
-                args = (*args[:position], full, *args[position + 1 :])
+            full = full if modulation is None else full * modulation[0] + modulation[1]
+            args, kwargs = _with_text(family, args, kwargs, _packed(family, full))
         if parts.out is None:
             options = kwargs.get("transformer_options") or {}
             other = options.get("optimized_attention_override")
@@ -351,73 +506,88 @@ class _CallHooks:
             kwargs = {**kwargs, "transformer_options": {**options, "optimized_attention_override": override}}
         return args, kwargs
 
-    def _note_z(self, name: str, norm: Module, args: tuple) -> None:
+    def _note_z(self, norm: Module, args: tuple) -> None:
         """Pre-hook of a key norm: the keys before it."""
         visit = getattr(self, "_visit", None)
-        if self._is_own_thread() and visit is not None and visit.parts.k_norm is norm and not visit.is_done:
+        if visit is not None and visit.parts.k_norm is norm and not visit.is_done:
             visit.z = args[0]
 
     def _override(self, name: str, visit: _Visit, other: Callable | None, function: Callable, *args, **kwargs):
         """Attention override of a module: its attention, with EBCA's part."""
-        own = function if other is None else partial(other, function)
+        chosen = getattr((visit.preferred | kwargs).get("preferred_attention"), "function", None)
+        own = chosen or function if other is None else partial(other, function)
         out = own(*args, **kwargs)
         call, visit.calls = visit.calls, visit.calls + 1
         if visit.is_done or call != visit.attention_call:
             return out
         visit.is_done = True
         q, k, v = (_flat(tensor, kwargs.get("skip_reshape", False)) for tensor in args[:3])
+        if not k.shape[1] == v.shape[1] == visit.moved.shape[1]:
+            self._call.run.notices.bypassed(notices.TEXT_REPLACED)
+            return out
         heads = args[3] if len(args) > 3 else kwargs["heads"]
         flags = {key: value for key, value in kwargs.items() if key not in _SHAPE_FLAGS}
         attention = partial(own, **flags)
         is_split = kwargs.get("skip_output_reshape", False)
         flat = _flat(out, True) if is_split else out
         layer = self._attention(name, visit, q, k, v, heads, attention, kwargs.get("attn_precision"), other is not None)
-        result = self._call.output(layer, flat, has_other_branches=False)
-        return result.unflatten(-1, (heads, -1)).transpose(1, 2) if is_split else result
+        result = self._call.output(layer, flat)
+        if not is_split:
+            return result
+        return torch.empty_like(out).copy_(result.unflatten(-1, (heads, -1)).transpose(1, 2))  # in the host's layout
 
     # --- a module that gets no options ---
 
-    def _note_q(self, name: str, module: Module, args: tuple, out: Tensor) -> None:
+    def _note_q(self, module: Module, args: tuple, out: Tensor) -> None:
         visit = getattr(self, "_visit", None)
-        if self._is_own_thread() and visit is not None and visit.parts.q is module and not visit.is_done:
+        if visit is not None and visit.parts.q is module and not visit.is_done:
             visit.q = out
 
     def _replace_output(self, name: str, module: Module, args: tuple):
         """Pre-hook of the output projection: the attention's output [b, n, (h d)], with EBCA's part."""
         visit = getattr(self, "_visit", None)
-        if not self._is_own_thread() or visit is None or visit.is_done or visit.parts.out is not module:
+        if visit is None or visit.is_done or visit.parts.out is not module:
             return None
         visit.is_done = True
         q = visit.parts.queries(visit.q, visit.args)
-        attention = partial(host.optimized_attention)
-        layer = self._attention(name, visit, q, None, None, visit.parts.heads, attention, None, False)
-        z = layer._raw_keys(visit.moved) if visit.z is None else visit.z
-        layer.z = z if visit.parts.k_norm is not None else None
-        layer.k = layer.keys([visit.moved])[0]
-        layer.z = None if visit.z is None else visit.z.reshape(layer.k.shape)
-        return (self._call.output(layer, args[0], has_other_branches=False), *args[1:])
+        options = visit.kwargs.get("transformer_options") or {}
+        attention = partial(host.optimized_attention, transformer_options=options, **visit.preferred)
+        has_override = "optimized_attention_override" in options
+        layer = self._attention(name, visit, q, None, None, visit.parts.heads, attention, None, has_override)
+        (layer.k,) = layer.keys([visit.moved])
+        return (self._call.output(layer, args[0]), *args[1:])
 
     def _attention(self, name, visit, q, k, v, heads, attention, attn_precision, has_override) -> TransformerAttention:
         z = visit.z
         if z is not None:
             z = z.reshape(*z.shape[:2], -1) if z.shape[:2] == visit.moved.shape[:2] else None
-        grid = self._grid
-        return TransformerAttention(
-            name, visit.parts, q, k, v, heads, visit.text, visit.text, grid and grid.size, grid.before if grid else 0,
-            has_override, visit.text_mask, attention, attn_precision, z, visit.moved,
+        grid = self._grid(visit.stream)
+        layer = TransformerAttention(
+            name, visit.stream, visit.parts, q, k, v, heads, visit.text, visit.text, visit.text_mask, visit.words,
+            grid.size, grid.before, has_override, attention, attn_precision, z, visit.moved,
+            visit.modulation, self._rotate,
         )  # fmt: skip
+        if k is not None:
+            layer.k, layer.v = layer.for_all_heads(k), layer.for_all_heads(v)
+        return layer
 
 
 @dataclass(eq=False)
 class _Visit:
     """One run of a module: its text before and after EBCA's change, and what its parts have shown."""
 
+    stream: str
     parts: Parts
     text: Tensor
     moved: Tensor
     text_mask: Tensor | None
+    words: Tensor | None
+    modulation: tuple[Tensor, Tensor] | None
     args: tuple
+    kwargs: Mapping[str, Any]
     attention_call: int
+    #: Keyword arguments with which the module asks for an attention of its own, in newer versions of ComfyUI.
+    preferred: Mapping[str, Any]
     calls: int = 0
     is_done: bool = False
     z: Tensor | None = None
@@ -425,25 +595,61 @@ class _Visit:
 
 
 #: Keyword arguments of attention functions that say how q, k and v lie in memory, and the mask.
-_SHAPE_FLAGS = ("skip_reshape", "skip_output_reshape", "mask", "heads")
+_SHAPE_FLAGS = ("skip_reshape", "skip_output_reshape", "mask", "heads", "enable_gqa")
 
 
-def _text_of(family: Family, args: tuple, kwargs: Mapping[str, Any], batch: int) -> EncodedText:
-    """The text [b, t, c] among the arguments of a module, and its mask."""
+def _texts_of(
+    family: Family, module: Module, args: tuple, kwargs: Mapping[str, Any], batch: int, conds: Mapping[str, Any],
+    context: Tensor,
+) -> dict[str, EncodedText]:  # fmt: skip
+    """The texts [b, t, c] among the arguments of a module, or of the block around it, by stream.
+
+    conds, context: keyword arguments of apply_model, and its context [b, t, c].
+    """
+    not_words = family.not_words and family.not_words(conds, context)
+    mask = _text_mask(kwargs)
+    if family.blocks is None:
+        text = _unpacked(family, _given(family, args, kwargs), batch)
+        given = {"": text[:, family.image_rows(module, kwargs) :]}
+    else:
+        given = {stream: kwargs[keyword] for stream, keyword in family.blocks.texts.items()}
+    return {
+        stream: EncodedText(text.clone(), mask, _words(text, mask, not_words)) for stream, text in given.items()
+    }
+
+
+def _is_picture(family: Family, args: tuple, grid: Grid | None) -> bool:
+    return grid is None or not args or family.is_picture(args[0], grid)
+
+
+def _given(family: Family, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    """The text among the arguments of a module, as it lies there."""
     position, keyword = family.text
-    given = kwargs[keyword] if keyword in kwargs else args[position]
-    context = _unpacked(given, batch) if family.packed_rows else given
-    return EncodedText(context[:, family.rows_before_text(kwargs) :].clone(), _text_mask(kwargs))
+    return kwargs[keyword] if keyword in kwargs else args[position]
+
+
+def _with_text(family: Family, args: tuple, kwargs: dict[str, Any], text: Tensor) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a module with another text."""
+    position, keyword = family.text
+    if keyword in kwargs:
+        return args, {**kwargs, keyword: text}
+    return (*args[:position], text, *args[position + 1 :]), kwargs
 
 
 def _text_mask(kwargs: Mapping[str, Any]) -> Tensor | None:
-    mask = kwargs.get("mask")
+    """The mask of the text among the arguments of a module, or of the block around it."""
+    mask = kwargs.get("mask", kwargs.get("attention_mask"))
     return mask if torch.is_tensor(mask) else None
 
 
-def _unpacked(text: Tensor, batch: int) -> Tensor:
-    """[1, (b t), c] -> [b, t, c]."""
-    return text.reshape(batch, -1, text.shape[-1])
+def _unpacked(family: Family, text: Tensor, batch: int) -> Tensor:
+    """A text as it lies in the argument -> [b, t, c]."""
+    return rearrange(text, f"{family.text_layout} -> b t c", b=batch)
+
+
+def _packed(family: Family, text: Tensor) -> Tensor:
+    """[b, t, c] -> as it lies in the argument."""
+    return rearrange(text, f"b t c -> {family.text_layout}")
 
 
 def _flat(tensor: Tensor, has_heads: bool) -> Tensor:

@@ -1,41 +1,36 @@
-"""The transformers that read text by cross-attention, one entry a family. To support another, add an entry."""
+"""The transformers that read text by cross-attention, one entry a family. To support another, add an entry.
+
+A family is one class of network, not its subclasses: a subclass that reads its text in another way would be updated
+wrongly, and nobody would notice. It is named, not imported: a ComfyUI need not have all of them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from comfy.ldm.cosmos.predict2 import MiniTrainDIT
 from comfy.ldm.hydit.attn_layers import apply_rotary_emb
-from comfy.ldm.hydit.models import HunYuanDiT
-from comfy.ldm.kandinsky5.model import Kandinsky5
-from comfy.ldm.lightricks.model import LTXVModel
-from comfy.ldm.pixart.pixartms import PixArtMS
-from comfy.ldm.wan import model as wan
+from torch import Tensor
 from torch.nn import Module
 
-from .transformer import Family, Grid, Parts
+from .transformer import Blocks, Family, Grid, Parts
 
 
-def _in_blocks(attribute: str, blocks: str = "blocks"):
+def _in_blocks(attribute: str, blocks: str = "blocks", letter: str = "b"):
     """Layers b0.0, b1.0, ...: one module in each block."""
 
     def layers(network: Module) -> dict[str, Module]:
-        return {f"b{index}.0": getattr(block, attribute) for index, block in enumerate(getattr(network, blocks))}
+        return {f"{letter}{index}.0": getattr(block, attribute) for index, block in enumerate(getattr(network, blocks))}
 
     return layers
 
 
-def _patches(*patch_size: int):
-    """A grid of patches of the input, its last dimensions rounded up."""
-
-    def grid(network: Module, shape: torch.Size, options: Mapping[str, Any]) -> Grid:
-        sides = shape[-len(patch_size) :]
-        return Grid(tuple(math.ceil(side / patch) for side, patch in zip(sides, patch_size, strict=True)))
-
-    return grid
+def _patches(sides: Sequence[int], patch_size: Sequence[int], before: int = 0) -> Grid:
+    """The patches of an input whose last dimensions, `sides`, are rounded up."""
+    sides = sides[-len(patch_size) :]
+    return Grid(tuple(math.ceil(side / patch) for side, patch in zip(sides, patch_size, strict=True)), before)
 
 
 # --- Wan ---
@@ -53,88 +48,275 @@ def _wan_layers(network: Module) -> dict[str, Module]:
 
 def _wan_parts(module: Module) -> Parts:
     norm = module.norm_k if isinstance(module.norm_k, torch.nn.RMSNorm) else None
-    return Parts(module.num_heads, module.k, module.v, norm, per_head=False)
+    return Parts(module.num_heads, module.k, module.v, k_norm=norm, per_head=False)
 
 
-def _wan_grid(network: Module, shape: torch.Size, options: Mapping[str, Any]) -> Grid:
-    return _patches(*network.patch_size)(network, shape, options)
+def _wan_grid(network: Module, shape: Sequence[int], conds: Mapping[str, Any], stream: str) -> Grid:
+    """Tokens of a reference image lie in front of the video's where the network has a convolution for it."""
+    reference = conds.get("reference_latent") if getattr(network, "ref_conv", None) is not None else None
+    rows, columns = network.patch_size[1:]
+    before = 0 if reference is None else (reference.shape[-2] // rows) * (reference.shape[-1] // columns)
+    return _patches(shape, network.patch_size, before)
 
 
-def _wan_image_rows(kwargs: Mapping[str, Any]) -> int:
-    return kwargs.get("context_img_len") or 0
+def _scail_grid(network: Module, shape: Sequence[int], conds: Mapping[str, Any], stream: str) -> Grid:
+    """Frames of reference lie in front of the video's."""
+    reference = conds.get("reference_latent")
+    before = 0 if reference is None else math.prod(_patches(reference.shape, network.patch_size).size)
+    return _patches(shape, network.patch_size, before)
 
 
-def _wan(network: type, **more: Any) -> Family:
+def _reads_image(module: Module) -> bool:
+    """Whether a module of Wan attends to image rows of its context, before it attends to the text."""
+    return hasattr(module, "k_img")
+
+
+def _wan(network: str, grid: Callable = _wan_grid, **more: Any) -> Family:
     return Family(
         network,
         _wan_layers,
         _wan_parts,
-        _wan_grid,
+        grid,
         text_width=lambda network: network.text_embedding[0].in_features,
-        rows_before_text=_wan_image_rows,
-        attention_call=lambda module: int(isinstance(module, wan.WanI2VCrossAttention)),
+        image_rows=lambda module, kwargs: (kwargs.get("context_img_len") or 0) if _reads_image(module) else 0,
+        attention_call=lambda module: int(_reads_image(module)),
         **more,
     )
+
+
+# --- Cosmos, Anima ---
+
+
+def _predict2(network: str, text_width: Callable[[Module], int]) -> Family:
+    return Family(
+        network,
+        _in_blocks("cross_attn"),
+        lambda module: Parts(module.n_heads, module.k_proj, module.v_proj, k_norm=module.k_norm),
+        lambda network, shape, *_: _patches(
+            shape, (network.patch_temporal, network.patch_spatial, network.patch_spatial)
+        ),
+        text_width=text_width,
+    )
+
+
+def _cosmos1_layers(network: Module) -> dict[str, Module]:
+    return {
+        f"b{index}.{depth}": part.block.attn
+        for index, block in enumerate(network.blocks.values())
+        for depth, part in enumerate(part for part in block.blocks if part.block_type in ("ca", "cross_attn"))
+    }
+
+
+# --- LTX ---
+
+
+def _ltx_parts(module: Module) -> Parts:
+    return Parts(module.heads, module.to_k, module.to_v, k_norm=module.k_norm, per_head=False)
+
+
+def _ltx_modulation(
+    block: Module, stream: str, text: Tensor, kwargs: Mapping[str, Any]
+) -> tuple[Tensor, Tensor] | None:
+    """From LTX-2.3 on, every block shifts and scales its text, by the noise level or always alike."""
+    if not block.cross_attention_adaln:
+        return None
+    is_sound = stream == "a"
+    table = block.audio_prompt_scale_shift_table if is_sound else block.prompt_scale_shift_table
+    names = ("a_prompt_timestep",) if is_sound else ("v_prompt_timestep", "prompt_timestep")
+    timestep = next(kwargs[name] for name in names if name in kwargs)
+    both = table[None, None].to(text)
+    if timestep is not None:
+        both = both + timestep.reshape(*timestep.shape[:2], 2, -1)
+    shift, scale = both.unbind(dim=2)
+    return 1 + scale, shift
+
+
+def _ltx_blocks(**texts: str) -> Blocks:
+    return Blocks(lambda network, name: network.transformer_blocks[int(name[1:].split(".")[0])], texts, _ltx_modulation)
+
+
+def _ltxav_layers(network: Module) -> dict[str, Module]:
+    """The layers b read the video's text, the layers a the sound's."""
+    return {
+        f"{letter}{index}.0": module
+        for index, block in enumerate(network.transformer_blocks)
+        for letter, module in (("b", block.attn2), ("a", block.audio_attn2))
+    }
 
 
 # --- HunyuanDiT ---
 
 
-def _hydit_queries(q: torch.Tensor, args: tuple) -> torch.Tensor:
+def _hydit_queries(q: Tensor, args: tuple) -> Tensor:
     """Its rotary embedding follows the norm."""
     return apply_rotary_emb(q, None, args[2])[0].flatten(2) if args[2] is not None else q.flatten(2)
 
 
+def _hydit_padding(conds: Mapping[str, Any], context: Tensor) -> Tensor:
+    """Masked tokens of CLIP, then of T5: the network puts learned rows in their place."""
+    return torch.cat([conds["text_embedding_mask"], conds["text_embedding_mask_t5"]], dim=1).to(context.device) == 0
+
+
+# --- sound: rows of the grid are 1, and columns are time ---
+
+
+def _stable_audio_parts(module: Module) -> Parts:
+    """Stable Audio 3 subtracts a second attention from the first."""
+    norm, is_differential = getattr(module, "k_norm", None), getattr(module, "differential", False)
+    if not is_differential:
+        return Parts(
+            module.num_heads, module.to_kv, None, k_norm=norm, heads_first=True, key_heads=module.kv_heads
+        )
+    heads = 2 * module.num_heads
+
+    def queries(q: Tensor, args: tuple) -> Tensor:
+        return q if norm is None else module.q_norm(q.unflatten(-1, (heads, -1))).flatten(2)
+
+    return Parts(
+        heads, module.to_kv, None, pieces=3, k_norm=norm, heads_first=True, key_heads=2 * module.kv_heads,
+        is_differential=True, q=module.to_q, out=module.to_out, queries=queries,
+    )  # fmt: skip
+
+
+def _stable_audio_grid(network: Module, shape: Sequence[int], conds: Mapping[str, Any], stream: str) -> Grid:
+    transformer = network.transformer
+    before = getattr(transformer, "num_memory_tokens", 0) + (network.global_cond_type == "prepend")
+    return _patches((1, shape[-1]), (1, getattr(network, "patch_size", 1)), before)
+
+
+def _no_differential_update(network: Module) -> str | None:
+    if not any(getattr(layer.cross_attn, "differential", False) for layer in network.transformer.layers):
+        return None
+    return "its layers subtract two attentions, for which EBCA has no energy"
+
+
+def _ace_rotate(network: Module, keys: Tensor, back: bool) -> Tensor:
+    """ACE-Step gives each pair of channels two angles, so that this is no rotation; `back` is its transpose."""
+    cos, sin = (one.to(keys.device)[:, None] for one in network.rotary_emb(keys, seq_len=keys.shape[1]))
+
+    def turned(tensor: Tensor) -> Tensor:
+        first, second = tensor.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack([-second, first], dim=-1).flatten(-2)
+
+    x = keys.float()
+    return (x * cos - turned(x * sin) if back else x * cos + turned(x) * sin).to(keys.dtype)
+
+
 FAMILIES = [
-    _wan(wan.WanModel),
-    _wan(wan.VaceWanModel),
+    _wan("wan.model.WanModel"),
+    _wan("wan.model.VaceWanModel"),
+    _wan("wan.model.CameraWanModel"),
+    _wan("wan.model.HumoWanModel"),
+    _wan("wan.model.WanModel_S2V"),
+    _wan("wan.model_animate.AnimateWanModel"),
+    # Its blocks first run on the frames of a pose, which are fewer, with a text of their own.
+    _wan(
+        "wan.model_animate2.WanAnimate2Model",
+        is_picture=lambda tokens, grid: tokens.shape[1] == math.prod(grid.size),
+    ),
+    _wan("wan.model_wandancer.WanDancerModel"),
+    _wan("wan.model.SCAILWanModel", _scail_grid),
+    _wan("wan.model.SCAIL2WanModel", _scail_grid),
+    _predict2("cosmos.predict2.MiniTrainDIT", lambda network: network.blocks[0].cross_attn.context_dim),
+    _predict2("anima.model.Anima", lambda network: network.llm_adapter.blocks[0].cross_attn.context_dim),
     Family(
-        MiniTrainDIT,
-        _in_blocks("cross_attn"),
-        lambda module: Parts(module.n_heads, module.k_proj, module.v_proj, module.k_norm),
-        lambda network, shape, options: _patches(network.patch_temporal, network.patch_spatial, network.patch_spatial)(
-            network, shape, options
+        "cosmos.model.GeneralDIT",
+        _cosmos1_layers,
+        lambda module: Parts(module.heads, module.to_k[0], module.to_v, k_norm=module.to_k[1], heads_first=True),
+        lambda network, shape, *_: _patches(
+            shape, (network.patch_temporal, network.patch_spatial, network.patch_spatial)
         ),
-        subclasses=True,
+        text_width=lambda network: next(iter(_cosmos1_layers(network).values())).to_k[0].in_features,
+        text_layout="t b c",
     ),
     Family(
-        PixArtMS,
+        "lightricks.model.LTXVModel",
+        _in_blocks("attn2", "transformer_blocks"),
+        _ltx_parts,
+        lambda network, shape, *_: _patches(shape, (1, 1, 1)),
+        text_width=lambda network: network.caption_channels,
+        blocks=_ltx_blocks(b="context"),
+    ),
+    Family(
+        "lightricks.av_model.LTXAVModel",
+        _ltxav_layers,
+        _ltx_parts,
+        lambda network, shape, conds, stream: _patches(shape, (1, 1, 1)) if stream == "b" else Grid(()),
+        blocks=_ltx_blocks(b="v_context", a="a_context"),
+    ),
+    Family(
+        "pixart.pixartms.PixArtMS",
         _in_blocks("cross_attn"),
         lambda module: Parts(
             module.num_heads, module.kv_linear, None, q=module.q_linear, out=module.proj, queries=lambda q, args: q
         ),
-        lambda network, shape, options: _patches(network.patch_size, network.patch_size)(network, shape, options),
+        lambda network, shape, *_: _patches(shape, (network.patch_size, network.patch_size)),
         text=(1, "cond"),
-        packed_rows=True,
+        text_width=lambda network: network.y_embedder.y_proj.fc1.in_features,
+        text_layout="1 (b t) c",
     ),
     Family(
-        LTXVModel,
-        _in_blocks("attn2", "transformer_blocks"),
-        lambda module: Parts(module.heads, module.to_k, module.to_v, module.k_norm, per_head=False),
-        _patches(1, 1, 1),
-    ),
-    Family(
-        Kandinsky5,
+        "kandinsky5.model.Kandinsky5",
         _in_blocks("cross_attention", "visual_transformer_blocks"),
-        lambda module: Parts(module.num_heads, module.to_key, module.to_value, module.key_norm),
-        lambda network, shape, options: _patches(*network.patch_size)(
-            network, shape if len(shape) == 5 else torch.Size([*shape[:2], 1, *shape[2:]]), options
-        ),
+        lambda module: Parts(module.num_heads, module.to_key, module.to_value, k_norm=module.key_norm),
+        lambda network, shape, *_: _patches((1, *shape[2:]), network.patch_size),
+        text_width=lambda network: network.text_embeddings.in_layer.in_features,
         text_depends_on_sigma=True,
     ),
     Family(
-        HunYuanDiT,
+        "hydit.models.HunYuanDiT",
         _in_blocks("attn2"),
         lambda module: Parts(
             module.num_heads,
             module.kv_proj,
             None,
-            module.k_norm if isinstance(module.k_norm, torch.nn.LayerNorm) else None,
+            k_norm=module.k_norm if isinstance(module.k_norm, torch.nn.LayerNorm) else None,
             q=module.q_norm,
             out=module.out_proj,
             queries=_hydit_queries,
         ),
-        lambda network, shape, options: _patches(network.patch_size, network.patch_size)(network, shape, options),
+        lambda network, shape, *_: _patches(shape, (network.patch_size, network.patch_size)),
         text=(1, "y"),
+        text_width=lambda network: network.text_states_dim,
+        not_words=_hydit_padding,
+    ),
+    Family(
+        "audio.dit.AudioDiffusionTransformer",
+        lambda network: _in_blocks("cross_attn", "layers")(network.transformer),
+        _stable_audio_parts,
+        _stable_audio_grid,
+        text_width=lambda network: network.cond_token_dim,
+        # The numbers of seconds: start and length in Stable Audio 1, the length in 3.
+        not_words=lambda conds, context: slice(-(conds["global_embed"].shape[-1] // context.shape[-1]), None),
+        why_no_update=_no_differential_update,
+    ),
+    Family(
+        "ace.model.ACEStepTransformer2DModel",
+        _in_blocks("cross_attn", "transformer_blocks"),
+        lambda module: Parts(module.heads, module.to_k, module.to_v),
+        lambda network, shape, *_: _patches(shape, network.patch_size),
+        text=(1, "encoder_hidden_states"),
+        text_width=lambda network: network.genre_embedder.in_features,
+        not_words=lambda conds, context: slice(0, 1),  # the speaker; tags and lyrics follow
+        rotate=_ace_rotate,
+    ),
+    Family(
+        "ace.ace_step15.AceStepConditionGenerationModel",
+        lambda network: _in_blocks("cross_attn", "layers")(network.decoder),
+        lambda module: Parts(
+            module.num_heads,
+            module.k_proj,
+            module.v_proj,
+            k_norm=module.k_norm,
+            key_heads=module.num_kv_heads,
+            q=module.q_norm,
+            out=module.o_proj,
+            queries=lambda q, args: q.flatten(2),
+        ),
+        lambda network, shape, *_: _patches((1, shape[-1]), (1, network.decoder.patch_size)),
+        text=(1, "encoder_hidden_states"),
+        text_width=lambda network: network.encoder.text_projector.in_features,
+        # The timbre, between lyrics and tags.
+        not_words=lambda conds, context: slice(conds["lyric_embed"].shape[1], -context.shape[1]),
     ),
 ]

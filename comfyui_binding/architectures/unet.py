@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention as host
+import comfy.model_management
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
@@ -23,6 +24,7 @@ from ..runtime import notices
 from ..runtime.denoiser_call import DenoiserCall
 from ..runtime.settings import CALL_KEY
 from ..shared_on_deepcopy import SharedOnDeepcopy
+from .host_attention import exchanged_attention, preferred_attention
 from .key_projection import is_unpatched, project_to_context, together
 from .layer_selection import LayerName
 
@@ -33,6 +35,8 @@ NO_TEXT = {
 }
 #: Letters of the parts of a U-Net in the names of layers, by ComfyUI's names for them.
 LETTERS = {"input": "d", "middle": "m", "output": "u"}
+#: Errors in another pack's code that have other causes than the text that it is given.
+NOT_OF_A_TEXT = (comfy.model_management.InterruptProcessingException, comfy.model_management.OOM_EXCEPTION)
 #: Positions among the arguments of UNetModel.forward.
 CONTEXT, TRANSFORMER_OPTIONS = 2, 5
 
@@ -50,6 +54,7 @@ class UNet:
 
     #: ComfyUI repeats prompts to a common length.
     repeats_prompts = True
+    text_depends_on_sigma = False
 
     def __init__(self):
         self.wrappers = {WrappersMP.DIFFUSION_MODEL: unet_forward}
@@ -74,6 +79,14 @@ class UNet:
         if not cross_attention_layers(network):
             return "it has no cross-attention layers"
         return None
+
+    def why_no_update(self, network: UNetModel) -> str | None:
+        """Why contexts cannot be updated in a supported U-Net; None where they can."""
+        return None
+
+    def unread_layers(self, network: UNetModel) -> frozenset[str]:
+        """The layers whose update no other layer reads."""
+        return frozenset(self.layer_names(network)[-1:])
 
     def intercept(self, call: DenoiserCall, model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]):
         """Nothing around the model's call: the wrapper of the network's forward pass does it all."""
@@ -119,16 +132,37 @@ def unet_forward(executor: WrapperExecutor, *args, **kwargs):
     if not isinstance(unet, UNetModel):
         run.notices.bypassed(notices.network_replaced(type(unet).__name__))
         return executor(*args, **kwargs)
+    context = as_attention_reads(context, x.shape[0])
     if context.shape[0] != x.shape[0]:
         run.notices.bypassed(notices.context_rows_differ(context.shape[0], x.shape[0]))
         return executor(*args, **kwargs)
     run.cache.prefetch(context)
     patches = Attn2Patches(call, unet)
-    call.begin(patches.names, run.chunks(options, x.shape[0], call.latent_size), context)
+    call.begin(patches.names, run.layout.rows(options, x.shape[0], call.latent_size), context)
     with replaced_entries(options, patches.entries(options)):
         out = executor(*args, **kwargs)
     call.finish()
     return out
+
+
+def as_attention_reads(text: Tensor, rows: int) -> Tensor:
+    """A text of any rank -> [rows, t, c], as ComfyUI's attention reads the keys that a layer makes of it.
+
+    Some packs give layers texts [prompts, images, tokens, width]. A text that has no such reading stays as it is.
+    """
+    if text.ndim == 3 or text.ndim < 2 or text.numel() % (rows * text.shape[-1]):
+        return text
+    return text.reshape(rows, -1, text.shape[-1])
+
+
+def rows_of_one_text(context: Tensor, value_context: Tensor) -> Tensor | None:
+    """Which rows of two texts [b, t, c] are equal, [b, 1, 1]; None where the two cannot be compared.
+
+    Found in every call, as another node may change the values from some step on; the host does not wait for it.
+    """
+    if context.shape != value_context.shape or context.dtype != value_context.dtype:
+        return None
+    return (context == value_context).flatten(1).all(dim=1).view(-1, 1, 1)
 
 
 @dataclass(eq=False)
@@ -143,12 +177,27 @@ class UNetAttention:
     heads: int
     context: Tensor
     value_context: Tensor
-    grid: tuple[int, int]
+    values_follow: Tensor | None
+    grid: tuple[int, int] | None
     has_attention_override: bool
     options: Mapping[str, Any]
+    #: Another pack's replacement of the layer's attention, (q, k, v, options) -> [b, n, (h d)].
+    replacement: Callable[..., Tensor] | None
+    exchanged: Callable[..., Tensor]
+    #: Keyword arguments of ComfyUI's attention functions that belong to the layer.
+    attn_precision: torch.dtype | None
+    preferred: Mapping[str, Any]
+    refused_edits: bool = False
+    stream: str = ""
     text_mask: Tensor | None = None
+    words: Tensor | None = None
     normalises_keys: bool = False
     tokens_before_grid: int | None = None
+
+    @property
+    def others(self) -> list[Callable]:
+        """What other packs have put in place of the layer's attention."""
+        return [self.replacement, self.options.get("optimized_attention_override")]
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None, text_mask: Tensor | None = None
@@ -157,15 +206,34 @@ class UNetAttention:
         if position is not None:  # as they would be if the prompt at this position were alone in the call
             options = dict(options)
             for name in ("cond_or_uncond", "uuids"):
-                if options.get(name):
+                if len(options.get(name) or ()) > position:
                     options[name] = [options[name][position]]
+        if self.replacement is not None:
+            out = self._replaced(q, k, v, options, is_edit=position is not None)
+            if out is not None:
+                return out
         return host.optimized_attention(
-            q, k, v, self.heads, attn_precision=self.options["attn_precision"], transformer_options=options
+            q, k, v, self.heads, attn_precision=self.attn_precision, transformer_options=options, **self.preferred
         )
 
+    def _replaced(self, q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any], is_edit: bool) -> Tensor | None:
+        """Attention by another pack's replacement; None where that does not take an edit's text."""
+        if not is_edit:
+            return self.replacement(q, k, v, options)
+        try:
+            out = self.replacement(q, k, v, options)
+        except NOT_OF_A_TEXT:
+            raise
+        except Exception:  # a pack may know no text but the prompt's, of its length
+            out = None
+        if out is None or out.shape != q.shape:
+            self.refused_edits = True
+            return None
+        return out
+
     def attend_exchanged(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        return host.optimized_attention(
-            query, key, value, heads, attn_precision=self.options["attn_precision"], low_precision_attention=False
+        return self.exchanged(
+            query, key, value, heads, attn_precision=self.attn_precision, low_precision_attention=False
         )
 
     def keys(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -175,7 +243,7 @@ class UNetAttention:
         return together(self.module.to_v, contexts)
 
     def pullback(
-        self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice], text_masks: Sequence[Tensor | None]
+        self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice], words: Sequence[Tensor | None]
     ) -> Sequence[Tensor]:
         return together(partial(project_to_context, to_k=self.module.to_k, width=self.context.shape[-1]), steps)
 
@@ -188,8 +256,10 @@ class Attn2Patches(SharedOnDeepcopy):
         self._call = call
         self._modules = cached(("layers", unet), lambda: cross_attention_layers(unet))
         self._names = cached(("layer names", unet), lambda: names_of_layers(unet))
-        #: The layer that has been given its context last, and its two inputs before EBCA's change.
-        self._inputs: tuple[LayerKey, Tensor, Tensor] | None = None
+        self._exchanged = exchanged_attention()
+        #: The layer that has been given its context last, its two inputs before EBCA's change, and which rows of these
+        #: hold one text.
+        self._inputs: tuple[LayerKey, Tensor, Tensor, Tensor | None] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -201,7 +271,7 @@ class Attn2Patches(SharedOnDeepcopy):
         replacements = options.get("patches_replace", {})
         others = replacements.get("attn2", {})
         ours = {
-            key: partial(self.attn2_replace, key, others.get(key, others.get(key[:2])))
+            key: partial(self.attn2_replace, key, others.get(key, others.get(key[:2])), preferred_attention(module))
             for key, module in self._modules.items()
             if self._call.works_in(self._names[key]) and self._is_replaceable(module)
         }
@@ -219,41 +289,112 @@ class Attn2Patches(SharedOnDeepcopy):
 
     def attn2_patch(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any], **kwargs):
         """Give the layer the updated context, and keep what it was before."""
-        key = (*extra_options.get("block", ()), extra_options.get("block_index"))
+        block = extra_options.get("block")
+        if block is None:
+            self._call.run.notices.bypassed(notices.LAYER_UNNAMED)
+            return n, context, value
+        key = (*block, extra_options.get("block_index", 0))
         name = self._names.get(key)
         if name is None:  # a transformer that another pack put into the U-Net
             return n, context, value
+        if context.ndim != 3 or value is not context:
+            return n, *self._with_own_values(key, name, n.shape[0], context, value)
+        self._inputs = (key, context, context, None)
         updated = self._call.context(name, context)
-        if value is not context and self._call.shares_context(name, context, value):
-            value = context
-        self._inputs = (key, context, value)
-        return n, updated, updated if value is context else value
+        return n, updated, updated
+
+    def _with_own_values(
+        self, key: LayerKey, name: str, rows: int, context: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The two contexts of a layer whose keys and values get texts of their own, or one of another rank."""
+        is_one = value is context
+        context = as_attention_reads(context, rows)
+        value = context if is_one else as_attention_reads(value, rows)
+        if context.ndim != 3 or value.ndim != 3:  # ComfyUI's attention raises its own error
+            return context, value
+        follow = None if is_one else rows_of_one_text(context, value)
+        self._inputs = (key, context, value, follow)
+        updated = self._call.context(name, context)
+        if is_one or follow is None:
+            return updated, updated if is_one else value
+        return updated, torch.where(follow, updated, value)
 
     def attn2_replace(
-        self, key: LayerKey, other: Callable | None, q: Tensor, k: Tensor, v: Tensor, extra_options: dict, **kwargs
+        self,
+        key: LayerKey,
+        other: Callable | None,
+        preferred: Mapping[str, Any],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extra_options: dict[str, Any],
+        **kwargs,
     ) -> Tensor:
         """The layer's attention, other packs' included, with EBCA's part."""
-        if self._inputs is None or self._inputs[0] != key:
-            raise RuntimeError(
-                f"The cross-attention layer {self._names[key]} did not ask for its context, because another node has "
-                "replaced the block around it. Remove that node or EBCA."
-            )
-        _, context, value_context = self._inputs
+        module, inputs, size = self._modules[key], self._inputs, extra_options.get("activations_shape")
+        is_asked = inputs is not None and inputs[0] == key
+        _, context, value_context, follow = inputs if is_asked else (key, k, v, None)
         layer = UNetAttention(
             self._names[key],
-            self._modules[key],
+            module,
             q,
             k,
             v,
-            extra_options["n_heads"],
+            extra_options.get("n_heads") or module.heads,
             context,
             value_context,
-            tuple(extra_options["activations_shape"][-2:]),
-            "optimized_attention_override" in extra_options,
+            follow,
+            grid_of(q.shape[1], self._call.latent_size) if size is None else tuple(size[-2:]),
+            other is not None or "optimized_attention_override" in extra_options,
             extra_options,
+            partial(other, **kwargs) if kwargs and other is not None else other,
+            self._exchanged,
+            extra_options.get("attn_precision", module.attn_precision),
+            preferred,
         )
-        out = layer.attend(q, k, v) if other is None else other(q, k, v, extra_options, **kwargs)
-        return self._call.output(layer, out, has_other_branches=other is not None)
+        if not is_asked:
+            self._call.run.notices.bypassed(notices.BLOCK_REPLACED)
+            return layer.attend(q, k, v)
+        if not layer.has_attention_override:
+            return self._call.output(layer, layer.attend(q, k, v))
+        with_other_keys = self._asked_with_other_keys(layer)
+        out = layer.attend(q, k, v)
+        if with_other_keys is not None:
+            if torch.equal(with_other_keys, out):
+                self._call.run.notices.bypassed(notices.KEYS_UNREAD)
+                return out
+            self._answers(layer)["reads keys"] = layer.others
+        return self._call.output(layer, out)
+
+    def _asked_with_other_keys(self, layer: UNetAttention) -> Tensor | None:
+        """What another pack's attention returns for other keys and values; None if it is known to read them.
+
+        If it returns the same, whatever EBCA does to the text would be lost in the layer. It is asked once a run and
+        layer, and again in each call as long as the answer is no. The host waits for the answer.
+        """
+        if self._answers(layer).get("reads keys") == layer.others:
+            return None
+        devices = [layer.q.device] if layer.q.device.type == "cuda" else []
+        asked = replace(layer, options=dict(layer.options))
+        try:
+            with torch.random.fork_rng(devices):  # a pack may draw random numbers
+                return asked.attend(layer.q.clone(), -layer.k, -layer.v)
+        except NOT_OF_A_TEXT:
+            raise
+        except Exception:  # the layer's own call comes next
+            return None
+
+    def _answers(self, layer: UNetAttention) -> dict[str, Any]:
+        """What is known of other packs' attention in a layer, for the rest of the run."""
+        return self._call.run.cache.cached(("attention of others", layer.name), dict)
+
+
+def grid_of(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of a layer's image tokens, where nobody says so: the latent's, halved as often as it takes."""
+    rows, columns = latent_size
+    while rows * columns > tokens and (rows, columns) != (1, 1):
+        rows, columns = (rows + 1) // 2, (columns + 1) // 2
+    return (rows, columns) if rows * columns == tokens else None
 
 
 @contextmanager

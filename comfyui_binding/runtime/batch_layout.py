@@ -7,7 +7,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ...ebca_core import Area
+from ..other_packs import frames_of_window, images_of_window
+from . import notices
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,25 @@ class CondEntry:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """The rows of a denoiser call that belong to one entry, and which image of the batch each row is."""
+    """The rows of a denoiser call that belong to one entry, and which image of the batch each row is.
+
+    frames: of the videos, where a context window has some of them only.
+    """
 
     position: int
     rows: slice
     entry: CondEntry
     cond: Hashable
     images: tuple[int, ...]
+    frames: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class CallRows:
+    """The entries of one denoiser call; none where it is not known which rows belong to which, and why that is so."""
+
+    chunks: Sequence[Chunk] = ()
+    reason: str = notices.ROWS
 
 
 class BatchLayout:
@@ -45,31 +61,52 @@ class BatchLayout:
     ):
         """latent_size, images: height, width and batch of the run's latent, where they are known."""
         self._by_uuid = _by_uuid(conds, latent_size, repeats_prompts)
+        self._texts = _positive_texts(conds) if repeats_prompts else {}
+        self._latent_size = latent_size
         self._images = images
 
     @property
-    def positive(self) -> list[CondEntry]:
-        return [entry for entry in self._by_uuid.values() if entry.positive]
+    def positive_texts(self) -> Mapping[Hashable, Tensor]:
+        """{uuid: text [b, t, c]} of the positive prompts, where the network reads them as they were encoded."""
+        return self._texts
 
-    def chunks(self, transformer_options: Mapping[str, Any], batch: int) -> list[Chunk]:
-        """The entries of a call with `batch` rows; empty if it is not known which rows belong to which.
+    def text_of(self, chunk: Chunk) -> Tensor | None:
+        """The text [b, t, c] that the guider has for a positive prompt; None where it is not known."""
+        return self._texts.get(chunk.cond[0])
 
-        Core's rows are all images of one entry, then of the next. Packs that cut images into tiles have other orders.
+    def rows(self, transformer_options: Mapping[str, Any], batch: int, size: tuple[int, int]) -> CallRows:
+        """The entries of a call with `batch` latents of `size`.
+
+        Core's rows are all images of one entry, then of the next. Packs that cut images into tiles have other orders,
+        and latents that are neither the whole image nor the area of a prompt.
         """
         indices = transformer_options.get("cond_or_uncond") or [0]
         uuids = transformer_options.get("uuids") or [None] * len(indices)
-        if batch % len(indices) or len(uuids) != len(indices):
-            return []
-        size = batch // len(indices)
-        images = _images(transformer_options, size, self._images)
+        if len(uuids) != len(indices):
+            return CallRows()
+        entries = [self._entry(cond, index) for index, cond in zip(indices, uuids, strict=True)]
+        if any((entry.area[:2] if entry.area else self._latent_size or size) != size for entry in entries):
+            return CallRows(reason=notices.TILES)
+        if batch % len(indices):
+            return CallRows()
+        count = batch // len(indices)
+        images = self._images_of(transformer_options, count)
         if images is None:
-            return []
-        chunks = []
-        for position, (index, cond) in enumerate(zip(indices, uuids, strict=True)):
-            entry = self._entry(cond, index)
-            rows = slice(position * size, (position + 1) * size)
-            chunks.append(Chunk(position, rows, entry, (cond, entry.positive), images))
-        return chunks
+            return CallRows(reason=notices.FRAMES)
+        frames = frames_of_window(transformer_options)
+        return CallRows([
+            Chunk(
+                position, slice(position * count, (position + 1) * count), entry, (cond, entry.positive), images, frames
+            )
+            for position, (entry, cond) in enumerate(zip(entries, uuids, strict=True))
+        ])
+
+    def _images_of(self, transformer_options: Mapping[str, Any], count: int) -> tuple[int, ...] | None:
+        """Which images of the batch the `count` rows of an entry are: those of a window, or else all, in order."""
+        window = images_of_window(transformer_options)
+        if window is not None and len(window) == count and (self._images is None or max(window) < self._images):
+            return window
+        return tuple(range(count)) if self._images in (None, count) else None
 
     def _entry(self, cond: Hashable, index: int) -> CondEntry:
         """The entry with a uuid. The index in cond_or_uncond has other meanings in some guiders and packs.
@@ -80,6 +117,15 @@ class BatchLayout:
         return self._by_uuid.get(cond) or CondEntry(positive=index == 0 and not self._by_uuid)
 
 
+def latent_shape(latent: Tensor, conds: Mapping[str, Any]) -> Sequence[int]:
+    """The shape of a call's latent: of the picture, where the picture and its sound lie packed in one row of values.
+
+    conds: the keyword arguments of apply_model, or the values of a conditioning's model_conds.
+    """
+    shapes = conds.get("latent_shapes") or ()
+    return tuple(shapes[0]) if len(shapes) > 1 else tuple(latent.shape)
+
+
 def make_uuids_unique(conds: Mapping[str, list[dict]]) -> None:
     """Give every entry of a run a uuid of its own: core copies entries with their uuid into other roles."""
     seen = set()
@@ -88,6 +134,11 @@ def make_uuids_unique(conds: Mapping[str, list[dict]]) -> None:
             if entry["uuid"] in seen:
                 entries[position] = entry = {**entry, "uuid": uuid.uuid4()}
             seen.add(entry["uuid"])
+
+
+def _positive_texts(conds: Mapping[str, Sequence[dict]]) -> dict[Hashable, Tensor]:
+    contexts = {entry["uuid"]: entry.get("model_conds", {}).get("c_crossattn") for entry in conds.get("positive", ())}
+    return {cond: context.cond for cond, context in contexts.items() if context is not None and context.cond.ndim == 3}
 
 
 def _by_uuid(
@@ -111,14 +162,3 @@ def _clipped(area: Sequence[int], latent_size: tuple[int, int]) -> Area:
     dims = len(area) // 2  # of videos, frames come first
     (height, width), (top, left) = area[dims - 2 : dims], area[-2:]
     return min(height, latent_size[0] - top), min(width, latent_size[1] - left), top, left
-
-
-def _images(transformer_options: Mapping[str, Any], size: int, batch: int | None) -> tuple[int, ...] | None:
-    """Which images of the batch the rows of a chunk are: all, in order, unless a context window selects some."""
-    window = transformer_options.get("context_window")
-    if window is not None and getattr(window, "dim", None) == 0:
-        anchor = getattr(window, "causal_anchor_index", None)  # put in front by the window, dropped afterwards
-        images = (*([] if anchor is None else [anchor]), *window.index_list)
-        if len(images) == size:
-            return images
-    return tuple(range(size)) if batch in (None, size) else None

@@ -9,22 +9,28 @@ between layers stays in force.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ...ebca_core import EBCA, ContextEnergy, composition_weight_sum, key_step, mix_contexts
 from ..shared_on_deepcopy import SharedOnDeepcopy
 from . import notices
-from .batch_layout import Chunk
-from .carried_contexts import CarryKey
+from .batch_layout import CallRows, Chunk
+from .carried_contexts import CallKey
 from .sampling_run import Run
 from .settings import ContextUpdate, Edit
 from .tensor_cache import rows_of_images
 from .text_attention import EncodedText, TextAttention
+
+#: By how much of its norm a text must change to count as another one.
+ANOTHER_TEXT = 0.25
+NO_TEXT = EncodedText(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +42,11 @@ class RowUpdate:
     gamma_attn: float
     gamma_norm: float
     energy: ContextEnergy = EBCA
-    #: Of the prompts' update: the names of the layers that compute it (None: all), its mask and its token weights.
+    #: Of the prompts' update: the names of the layers that compute it (None: all), its mask, and the token weights
+    #: [images, t] of those prompts that have any.
     layers: frozenset[str] | None = None
     mask: Tensor | None = None
-    token_weights: Tensor | None = None
+    token_weights: Mapping[Chunk, Tensor] | None = None
     #: Whether it must be known which rows belong to which prompt and image.
     needs_rows: bool = False
 
@@ -61,40 +68,44 @@ class ContextTrack:
     #: Whether the composition mixes it into the layers' outputs, and its weight there; None where masks decide it.
     is_mixed: bool = False
     weight: float | None = None
-    #: An edit's context as it was encoded, [b, t, c], and its attention mask.
-    encoded: Tensor | None = None
-    text_mask: Tensor | None = None
-    #: The change that earlier calls have carried to this one.
-    carried: Tensor | None = None
-    #: The change so far, by the shape of the context: some packs change it between layers.
-    changes: dict[torch.Size, Tensor] = field(default_factory=dict)
-    #: In the present layer: the context that was read (a slice: rows of the layer's own), its keys and its values.
+    #: An edit's texts as they were encoded, by stream.
+    texts: Mapping[str, EncodedText] = field(default_factory=dict)
+    #: How many copies of the prompt's own tokens a copy of it holds.
+    copies: int = 1
+    #: The change that earlier calls have carried to this one, by stream.
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
+    #: The change so far, by stream and by the shape of the context: some packs change it between layers.
+    changes: dict[str, dict[torch.Size, Tensor]] = field(default_factory=dict)
+    #: In the present layer: the text (of an edit, as it was encoded), the context that was read (a slice: rows of the
+    #: layer's own), its keys and its values.
+    text: EncodedText = NO_TEXT
     read: Tensor | slice | None = None
     k: Tensor | None = None
     v: Tensor | None = None
 
     def begin(self) -> None:
         """Start again from what was carried to the call."""
-        self.changes = {} if self.carried is None else {self.carried.shape: self.carried}
+        self.changes = {stream: {change.shape: change} for stream, change in self.carried.items()}
 
-    def at(self, context: Tensor) -> Tensor:
-        """The context [b, t, c] with its change so far."""
-        change = self.changes.get(context.shape)
+    def at(self, context: Tensor, stream: str) -> Tensor:
+        """The context [b, t, c] of a stream with its change so far."""
+        change = self.changes.get(stream, {}).get(context.shape)
         return context if change is None else apply_change(context, change)
 
-    def move(self, step: Tensor) -> None:
-        """Add a step [b, t, c], in units of the scale, to the change of the context of this shape."""
-        self.changes[step.shape] = accumulate(self.changes.get(step.shape), step, self.scale)
+    def move(self, step: Tensor, stream: str) -> None:
+        """Add a step [b, t, c], in units of the scale, to the change of a stream's context of this shape."""
+        changes = self.changes.setdefault(stream, {})
+        changes[step.shape] = accumulate(changes.get(step.shape), step, self.scale)
 
-    def fit(self, tokens: int) -> bool:
+    def fit(self, tokens: int, stream: str) -> bool:
         """Repeat or cut the change of a copy to a context of so many tokens; False where neither leads there."""
-        for change in self.changes.values():
+        for change in self.changes.get(stream, {}).values():
             own = change.shape[1]
             if own != tokens:
                 if tokens % own and own % tokens:
                     return False
                 change = change.repeat(1, max(1, tokens // own), 1)[:, :tokens]
-                self.changes = {change.shape: change}
+                self.changes[stream] = {change.shape: change}
         return True
 
 
@@ -115,9 +126,9 @@ class DenoiserCall(SharedOnDeepcopy):
         self._updates = run.timeline.updates(sigma)
         self._weights = run.timeline.weights(sigma)
         self._gammas = run.timeline.gammas(sigma)
-        self._carried_on: dict[CarryKey, Tensor] = {}
-        #: The edits' texts as the layers read them, where that is not their encoded context.
-        self.texts: Mapping[Edit, EncodedText] = {}
+        self._carried_on: dict[CallKey, Tensor] = {}
+        #: The edits' texts as the layers read them, by stream, where that is not their encoded context.
+        self.texts: Mapping[Edit, Mapping[str, EncodedText]] = {}
 
     @property
     def is_active(self) -> bool:
@@ -131,24 +142,33 @@ class DenoiserCall(SharedOnDeepcopy):
     def commit(self) -> None:
         """Carry the edits' contexts to the next call."""
         self.run.carried.store(self._carried_on, self.sigma)
+        if not self.run.is_whole:
+            self.run.notices.settle()
 
     # --- one pass of the network ---
 
-    def begin(self, layers: Sequence[str], chunks: Sequence[Chunk], context: Tensor) -> None:
-        """Plan a pass. layers: their names, in the order of the pass; context [b, t, c]: what the network was given."""
-        self.chunks = chunks
+    def begin(self, layers: Sequence[str], rows: CallRows, context: Tensor, stream: str = "") -> None:
+        """Plan a pass. layers: their names, in the order of the pass; context [b, t, c]: what the network was given.
+
+        stream: which of the network's texts the context is.
+        """
+        self.chunks = chunks = rows.chunks
+        self._why_rows_unknown = notices.REGIONS if chunks else rows.reason
         self._first, self._last = layers[0], layers[-1]
         self._network_context = context
+        self._contexts = {stream: context}
         self._may_repeat = self.run.settings.architecture.repeats_prompts
         self._lengths_known = bool(chunks) and all(chunk.entry.tokens for chunk in chunks)
         self._repeats = self._known_repeats() if self._lengths_known else None
         self._token_weights: dict[tuple[RowUpdate, int], Tensor] = {}
+        self._has_positive = any(chunk.entry.positive for chunk in chunks) or not chunks
         self._prompts = self._prompt_track()
         self._composes = bool(self._weights or self._gammas)
         self._edits = self._edit_tracks() if self._composes else []
         self._has_edit_masks = any(edit.mask is not None for edit in self._weights)
-        recorder = self.run.recorder
-        self._recorder = recorder.call_recorder(layers, chunks, context) if recorder is not None else None
+        self._recorder = None
+        if self.run.recorder is not None:
+            self._instrument(self._start_recording, layers)
         self.restart()
 
     def restart(self) -> None:
@@ -157,56 +177,47 @@ class DenoiserCall(SharedOnDeepcopy):
         for track in (self._prompts, *self._edits):
             track.begin()
         if self._recorder is not None:
-            self._recorder.begin()
+            self._instrument(self._recorder.begin)
 
     def works_in(self, layer: str) -> bool:
         """Whether a layer needs more than the updated context."""
         is_needed = self._recorder is not None or self._composes
         return is_needed or any(update.layers is None or layer in update.layers for update in self._prompts.updates)
 
-    def context(self, layer: str, context: Tensor) -> Tensor:
-        """The prompts' context [b, t, c] as updated so far, for a layer to read."""
+    def context(self, layer: str, context: Tensor, stream: str = "") -> Tensor:
+        """The prompts' context [b, t, c] of a stream as updated so far, for a layer to read."""
         if layer == self._first:
             self.restart()
-        return self._prompts.at(context)
+        self._contexts.setdefault(stream, context)
+        return self._prompts.at(context, stream)
 
-    def shares_context(self, layer: str, context: Tensor, value_context: Tensor) -> bool:
-        """Whether a layer's keys and values get the same text. Two equal tensors are compared once a run and layer."""
-        if value_context is context or value_context.shape != context.shape:
-            return value_context is context
-        if not self.chunks:
-            return torch.equal(context, value_context)
-        key = ("shares context", layer, context.shape, tuple(chunk.cond for chunk in self.chunks))
-        return self.run.cache.cached(key, lambda: torch.equal(context, value_context))
-
-    def output(self, layer: TextAttention, out: Tensor, has_other_branches: bool) -> Tensor:
-        """The layer's attention output [b, n, (h d)] with the edits mixed in; then every context takes its step.
-
-        has_other_branches: whether another pack has computed `out`.
-        """
+    def output(self, layer: TextAttention, out: Tensor) -> Tensor:
+        """The layer's attention output [b, n, (h d)] with the edits mixed in; then every context takes its step."""
         self.run.notices.accounted_for = True
         # Whether the layer's rows are the call's, so that it is known whose prompt each of them holds.
         own_rows = bool(self.chunks) and layer.q.shape[0] == layer.k.shape[0] == self._network_context.shape[0]
         if self._composes:
-            out = self._compose(layer, out, has_other_branches, own_rows)
+            out = self._compose(layer, out, own_rows)
         change = self._update_prompts(layer, own_rows) if layer.name != self._last else None  # read by no layer
         if self._recorder is not None:
-            self._record_prompts(layer, change, own_rows)
+            self._instrument(self._record_prompts, layer, change, own_rows)
         return out
 
     def finish(self) -> None:
         """Keep what the pass has changed and recorded."""
         for track in self._edits:
-            change = next(iter(track.changes.values()), None)
-            if change is not track.carried:
-                repeats = 1 if track.edit is not None else self._repeats_of(track.chunk)
-                own = change[:, : change.shape[1] // repeats]
-                for row, image in zip(own, track.chunk.images, strict=True):
-                    self._carried_on[track.edit, track.chunk.cond, image] = row
-        if self._prompts.changes:
-            self.run.note_update(self._network_context, self._prompts.changes, self._updated_layers)
+            for stream, changes in track.changes.items():
+                change = next(iter(changes.values()))
+                if change is not track.carried.get(stream):
+                    own = change[:, : change.shape[1] // track.copies]
+                    self._carried_on[track.edit, track.chunk.cond, track.chunk.images, stream] = own
+        moved = [
+            (self._contexts[stream], changes.get(self._contexts[stream].shape))
+            for stream, changes in self._prompts.changes.items()
+        ]
+        self.run.note_update([(text, change) for text, change in moved if change is not None], self._updated_layers)
         if self._recorder is not None:
-            self.run.recorder.add(self._recorder, self._sigma_on_device)
+            self._instrument(self.run.recorder.add, self._recorder, self._sigma_on_device)
 
     # --- the prompts ---
 
@@ -223,7 +234,11 @@ class DenoiserCall(SharedOnDeepcopy):
         return ContextTrack(updates, scale)
 
     def _row_update(self, update: ContextUpdate, scale: float, rows: slice, chunks: Sequence[Chunk]) -> RowUpdate:
-        has_weights = update.token_weights is not None and any(chunk.entry.positive for chunk in chunks)
+        weights = None
+        if update.token_weights is not None:
+            found = {chunk: self.run.token_weights_of(update.token_weights, chunk) for chunk in chunks}
+            cast = self.run.cache.cast  # before the layers: a copy to the device makes the host wait
+            weights = {c: cast(values, self._network_context) for c, values in found.items() if values is not None}
         return RowUpdate(
             rows,
             chunks,
@@ -232,7 +247,7 @@ class DenoiserCall(SharedOnDeepcopy):
             update.energy,
             update.layers,
             update.mask,
-            update.token_weights.values if has_weights else None,
+            weights or None,
             update.positive_only or update.token_weights is not None or update.mask is not None,
         )
 
@@ -247,7 +262,7 @@ class DenoiserCall(SharedOnDeepcopy):
                 self.run.notices.warn_once(bypass)
                 continue
             rows = update.rows if own_rows else slice(None)
-            gamma_norm = self._gamma_norm(update, layer)
+            gamma_norm = update.gamma_norm if not layer.normalises_keys else self._no_gamma_norm(update)
             if update.gamma_attn == 0 and gamma_norm == 0:
                 continue
             mask, repeats = update.mask, self._layer_repeats(layer) if gamma_norm != 0 else None
@@ -271,31 +286,32 @@ class DenoiserCall(SharedOnDeepcopy):
         if total is None:
             return None
         if layer.value_context is not layer.context:
-            self.run.notices.warn_once(notices.UPDATE_KEYS_ONLY)
-        (change,) = layer.pullback([total], [slice(None)], [layer.text_mask])
-        self._prompts.move(change)
+            if layer.values_follow is None:
+                self.run.notices.warn_once(notices.UPDATE_KEYS_ONLY)
+            else:
+                self.run.notices.warn_if(layer.values_follow.logical_not().any(), notices.UPDATE_KEYS_ONLY)
+        (change,) = layer.pullback([total], [slice(None)], [layer.words])
+        self._prompts.move(change, layer.stream)
         self._updated_layers += 1
         return change
 
-    def _gamma_norm(self, update: RowUpdate, layer: TextAttention) -> float:
-        """The update's gamma_norm, 0 in layers that normalise their keys."""
-        if update.gamma_norm == 0 or not layer.normalises_keys:
-            return update.gamma_norm
-        self.run.notices.inform_once(notices.NO_NORM_TERM)
+    def _no_gamma_norm(self, update: RowUpdate) -> float:
+        """The gamma_norm of an update in layers that normalise their keys: 0, which is logged."""
+        if update.gamma_norm != 0:
+            self.run.notices.inform_once(notices.NO_NORM_TERM)
         return 0.0
 
     def _update_bypass(self, update: RowUpdate, layer: TextAttention, own_rows: bool) -> str | None:
         """Why an update cannot act in a layer; None if it can."""
         if not own_rows:
             if layer.q.shape[0] != layer.k.shape[0]:
-                return notices.UPDATE_REGIONS
+                return notices.update_skipped(self._why_rows_unknown)
             if update.needs_rows:
-                return notices.UPDATE_REGIONS_ROWS
-        has_other_length = update.token_weights is not None and layer.k.shape[1] != len(update.token_weights)
-        if has_other_length and not self._has_own_lengths(layer):
+                return notices.update_needs_rows(self._why_rows_unknown)
+        if update.token_weights is not None and not self._are_as_long(update.token_weights, layer):
             return notices.UPDATE_LENGTHS
         if update.mask is not None and not _is_on_grid(layer):
-            return notices.UPDATE_MERGED
+            return notices.UPDATE_MERGED if layer.grid != () else notices.MASKS_WITHOUT_PICTURE
         return None
 
     def _token_weight_rows(self, update: RowUpdate, layer: TextAttention) -> Tensor:
@@ -306,15 +322,38 @@ class DenoiserCall(SharedOnDeepcopy):
         return self._token_weights[key]
 
     def _make_token_weights(self, update: RowUpdate, layer: TextAttention) -> Tensor:
-        values, tokens = update.token_weights, layer.k.shape[1]
-        own = [chunk.entry.tokens or tokens for chunk in update.chunks if chunk.entry.positive]
-        if tokens % len(values) or (self._has_own_lengths(layer) and any(count != len(values) for count in own)):
-            wrong = next((count for count in own if count != len(values)), tokens)
-            raise notices.token_weights_error(len(values), wrong)
-        positive = self.run.cache.cast(values, layer.k).repeat(tokens // len(values)).view(1, tokens, 1)
-        rows = [positive if chunk.entry.positive else torch.ones_like(positive) for chunk in update.chunks]
-        images = [len(chunk.images) for chunk in update.chunks]
-        return torch.cat([row.expand(count, -1, -1) for row, count in zip(rows, images, strict=True)])
+        return torch.cat([self._token_weights_of(chunk, update, layer.k) for chunk in update.chunks])
+
+    def _token_weights_of(self, chunk: Chunk, update: RowUpdate, keys: Tensor) -> Tensor:
+        """Weights [images, t, 1] of one prompt; 1 where a node has put another text into the call."""
+        tokens, values = keys.shape[1], update.token_weights.get(chunk)
+        ones = torch.ones(len(chunk.images), tokens, 1, dtype=keys.dtype, device=keys.device)
+        if values is None:
+            return ones
+        is_own = self._holds_prompt(chunk)
+        if is_own is False or tokens % values.shape[1]:
+            self.run.notices.warn_once(notices.TOKEN_WEIGHTS_OTHER_TEXT)
+            return ones
+        rows = rows_of_images(values, chunk).to(keys)
+        rows = rows.repeat(1, tokens // values.shape[1]).unsqueeze(-1)
+        if is_own is True:
+            return rows
+        self.run.notices.warn_if(is_own.logical_not().any(), notices.TOKEN_WEIGHTS_OTHER_TEXT)
+        return torch.where(is_own, rows, ones)
+
+    def _holds_prompt(self, chunk: Chunk) -> bool | Tensor:
+        """Whether a prompt's rows of the call hold the text that the guider has for it: True, False or [images, 1, 1].
+
+        Noise that another node adds to the text is let pass.
+        """
+        text, context = self.run.layout.text_of(chunk), self._network_context[chunk.rows]
+        if text is None:
+            return True
+        if context.shape[1] % text.shape[1] or context.shape[2] != text.shape[2]:
+            return False
+        own = rows_of_images(self.run.cache.cast(text, context, torch.float32), chunk)
+        distance = torch.linalg.vector_norm(context[:, : own.shape[1]].float() - own, dim=(1, 2))
+        return (distance <= ANOTHER_TEXT * torch.linalg.vector_norm(own, dim=(1, 2))).view(-1, 1, 1)
 
     # --- the edits ---
 
@@ -335,7 +374,6 @@ class DenoiserCall(SharedOnDeepcopy):
         scale = max(gammas)
         weighted = self._weighted(edit)
         is_masked = any(one.mask is not None for one in weighted)
-        text = self._encoded(edit, chunk)
         return ContextTrack(
             updates=[RowUpdate(chunk.rows, [chunk], gammas[0] / scale, gammas[1] / scale)] if scale else [],
             scale=scale,
@@ -343,55 +381,61 @@ class DenoiserCall(SharedOnDeepcopy):
             edit=edit,
             is_mixed=bool(weighted),
             weight=None if is_masked else sum(self._weights[one] for one in weighted),
-            encoded=text.context,
-            text_mask=text.mask,
-            carried=self.run.carried.load(edit, chunk, self._network_context.device),
+            texts=self._encoded(edit, chunk),
+            copies=1 if edit is not None else self._copies_of(chunk),
+            carried=self.run.carried.load(edit, chunk, self._network_context.device, self.sigma),
         )
 
-    def _encoded(self, edit: Edit | None, chunk: Chunk) -> EncodedText:
-        """An edit's text for each row of a chunk; none for an edit that is off, and for the copy of the prompt."""
+    def _encoded(self, edit: Edit | None, chunk: Chunk) -> Mapping[str, EncodedText]:
+        """An edit's texts for each row of a chunk; none for an edit that is off, and for the copy of the prompt."""
         if edit is None or not (edit in self._weights or edit in self._gammas):
-            return EncodedText(None)
+            return {}
         if edit not in self.texts:
-            return EncodedText(self.run.cache.edit_rows(edit, chunk, self._network_context))
-        text = self.texts[edit]
-        return EncodedText(
-            rows_of_images(text.context, chunk), None if text.mask is None else rows_of_images(text.mask, chunk)
-        )
+            return {"": EncodedText(self.run.cache.edit_rows(edit, chunk, self._network_context))}
+        return {
+            stream: text.map_rows(lambda tensor: rows_of_images(tensor, chunk))
+            for stream, text in self.texts[edit].items()
+        }
 
     def _weighted(self, edit: Edit | None) -> list[Edit]:
         """The edits whose weights a track has: an edit's own, or all of them."""
         return [one for one in self._weights if edit in (None, one)]
 
-    def _compose(self, layer: TextAttention, out: Tensor, has_other_branches: bool, own_rows: bool) -> Tensor:
-        """Mix the edits' outputs into the layer's, [b, n, (h d)], and move the edits' contexts."""
+    def _compose(self, layer: TextAttention, out: Tensor, own_rows: bool) -> Tensor:
+        """Mix the edits' outputs into the layer's, [b, n, (h d)], and move the edits' contexts.
+
+        Every output is the layer's own, other packs' attention included. The weights of the mixture sum to one, so a
+        branch that a pack adds without reading the text (an image prompt) passes through it unchanged.
+        """
         if not own_rows:
-            self.run.notices.warn_once(notices.EDITS_REGIONS)
+            self.run.notices.warn_once(notices.edits_skipped(self._why_rows_unknown))
+            if self._has_positive:
+                self.run.layers_without_edits.add(layer.name)
+            return out
+        if self._has_positive:
+            self.run.layers_without_edits.discard(layer.name)
+        elif layer.name in self.run.layers_without_edits:  # then the copies of the negative prompt rest too
             return out
         if self._has_edit_masks and not _is_on_grid(layer):
-            self.run.notices.warn_once(notices.EDITS_MERGED)
+            self.run.notices.warn_once(notices.EDITS_MERGED if layer.grid != () else notices.MASKS_WITHOUT_PICTURE)
             return out
         tracks = [track for track in self._edits if self._acts(track, layer)]
         _make_keys_and_values(layer, tracks)
-        if has_other_branches or layer.has_attention_override:
+        if layer.has_attention_override:
             out = out.clone()  # the pack that computed it may keep it
         for chunk in self.chunks:
             rows, position, outs, weights = chunk.rows, chunk.position, [], []
             for track in tracks:
                 if track.chunk is chunk and track.v is not None:
-                    outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text_mask))
+                    outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text.mask))
                     weights.append(self._masked_weight(track, layer) if track.weight is None else track.weight)
             if outs:
-                main = out[rows]
-                if has_other_branches:
-                    main = layer.attend(layer.q[rows], layer.k[rows], layer.v[rows], position)
-                out[rows] += mix_contexts(main, outs, weights)
+                out[rows] += mix_contexts(out[rows], outs, weights)
+        if layer.refused_edits:
+            self.run.notices.warn_once(notices.EDITS_PLAIN)
         changes = self._move_edits(layer, [track for track in tracks if track.updates])
         if self._recorder is not None:
-            for track in tracks:
-                if track.edit is not None:
-                    number = self.run.settings.edits.index(track.edit)
-                    self._recorder.record_edit(layer, number, track, changes.get(track))
+            self._instrument(self._record_edits, layer, tracks, changes)
         return out
 
     def _acts(self, track: ContextTrack, layer: TextAttention) -> bool:
@@ -400,24 +444,26 @@ class DenoiserCall(SharedOnDeepcopy):
         if track.edit is not None:
             if not track.is_mixed and not track.updates:
                 return False
-            if track.encoded.dtype != layer.context.dtype and track.edit not in self.texts:
-                track.encoded = self.run.cache.edit_rows(track.edit, track.chunk, layer.context)
-            track.read = track.at(track.encoded)
+            track.text = track.texts[layer.stream]
+            if track.text.context.dtype != layer.context.dtype and track.edit not in self.texts:
+                track.text = EncodedText(self.run.cache.edit_rows(track.edit, track.chunk, layer.context))
+            track.read = track.at(track.text.context, layer.stream)
             return True
         rows = track.chunk.rows
-        track.text_mask = None if layer.text_mask is None else layer.text_mask[rows]
-        if not track.changes and not self._has_moved(layer.context, track.chunk):
+        track.text = _rows_of(layer, rows)
+        if not track.changes.get(layer.stream) and not self._has_moved(layer, track.chunk):
             track.read, track.k = rows, layer.k[rows]  # a copy that equals the prompt has the prompt's outputs
             return bool(track.updates)
-        if not track.fit(layer.context.shape[1]):
+        if not track.fit(layer.context.shape[1], layer.stream):
             self.run.notices.warn_once(notices.EDITS_NEGATIVE_LENGTH)
             return False
-        track.read = track.at(layer.context[rows])
+        track.read = track.at(track.text.context, layer.stream)
         return True
 
-    def _has_moved(self, context: Tensor, chunk: Chunk) -> bool:
+    def _has_moved(self, layer: TextAttention, chunk: Chunk) -> bool:
         """Whether the prompts' update has moved a chunk's rows of a layer's context."""
-        return context.shape in self._prompts.changes and any(chunk in u.chunks for u in self._prompts.updates)
+        is_changed = layer.context.shape in self._prompts.changes.get(layer.stream, {})
+        return is_changed and any(chunk in update.chunks for update in self._prompts.updates)
 
     def _move_edits(self, layer: TextAttention, tracks: Sequence[ContextTrack]) -> Mapping[ContextTrack, Tensor]:
         """Move the tracks' contexts -> their changes in the layer [b, t, c], in units of the scale."""
@@ -434,15 +480,15 @@ class DenoiserCall(SharedOnDeepcopy):
                     layer.heads,
                     layer.attend_exchanged,
                     update.gamma_attn,
-                    self._gamma_norm(update, layer),
+                    update.gamma_norm if not layer.normalises_keys else self._no_gamma_norm(update),
                     repeats=None if repeats is None else repeats[update.rows],
                     energy=update.energy,
                 )
             )
-        read, masks = [track.read for track in tracks], [track.text_mask for track in tracks]
-        changes = dict(zip(tracks, layer.pullback(steps, read, masks), strict=True))
+        read, words = [track.read for track in tracks], [track.text.words for track in tracks]
+        changes = dict(zip(tracks, layer.pullback(steps, read, words), strict=True))
         for track, change in changes.items():
-            track.move(change)
+            track.move(change, layer.stream)
         return changes
 
     def _masked_weight(self, track: ContextTrack, layer: TextAttention) -> float | Tensor:
@@ -455,9 +501,13 @@ class DenoiserCall(SharedOnDeepcopy):
 
     # --- what is known about a layer ---
 
+    def _are_as_long(self, token_weights: Mapping[Chunk, Tensor], layer: TextAttention) -> bool:
+        """Whether it is known which of the layer's tokens the token weights are for."""
+        return self._has_own_lengths(layer) or {w.shape[1] for w in token_weights.values()} == {layer.k.shape[1]}
+
     def _has_own_lengths(self, layer: TextAttention) -> bool:
-        """Whether the layer's context has the shape of the call's, so that it is known whose word each token is."""
-        return layer.context.shape == self._network_context.shape
+        """Whether the layer's context has the call's tokens, so that it is known whose word each of them is."""
+        return layer.context.shape[:2] == self._network_context.shape[:2]
 
     def _mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], layer: TextAttention) -> Tensor:
         """Mask [b, height, width] -> [rows of the chunks, n, 1]."""
@@ -467,21 +517,23 @@ class DenoiserCall(SharedOnDeepcopy):
             return rows
         return pad(rows, (0, 0, before, layer.q.shape[1] - before - rows.shape[1]))  # tokens of no image have weight 0
 
-    def _repeats_of(self, chunk: Chunk) -> int:
-        """How many copies of a prompt's own tokens its rows hold: ComfyUI repeats prompts to a common length."""
-        tokens = self._network_context.shape[1]
-        return tokens // (chunk.entry.tokens or tokens)
-
     def _known_repeats(self) -> Tensor | None:
-        """The copies in each row [b, 1, 1]; None where every row has one. Needs the prompts' own lengths."""
-        counts = [self._repeats_of(chunk) for chunk in self.chunks]
-        if set(counts) <= {1}:
+        """The copies in each row [b, 1, 1]; None where every row has one. Needs the prompts' own lengths.
+
+        ComfyUI repeats prompts to a common length, which is looked up: another node may have put a text of its own into
+        the call.
+        """
+        tokens = self._network_context.shape[1]
+        if all(chunk.entry.tokens == tokens for chunk in self.chunks):
             return None
-        rows = [
-            self._network_context.new_full((len(chunk.images), 1, 1), count, dtype=torch.float32)
-            for chunk, count in zip(self.chunks, counts, strict=True)
-        ]
-        return torch.cat(rows)
+        return torch.cat([_copies(self._network_context[chunk.rows], chunk.entry.tokens) for chunk in self.chunks])
+
+    def _copies_of(self, chunk: Chunk) -> int:
+        """How many copies of a prompt's own tokens its rows hold. The host waits for the device, before the layers."""
+        if self._repeats is None:
+            return 1
+        copies = self._network_context.shape[1] // chunk.entry.tokens
+        return copies if copies and bool((self._repeats[chunk.rows] == copies).all()) else 1
 
     def _layer_repeats(self, layer: TextAttention) -> Tensor | None:
         """The copies of each row's own tokens in the layer's keys, [b, 1, 1]; None where every row has one."""
@@ -493,12 +545,33 @@ class DenoiserCall(SharedOnDeepcopy):
 
     # --- what is recorded ---
 
+    def _instrument(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Let an instrument act. Whatever it meets, the run goes on without it and ends with its image."""
+        try:
+            action(*arguments)
+        except InterruptProcessingException:
+            raise
+        except Exception:
+            self._recorder = None
+            self.run.recorder.stop()
+
+    def _start_recording(self, layers: Sequence[str]) -> None:
+        self._recorder = self.run.recorder.call_recorder(layers, self.chunks, self._network_context, self._repeats)
+
+    def _record_edits(
+        self, layer: TextAttention, tracks: Sequence[ContextTrack], changes: Mapping[ContextTrack, Tensor]
+    ) -> None:
+        for track in tracks:
+            if track.edit is not None:
+                number = self.run.settings.edits.index(track.edit)
+                self._recorder.record_edit(layer, number, track, changes.get(track))
+
     def _record_prompts(self, layer: TextAttention, change: Tensor | None, own_rows: bool) -> None:
         if not own_rows:
-            self.run.notices.warn_once(notices.TRACE_REGIONS)
+            self.run.notices.warn_once(notices.trace_skipped(self._why_rows_unknown))
             return
         self._recorder.record_prompts(layer, self._layer_repeats(layer), change, self._prompts.scale)
-        if not self.run.recorder.wants_maps:
+        if not self.run.recorder.wants_maps or layer.grid == ():
             return
         if not self._has_own_lengths(layer):
             self.run.notices.warn_once(notices.MAPS_LENGTHS)
@@ -506,6 +579,8 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.notices.warn_once(notices.MAPS_MERGED)
         else:
             self._recorder.record_maps(layer)
+            if not all(map(self._recorder.holds_tokens_of, self.chunks)):
+                self.run.notices.warn_once(notices.MAPS_LENGTHS)
 
 
 def apply_change(context: Tensor, change: Tensor) -> Tensor:
@@ -526,20 +601,48 @@ def _make_keys_and_values(layer: TextAttention, tracks: Sequence[ContextTrack]) 
     for track, k in zip(read, layer.keys([track.read for track in read]), strict=True):
         track.k = k
     mixed = [track for track in read if track.is_mixed]
-    has_own_values = layer.value_context is not layer.context  # of the prompts, which the shared copies follow
-    contexts = [
-        layer.value_context[track.chunk.rows] if has_own_values and not track.edit else track.read for track in mixed
-    ]
+    if layer.value_context is layer.context:
+        contexts = [track.read for track in mixed]
+    else:
+        contexts = [track.read if track.edit is not None else _value_text(layer, track) for track in mixed]
     for track, v in zip(mixed, layer.values(contexts), strict=True):
         track.v = v
 
 
+def _value_text(layer: TextAttention, track: ContextTrack) -> Tensor:
+    """What the values of a prompt's copy are made of [b, t, c], where keys and values have texts of their own."""
+    rows = track.chunk.rows
+    own = layer.value_context[rows]
+    return own if layer.values_follow is None else torch.where(layer.values_follow[rows], track.read, own)
+
+
+def _rows_of(layer: TextAttention, rows: slice) -> EncodedText:
+    """The text of some of a layer's rows."""
+    mask, words = layer.text_mask, layer.words
+    return EncodedText(
+        layer.context[rows], None if mask is None else mask[rows], None if words is None else words[rows]
+    )
+
+
 def _is_on_grid(layer: TextAttention) -> bool:
     """Whether the layer's image tokens are the positions of its grid, so that masks and maps fit."""
-    if layer.grid is None:
+    if not layer.grid:
         return False
     tokens, before = math.prod(layer.grid), layer.tokens_before_grid
     return layer.q.shape[1] == tokens if before is None else layer.q.shape[1] >= before + tokens
+
+
+def _copies(text: Tensor, own: int) -> Tensor:
+    """How many copies of its first `own` tokens each row of a text [b, t, c] holds -> [b, 1, 1]."""
+    tokens = text.shape[1]
+    if tokens % own:
+        return _found_repeats(text)
+    return torch.where(_is_repeated(text, own), float(tokens // own), 1.0).view(-1, 1, 1)
+
+
+def _is_repeated(text: Tensor, own: int) -> Tensor:
+    """Whether each row of a text [b, t, c] repeats its first `own` tokens -> [b]."""
+    return (text[:, own:] == text[:, : text.shape[1] - own]).all(dim=2).all(dim=1)
 
 
 def _found_repeats(context: Tensor) -> Tensor:
@@ -552,7 +655,5 @@ def _found_repeats(context: Tensor) -> Tensor:
     repeats = torch.ones(context.shape[0], dtype=torch.float32, device=context.device)
     for count in range(2, 13):
         if tokens % count == 0:
-            own = tokens // count
-            same = (context[:, own:] == context[:, :-own]).all(dim=2).all(dim=1)
-            repeats = torch.where(same, float(count), repeats)
+            repeats = torch.where(_is_repeated(context, tokens // count), float(count), repeats)
     return repeats.view(-1, 1, 1)

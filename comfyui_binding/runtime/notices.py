@@ -8,7 +8,36 @@ from __future__ import annotations
 import logging
 import threading
 
+import torch
+from torch import Tensor
+
 log = logging.getLogger("ebca")
+
+# --- why it is not known which rows of a call or of a layer belong to which prompt and image ---
+
+REGIONS = "another node splits the prompt into regions"
+TILES = "another node samples the image in tiles"
+FRAMES = "another node samples some images of the batch at a time, and does not say which in a way that EBCA knows"
+ROWS = "another node changes the rows of the batch"
+
+
+def update_skipped(reason: str) -> str:
+    return f"EBCA: context update skipped: {reason}. Remove that node to use the update there."
+
+
+def update_needs_rows(reason: str) -> str:
+    return (
+        f"EBCA: context update skipped: {reason}. It still works without token weights, mask and apply_to = positive."
+    )
+
+
+def edits_skipped(reason: str) -> str:
+    return f"EBCA: edits skipped: {reason}. Remove that node to use edits there."
+
+
+def trace_skipped(reason: str) -> str:
+    return f"EBCA Trace: layers not recorded: {reason}. Remove that node to record them."
+
 
 # --- a layer ---
 
@@ -16,17 +45,33 @@ FORWARD_REPLACED = (
     "EBCA: bypassed in cross-attention layers whose forward pass another node has replaced. Remove that node to use "
     "EBCA there."
 )
-UPDATE_REGIONS = (
-    "EBCA: context update skipped: another node splits the prompt into regions or the image into tiles. Remove that "
-    "node to use the update there."
+BLOCK_REPLACED = (
+    "EBCA: bypassed in layers that do not ask for their context, because another node has replaced the block around "
+    "them. Remove that node to use EBCA there."
 )
-UPDATE_REGIONS_ROWS = (
-    "EBCA: context update skipped: another node splits the prompt into regions or the image into tiles. It still works "
-    "without token weights, mask and apply_to = positive."
+TEXT_REPLACED = (
+    "EBCA: bypassed in cross-attention layers in which another node replaces or lengthens the text. Remove that node "
+    "to use EBCA there."
+)
+LAYER_UNNAMED = (
+    "EBCA: bypassed in layers that do not say which they are, because another node has replaced the block around them. "
+    "Remove that node to use EBCA there."
+)
+KEYS_UNREAD = (
+    "EBCA: bypassed in layers in which another node has put an attention of its own that does not read the prompt it "
+    "is given, so that EBCA could not change the image there. Remove that node to use EBCA in these layers."
+)
+EDITS_PLAIN = (
+    "EBCA: edits are mixed in with ComfyUI's own attention in some layers, because the attention that another node has "
+    "put there does not take a text of the edit's length."
 )
 UPDATE_LENGTHS = (
     "EBCA: context update skipped: another node changes the prompt's length in the layers, so the token weights do not "
     "fit. It still works without token weights."
+)
+TOKEN_WEIGHTS_OTHER_TEXT = (
+    "EBCA: the token weights have no effect in some calls, because another node gives the model another text than the "
+    "prompt they were made for. Remove that node to use them there."
 )
 UPDATE_MERGED = (
     "EBCA: context update skipped: another node merges image tokens, so the mask does not fit. It still works without "
@@ -39,20 +84,16 @@ NO_NORM_TERM = (
     "EBCA: gamma_norm has no effect on this model, because it normalises its keys: E(K) is constant there. Use "
     "gamma_attn alone."
 )
-EDITS_REGIONS = (
-    "EBCA: edits skipped: another node splits the prompt into regions or the image into tiles. Remove that node to use "
-    "edits there."
-)
 EDITS_MERGED = (
     "EBCA: edits skipped: another node merges image tokens, so their masks do not fit. They still work without masks."
+)
+MASKS_WITHOUT_PICTURE = (
+    "EBCA: updates and edits with a mask skipped in the layers of the sound: a mask says where in the picture. They "
+    "still work there without a mask."
 )
 EDITS_NEGATIVE_LENGTH = (
     "EBCA: edits skipped on the negative prompt in some layers: another node changes its length between layers. Remove "
     "that node to use edits there."
-)
-TRACE_REGIONS = (
-    "EBCA Trace: layers not recorded: another node splits the prompt into regions or the image into tiles. Remove that "
-    "node to record them."
 )
 MAPS_LENGTHS = (
     "EBCA Trace: attention maps not recorded: another node changes the prompt's length in the layers. Remove that node "
@@ -60,6 +101,13 @@ MAPS_LENGTHS = (
 )
 MAPS_MERGED = (
     "EBCA Trace: attention maps not recorded: another node merges image tokens. Remove that node to record them."
+)
+MAPS_TEXT_CHANGED = (
+    "EBCA Trace: the attention maps are means over several texts, because another node changes the prompt during the "
+    "run. Remove that node for the maps of the prompt alone."
+)
+RECORDER_FAILED = (
+    "EBCA Trace stopped recording at an error; the image is not affected, and the trace ends there. Please report this."
 )
 
 # --- a call ---
@@ -99,15 +147,35 @@ NO_NOISE_MASK = (
     "EBCA: use_noise_mask is on but the latent has no noise mask, so the update uses the whole image. Put a Set Latent "
     "Noise Mask before the sampler, or switch use_noise_mask off."
 )
+TOKEN_WEIGHTS_UNKNOWN = (
+    "EBCA: the token weights have no effect: no positive prompt contains the text of EBCA Token Weights, as its CLIP "
+    "encodes it. Connect one text and one CLIP to both EBCA Token Weights and CLIP Text Encode."
+)
 NO_EFFECT = (
     "EBCA had no effect: another node runs the model without ComfyUI's hooks, so the image is the one without EBCA. "
     "Remove the node that replaces the model's function or its forward pass."
+)
+HOOKS_REMOVED = (
+    "EBCA has no effect, or a part of it is missing: another node between EBCA's nodes and the sampler removes the "
+    "hooks of the nodes before it. Place EBCA's nodes behind that node."
+)
+EDITS_CONTINUE = (
+    "EBCA: the edits start this stage of the image with their prompts as encoded: what their gammas have changed in an "
+    "earlier stage ended with it. For the result of a single run, sample in one stage or set the edits' gammas to 0."
 )
 NEVER_ON = (
     "EBCA was off in this run: none of its steps lies between a start_percent and its end_percent. Widen the windows, "
     "or sample more of the schedule."
 )
 TRACE_FAILED = "EBCA Trace could not build its record; the image is not affected. Please report this."
+
+
+def mask_resized(mask: tuple[int, int], image: tuple[int, int]) -> str:
+    return (
+        f"EBCA: a mask of {mask[1]} x {mask[0]} is resized to the image of {image[1]} x {image[0]} that this run "
+        "samples. If the run samples a tile or a crop of an image, as upscalers and detailers do, the mask of the "
+        "whole image does not fit: crop the mask, or use EBCA without a mask there."
+    )
 
 
 def token_weights_error(weights: int, tokens: int) -> ValueError:
@@ -125,6 +193,8 @@ class Notices:
         self._warned: set[str] = set() if warned is None else warned
         self._logged: list[str] = []
         self._lock = threading.Lock()
+        #: Flags of `warn_if`, by message and device.
+        self._pending: dict[tuple[str, torch.device], Tensor] = {}
         #: Whether EBCA ran in a layer, or a reason for not running was logged.
         self.accounted_for = False
 
@@ -136,14 +206,6 @@ class Notices:
         """All that was logged in this run, in order."""
         return list(self._logged)
 
-    def _log_once(self, message: str, level: int) -> None:
-        with self._lock:
-            if message in self._warned:
-                return
-            self._warned.add(message)
-            self._logged.append(message)
-        log.log(level, message)
-
     def inform_once(self, message: str) -> None:
         """As `warn_once`, at the level of information."""
         self._log_once(message, logging.INFO)
@@ -152,3 +214,27 @@ class Notices:
         """Log why EBCA does not run."""
         self.accounted_for = True
         self.warn_once(message)
+
+    def warn_if(self, flag: Tensor, message: str) -> None:
+        """Log a warning when the run has ended if a flag, a tensor of one truth value, was true at any time.
+
+        The host does not wait for the flag before.
+        """
+        key = (message, flag.device)
+        with self._lock:
+            self._pending[key] = flag if key not in self._pending else self._pending[key] | flag
+
+    def settle(self) -> None:
+        """Log what `warn_if` has found. The host waits for the device."""
+        pending, self._pending = self._pending, {}
+        for (message, _), flag in pending.items():
+            if bool(flag):
+                self.warn_once(message)
+
+    def _log_once(self, message: str, level: int) -> None:
+        with self._lock:
+            if message in self._warned:
+                return
+            self._warned.add(message)
+            self._logged.append(message)
+        log.log(level, message)

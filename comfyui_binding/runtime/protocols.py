@@ -22,9 +22,17 @@ class Architecture(Protocol):
     wrappers: Mapping[str, Callable[..., Any]]
     #: Whether ComfyUI repeats prompts of different lengths to a common one, to batch them.
     repeats_prompts: bool
+    #: Whether the text that layers read depends on the noise level.
+    text_depends_on_sigma: bool
 
     def layer_names(self, network: Module) -> tuple[str, ...]:
         """The text cross-attention layers, in the order of a call."""
+
+    def why_no_update(self, network: Module) -> str | None:
+        """Why contexts cannot be updated in a supported network; None where they can."""
+
+    def unread_layers(self, network: Module) -> frozenset[str]:
+        """The layers whose update no other layer reads."""
 
     def intercept(
         self, call: DenoiserCall, model: Module, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -59,8 +67,13 @@ class RunRecorder(Protocol):
 
     wants_maps: bool
 
-    def call_recorder(self, names: Sequence[str], chunks: Sequence[Chunk], context: Tensor) -> CallRecorder:
-        """A recorder for one pass of the network."""
+    def call_recorder(
+        self, names: Sequence[str], chunks: Sequence[Chunk], context: Tensor, repeats: Tensor | None
+    ) -> CallRecorder | None:
+        """A recorder for one pass of the network; None once recording has failed."""
+
+    def stop(self) -> None:
+        """Record no more, after an error."""
 
     def add(self, recorder: CallRecorder, sigma: Tensor) -> None:
         """Keep what a pass has recorded."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,11 +13,14 @@ from ..shared_on_deepcopy import SharedOnDeepcopy
 from . import notices
 from .batch_layout import BatchLayout, Chunk
 from .carried_contexts import CarriedContexts
-from .notices import Notices, token_weights_error
+from .notices import TOKEN_WEIGHTS_UNKNOWN, Notices, token_weights_error
 from .protocols import RunRecorder
 from .settings import Settings
 from .tensor_cache import TensorCache
 from .timeline import Timeline
+
+if TYPE_CHECKING:
+    from ..text.token_weights import TokenWeights
 
 
 class Run(SharedOnDeepcopy):
@@ -42,8 +46,14 @@ class Run(SharedOnDeepcopy):
         repeats_prompts = settings.architecture is None or settings.architecture.repeats_prompts
         self.layout = BatchLayout(conds or {}, self._latent_size, images, repeats_prompts)
         self.carried = CarriedContexts()
-        self.cache = TensorCache(settings, self._latent_size)
+        frames = latent_shape[2] if latent_shape is not None and len(latent_shape) == 5 else None
+        self.cache = TensorCache(settings, self._latent_size, frames)
         self.notices = Notices(warned)
+        #: Whether this is a sampling run, and not one call of the model without a run.
+        self.is_whole = conds is not None
+        #: Layers in which the edits of the positive prompt had to be skipped in the last call of it.
+        self.layers_without_edits: set[str] = set()
+        self._token_weights: dict[tuple[TokenWeights, Hashable], Tensor | None] = {}
         #: What is recorded for traces, where there are any.
         self.recorder: RunRecorder | None = None
         self.calls = 0
@@ -52,31 +62,43 @@ class Run(SharedOnDeepcopy):
         self._update_sizes: list[Tensor] = []
         self._updated_layers = 0
 
-    def chunks(self, transformer_options: Mapping[str, Any], batch: int, size: tuple[int, int]) -> list[Chunk]:
-        """The prompts of a call with `batch` latents of `size`; empty if it is not known which rows belong to which.
+    def match_token_weights(self, lengths_known: bool = True) -> None:
+        """Find the positive prompts that the token weights were made for; a warning where there is none.
 
-        That is so for a latent that is neither the whole image nor the area of a prompt, but a tile of another pack.
+        lengths_known: whether layers get the prompts in their own lengths. Raises ValueError for weights that know no
+        text and have another length than a positive prompt.
         """
-        chunks = self.layout.chunks(transformer_options, batch)
-        expected = (chunk.entry.area[:2] if chunk.entry.area else self._latent_size or size for chunk in chunks)
-        return chunks if all(one == size for one in expected) else []
+        for weights in {update.token_weights for update in self.settings.updates} - {None}:
+            texts = self.layout.positive_texts
+            if weights.pieces is not None:
+                found = {(weights, cond): weights.laid_on(text) for cond, text in texts.items()}
+                self._token_weights |= found
+                if weights.pieces and found and all(values is None for values in found.values()):
+                    self.notices.warn_once(TOKEN_WEIGHTS_UNKNOWN)
+            elif lengths_known:
+                for text in texts.values():
+                    if text.shape[1] != len(weights.values):
+                        raise token_weights_error(len(weights.values), text.shape[1])
 
-    def check_token_weights(self) -> None:
-        """Raises ValueError for token weights of another length than a positive prompt's."""
-        for update in self.settings.updates:
-            if update.token_weights is None:
-                continue
-            for entry in self.layout.positive:
-                if entry.tokens not in (None, len(update.token_weights.values)):
-                    raise token_weights_error(len(update.token_weights.values), entry.tokens)
+    def token_weights_of(self, weights: TokenWeights, chunk: Chunk) -> Tensor | None:
+        """The token weights [b, t] of a prompt; None where it has none."""
+        if not chunk.entry.positive:
+            return None
+        key = (weights, chunk.cond[0])
+        if key not in self._token_weights:
+            self._token_weights[key] = weights.values[None]
+        return self._token_weights[key]
 
-    def note_update(self, context: Tensor, changes: Mapping[torch.Size, Tensor], layers: int) -> None:
-        """Note how far the prompts' context [b, t, c] has moved in a call, and in how many layers."""
-        change = changes.get(context.shape)
-        if change is not None and any(update.node_id is not None for update in self.settings.updates):
-            sizes = (torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in (change, context))
-            self._update_sizes.append(next(sizes) / next(sizes))
-            self._updated_layers = max(self._updated_layers, layers)
+    def note_update(self, moved: Sequence[tuple[Tensor, Tensor]], layers: int) -> None:
+        """Note how far the prompts' contexts have moved in a call, and in how many layers.
+
+        moved: each context [b, t, c], one for a stream, and its change.
+        """
+        if not moved or all(update.node_id is None for update in self.settings.updates):
+            return
+        norm = partial(torch.linalg.vector_norm, dtype=torch.float32)
+        self._update_sizes.append(torch.stack([norm(change) / norm(context) for context, change in moved]).mean())
+        self._updated_layers = max(self._updated_layers, layers)
 
     def summary(self) -> str:
         """What the context update did in the run, or why it did nothing, for the node to show."""

@@ -142,8 +142,8 @@ class Settings:
     edits: tuple[Edit, ...] = ()
     traces: tuple[RunTrace, ...] = ()
     windows: frozenset[Window] = field(init=False)
-    #: Warnings already given in calls of the model outside any run, which have no run to remember them.
-    warned_without_run: set[str] = field(init=False, default_factory=set)
+    #: What was logged once for this MODEL: about calls outside any run, and about masks, whichever run they are in.
+    told: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self):
         windows = {update.window for update in self.updates}
@@ -155,6 +155,11 @@ class Settings:
         schedules = [update.schedule for update in self.updates]
         schedules += [schedule for edit in self.edits for schedule in (edit.alpha_schedule, edit.gamma_schedule)]
         return [schedule for schedule in schedules if schedule is not None]
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """The masks that the user has wired."""
+        return [setting.mask for setting in (*self.updates, *self.edits) if setting.mask is not None]
 
     def to_dict(self, layer_names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
         """The settings of all nodes, as JSON values."""

@@ -17,11 +17,12 @@ Made = TypeVar("Made")
 
 
 class TensorCache:
-    """latent_size: height and width of the run's latent, where they are known."""
+    """latent_size, frames: height, width and frames of the run's latent, where they are known."""
 
-    def __init__(self, settings: Settings, latent_size: tuple[int, int] | None):
+    def __init__(self, settings: Settings, latent_size: tuple[int, int] | None, frames: int | None = None):
         self._settings = settings
         self._latent_size = latent_size
+        self._frames = frames
         self._cache: dict[Hashable, Any] = {}
 
     def cached(self, key: Hashable, factory: Callable[[], Made]) -> Made:
@@ -39,9 +40,6 @@ class TensorCache:
 
     def prefetch(self, like: Tensor) -> None:
         """Copy all of them before the first layer asks, where the copy would make the host wait for the device."""
-        for update in self._settings.updates:
-            if update.token_weights is not None:
-                self.cast(update.token_weights.values, like)
         for edit in self._settings.edits:
             self.cast(edit.context, like)
         for setting in (*self._settings.updates, *self._settings.edits):
@@ -61,13 +59,16 @@ class TensorCache:
 
         latent_size: of the whole image, where the run itself does not know it.
         """
-        size = self._latent_size or latent_size
-        regions = tuple((chunk.entry.area, chunk.images) for chunk in chunks)
+        size, count = self._latent_size or latent_size, self._frames
+        regions = tuple((chunk.entry.area, chunk.images, chunk.frames) for chunk in chunks)
         key = ("mask", id(mask), regions, grid, like.device, like.dtype)
 
         def make() -> Tensor:
             cast = self.cast(mask, like, torch.float32)
-            rows = [mask_tokens(cast, images, size, area, grid) for area, images in regions]
+            rows = [
+                mask_tokens(cast, images, size, area, grid, (frames, count) if frames and count else None)
+                for area, images, frames in regions
+            ]
             return torch.cat(rows).to(like.dtype)
 
         return self.cached(key, make)

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+#: A mask that is added to the scores of attention hides tokens below this.
+HIDDEN = -1e4
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedText:
-    """A text as the layers of a network read it: context [b, t, c], and its attention mask where it has one."""
+    """A text as the layers of a network read it: context [b, t, c], and its attention mask where it has one.
+
+    words [b, t, 1]: 1 for tokens that are words, 0 for others, which never move; None where that is not known.
+    """
 
     context: Tensor | None
     mask: Tensor | None = None
+    words: Tensor | None = None
+
+    def map_rows(self, take: Callable[[Tensor], Tensor]) -> EncodedText:
+        """The text for other rows: `take` of each tensor."""
+        tensors = (self.context, self.mask, self.words)
+        return EncodedText(*(None if tensor is None else take(tensor) for tensor in tensors))
 
 
 class TextAttention(Protocol):
@@ -25,6 +38,8 @@ class TextAttention(Protocol):
 
     #: As users write it in `blocks`, with the number of the layer: d1.0, m0.0, b12.0.
     name: str
+    #: Which of the network's texts it reads, where there are several: they move apart.
+    stream: str
     #: What the layer attends with: q [b, n, (h d)], k and v [b, t, (h d)].
     q: Tensor
     k: Tensor
@@ -34,16 +49,23 @@ class TextAttention(Protocol):
     #: and values different contexts.
     context: Tensor
     value_context: Tensor
-    #: The attention mask of the layer's text; None where it has none.
+    #: Of two contexts: which rows [b, 1, 1] hold one text all the same, so that values follow what changes the keys;
+    #: None where the two cannot be compared.
+    values_follow: Tensor | None
+    #: The attention mask of the layer's text, and which tokens are words (EncodedText); None where it has none.
     text_mask: Tensor | None
+    words: Tensor | None
     #: Whether keys are normalised. E(K) is constant then, or picks one token by chance, and is left out.
     normalises_keys: bool
-    #: Rows and columns of the image tokens, with frames in front for videos; None where they are not known.
+    #: Rows and columns of the image tokens, with frames in front for videos; empty where the tokens are no picture's,
+    #: None where they are not known.
     grid: tuple[int, ...] | None
     #: Tokens in front of the grid's that belong to no image; None where the grid's must be the only ones.
     tokens_before_grid: int | None
-    #: Whether another node has set an attention function of its own for the layer.
+    #: Whether another node has set an attention function of its own for the layer, or replaced its attention.
     has_attention_override: bool
+    #: Whether another node's attention in the layer has not taken an edit's text, so that ComfyUI's has read it.
+    refused_edits: bool
 
     def keys(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
         """The layer's keys of other contexts: [b, t, c] each -> [b, t, (h d)]."""
@@ -63,10 +85,16 @@ class TextAttention(Protocol):
         """Attention for the update, text tokens over image tokens. Overrides expect the opposite and are not used."""
 
     def pullback(
-        self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice], text_masks: Sequence[Tensor | None]
+        self, steps: Sequence[Tensor], contexts: Sequence[Tensor | slice], words: Sequence[Tensor | None]
     ) -> Sequence[Tensor]:
         """Steps in the keys [b, t, (h d)] -> steps in the contexts [b, t, c].
 
         contexts: what each step's keys were made of; a slice stands for these rows of what the layer itself has read.
-        text_masks: their attention masks.
+        words: which of their tokens are words (EncodedText).
         """
+
+
+def hidden_tokens(text_mask: Tensor) -> Tensor:
+    """The tokens that an attention mask of a text hides: [b, ..., t], boolean or added to the scores -> [b, t]."""
+    hidden = text_mask == 0 if text_mask.dtype == torch.bool else text_mask < HIDDEN
+    return hidden.reshape(text_mask.shape[0], -1, text_mask.shape[-1])[:, 0]

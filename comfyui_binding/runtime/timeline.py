@@ -46,6 +46,10 @@ class Timeline:
             edit: (factor * edit.gamma_attn, factor * edit.gamma_norm) for edit, factor in factors.items() if factor
         }
 
+    def is_on_before(self, sigma: float) -> bool:
+        """Whether edits' contexts would have moved in steps above a sigma."""
+        return any(edit.is_updated and self._bounds[edit.gamma_window][0] > sigma for edit in self._settings.edits)
+
     def _is_on(self, window: Window, sigma: float | None) -> bool:
         if sigma is None:
             return True

@@ -38,3 +38,8 @@ def _set_force_eager():
 
 
 force_eager = _ForceEager()
+
+
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """The module itself, without the wrapper that torch.compile puts around it."""
+    return getattr(module, "_orig_mod", module)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..runtime.settings import KEY
 from . import workflow_graph as graph
-from .workflow_graph import Prompt
+from .workflow_graph import WorkflowPrompt
 
 #: Key of an inversion in a LATENT, of its record in a file's metadata, and of that on a tensor that starts a run.
 INVERSION_KEY = f"{KEY}_inversion"
@@ -47,7 +47,7 @@ class InversionRecord:
     seed: int
     holds_noise: bool = False  # the samples are noise, as a flow-matching model's run from sigma 1 needs it
 
-    def described(self) -> str:
+    def summary(self) -> str:
         """The record in lines."""
         made_by = f"{self.steps or 'an unknown number of'} steps of {self.scheduler or 'an unknown scheduler'}"
         lines = [
@@ -86,9 +86,9 @@ def inversion_of(latent: Mapping[str, Any]) -> Inversion:
     inversion = latent.get(INVERSION_KEY)
     if inversion is None or inversion.samples is not latent["samples"]:
         raise ValueError(
-            "Expected the latent of EBCA Invert as it comes out of that node, but got "
-            + ("one that another node has changed." if inversion else "one that was not inverted.")
-            + " Wire EBCA Invert straight into this node; for other latents there is core's Save Latent."
+            "The latent is not the output of EBCA Invert: "
+            + ("another node has changed it." if inversion else "it was not inverted.")
+            + " Connect EBCA Invert directly to this node; for other latents use core's Save Latent."
         )
     return inversion
 
@@ -111,13 +111,13 @@ def load(path: Path) -> Inversion:
             samples = file.get_tensor("latent_tensor") if values else None
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"Expected a file that EBCA Save Inversion wrote, but cannot read {path.name}: {error}."
+            f"{path.name} is not a file of EBCA Save Inversion and cannot be read: {error}. Choose another file."
         ) from None
     missing = [f.name for f in fields(InversionRecord) if f.name not in values and f.default is MISSING]
     if samples is None or missing:
         raise ValueError(
-            f"Expected a file that EBCA Save Inversion wrote, but {path.name} has no record of an inversion"
-            + (f" (it lacks {', '.join(missing)})." if values else ".")
+            f"{path.name} is not a file of EBCA Save Inversion: it has no record of an inversion"
+            + (f" ({', '.join(missing)} missing)." if values else ".")
             + " Load other latents with core's Load Latent."
         )
     known = {f.name: values[f.name] for f in fields(InversionRecord) if f.name in values}
@@ -127,7 +127,7 @@ def load(path: Path) -> Inversion:
 # --- what the graph tells ---
 
 
-def loaded_by(prompt: Prompt, node_id: str | None) -> list[str]:
+def loaded_by(prompt: WorkflowPrompt, node_id: str | None) -> list[str]:
     """The settings of the nodes that made the model wired to a node; EBCA's own, and what feeds these, are left out."""
 
     def follows(source: str, name: str) -> bool:
@@ -141,12 +141,12 @@ def loaded_by(prompt: Prompt, node_id: str | None) -> list[str]:
     )
 
 
-def text_of(prompt: Prompt, node_id: str | None, name: str) -> str:
+def text_of(prompt: WorkflowPrompt, node_id: str | None, name: str) -> str:
     """All that is written in text inputs behind a node's wired CONDITIONING."""
     return " | ".join(text for source in _behind(prompt, node_id, name) for text in graph.texts(prompt, source))
 
 
-def scheduled_by(prompt: Prompt, node_id: str | None) -> tuple[int | None, str]:
+def scheduled_by(prompt: WorkflowPrompt, node_id: str | None) -> tuple[int | None, str]:
     """The steps and the scheduler behind a node's wired sigmas."""
     behind = list(_behind(prompt, node_id, "sigmas"))
     steps, scheduler = _first(prompt, behind, "steps"), _first(prompt, behind, "scheduler")
@@ -168,12 +168,12 @@ def model_mismatches(record: InversionRecord, family: str, loaded: list[str]) ->
     if record.loaded and loaded and record.loaded != loaded:
         was, now = (sorted(set(a) - set(b)) for a, b in ((record.loaded, loaded), (loaded, record.loaded)))
         return [
-            f"The model is another: it was made with {'; '.join(was) or 'less'}, now with {'; '.join(now) or 'less'}."
+            f"The model differs: it was made with {'; '.join(was) or 'less'}, now with {'; '.join(now) or 'less'}."
         ]
     return []
 
 
-def mismatches(record: InversionRecord, prompt: Prompt, node_id: str | None) -> list[str]:
+def mismatches(record: InversionRecord, prompt: WorkflowPrompt, node_id: str | None) -> list[str]:
     """What keeps the samplers behind a node from retracing the node's inversion, as far as the graph tells."""
     samplers = graph.first_downstream(prompt, node_id, lambda node: _samples(prompt, node)) if node_id in prompt else ()
     found = [problem for sampler in samplers for problem in _sampler_mismatches(record, prompt, sampler, node_id)]
@@ -193,13 +193,13 @@ def run_mismatches(noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Te
     walked, steps = torch.tensor(record.sigmas), len(sigmas) - 1  # fewer steps: the first stage of a run in two
     if steps >= len(walked) or not torch.allclose(sigmas[:-1].cpu().float(), walked[:steps], rtol=1e-3, atol=1e-4):
         found.append(
-            f"The inversion went {len(walked) - 1} steps up to sigma {walked[0]:.4g}; the sampler goes {steps} down "
-            f"from {float(sigmas[0]):.4g}, over other sigmas. Give it the same steps and scheduler, from the start."
+            f"The inversion has {len(walked) - 1} steps up to sigma {walked[0]:.4g}, but the sampler has {steps} "
+            f"steps from {float(sigmas[0]):.4g}, with other sigmas. Use the same steps and scheduler, from the start."
         )
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
     if name != "sample_euler":
         name = name.removeprefix("sample_")
-        found.append(f"The sampler {name} does not go back the way of the inversion: use {' or '.join(RETRACING)}.")
+        found.append(f"The sampler {name} does not reverse the inversion: use {' or '.join(RETRACING)}.")
     if record.holds_noise and not hasattr(noise, INVERSION_KEY):
         found.append(f"The sampler {STARTS_ELSEWHERE}")
     elif not record.holds_noise and inverted and noise.count_nonzero():
@@ -207,7 +207,7 @@ def run_mismatches(noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Te
     return found
 
 
-def _sampler_mismatches(record: InversionRecord, prompt: Prompt, sampler: str, node_id: str) -> Iterator[str]:
+def _sampler_mismatches(record: InversionRecord, prompt: WorkflowPrompt, sampler: str, node_id: str) -> Iterator[str]:
     here = f"{prompt[sampler]['class_type']} (node {sampler})"
     guided = list(graph.upstream(prompt, sampler, _leads_to_settings))
     nearest = partial(_first, prompt, guided)
@@ -220,15 +220,15 @@ def _sampler_mismatches(record: InversionRecord, prompt: Prompt, sampler: str, n
         negative = _prompt_of(prompt, guided, "negative")
         if record.caption and negative is not None and negative != record.caption:
             yield (
-                f"The negative prompt of {here} is '{negative}'. Wire the caption of the inversion into it too: else "
-                "guidance works against the picture, and edits fail."
+                f"The negative prompt of {here} is '{negative}'. Connect the caption of the inversion to it too. "
+                "Otherwise guidance works against the image, and edits fail."
             )
     if (nearest("start_at_step") or 0) > 0 or nearest("denoise") not in (None, 1, 1.0):
-        yield f"{here} begins in the middle of the run, but the inversion went all the way. Let it begin at the start."
+        yield f"{here} starts in the middle of the run, but the inversion covers all of it. Start at step 0, denoise 1."
     name = nearest("sampler_name") or _sampler_class(prompt, sampler)
     if name and name not in RETRACING:
         yield (
-            f"{here} has the sampler {name}, which does not go back the way of the inversion: use "
+            f"{here} has the sampler {name}, which does not reverse the inversion: use "
             f"{' or '.join(RETRACING)}."
         )
     if record.holds_noise:
@@ -241,24 +241,27 @@ def _sampler_mismatches(record: InversionRecord, prompt: Prompt, sampler: str, n
         )
 
 
-def _is_ours(prompt: Prompt, node_id: str) -> bool:
+def _is_ours(prompt: WorkflowPrompt, node_id: str) -> bool:
     return prompt[node_id]["class_type"].startswith("EBCA")
 
 
 def _behind(
-    prompt: Prompt, node_id: str | None, name: str, follows: Callable[[str, str], bool] = lambda node, name: True
+    prompt: WorkflowPrompt,
+    node_id: str | None,
+    name: str,
+    follows: Callable[[str, str], bool] = lambda node, name: True,
 ) -> Iterator[str]:
     """The nodes that a node's input depends on."""
     return graph.upstream(prompt, graph.link_of(prompt, node_id, name), follows) if node_id in prompt else iter(())
 
 
-def _first(prompt: Prompt, nodes: Iterable[str], name: str) -> Any:
+def _first(prompt: WorkflowPrompt, nodes: Iterable[str], name: str) -> Any:
     """The value of the first input `name` that one of the nodes has."""
     holder = next((node for node in nodes if name in graph.inputs_of(prompt, node)), None)
     return None if holder is None else graph.value_of(prompt, holder, name)
 
 
-def _samples(prompt: Prompt, node_id: str) -> bool:
+def _samples(prompt: WorkflowPrompt, node_id: str) -> bool:
     return bool({"sampler_name", "sampler"} & set(graph.inputs_of(prompt, node_id)))
 
 
@@ -267,25 +270,25 @@ def _leads_to_settings(node_id: str, name: str) -> bool:
     return name not in ("latent_image", "latent", "samples", "noise", "model")
 
 
-def _prompt_of(prompt: Prompt, nodes: Iterable[str], *names: str) -> str | None:
+def _prompt_of(prompt: WorkflowPrompt, nodes: Iterable[str], *names: str) -> str | None:
     """The text behind the first input of these names that one of the nodes has, None where there is none."""
     named = ((node, name) for node in nodes for name in names if name in graph.inputs_of(prompt, node))
     return next((text_of(prompt, node, name) for node, name in named), None)
 
 
-def _is_edited(prompt: Prompt, sampler: str) -> bool:
+def _is_edited(prompt: WorkflowPrompt, sampler: str) -> bool:
     """Whether the model that a sampler or its guider runs has passed EBCA Compose."""
     passed = graph.upstream(prompt, sampler, lambda node, name: name in ("guider", "model"))
     return any(prompt[node]["class_type"] == "EBCACompose" for node in passed)
 
 
-def _sampler_class(prompt: Prompt, sampler: str) -> str | None:
+def _sampler_class(prompt: WorkflowPrompt, sampler: str) -> str | None:
     """The class of the node that makes a SAMPLER which has no name."""
     source = graph.link_of(prompt, sampler, "sampler")
     return prompt[source]["class_type"] if source and "sampler_name" not in graph.inputs_of(prompt, source) else None
 
 
-def _adds_noise(prompt: Prompt, sampler: str, node_id: str) -> bool:
+def _adds_noise(prompt: WorkflowPrompt, sampler: str, node_id: str) -> bool:
     inputs = graph.inputs_of(prompt, sampler)
     if "noise" in inputs:
         source = graph.link_of(prompt, sampler, "noise")

@@ -58,7 +58,7 @@ def invert(
     _check_sigmas(sigmas, noising)
     last_x = []
     sampler = comfy.samplers.KSAMPLER(
-        _walk_up,
+        sample_ddim_inversion,
         extra_options={
             "noising": noising,
             "regularisation": regularisation,
@@ -83,8 +83,8 @@ def invert(
         samples = last_x[0].float() / float(sigmas[0])
     if not torch.isfinite(samples).all():
         raise ValueError(
-            "Expected finite numbers from the inversion, but some are not. Lower lambda_auto_corr and lambda_kl, or "
-            "set reg_steps to 0; if that does not help, the model itself overflows in this precision."
+            "The inversion has no finite numbers. Lower lambda_auto_corr and lambda_kl, or set reg_steps to 0. If that "
+            "does not help, the model itself overflows in this precision."
         )
     return samples.to(comfy.model_management.intermediate_device())
 
@@ -112,8 +112,8 @@ class InvertedNoise:
         image = latent["samples"]
         if list(image.shape) != self._shape:
             raise ValueError(
-                f"Expected a latent of shape {self._shape}, as it was inverted, but got {list(image.shape)}. Wire the "
-                "latent that went into EBCA Invert into the sampler too."
+                f"The latent has the shape {list(image.shape)}, but the inverted one has {self._shape}. Connect the "
+                "latent of EBCA Invert's input to the sampler too."
             )
         image = image.float().cpu()
         image = self._scaled(image) if image.count_nonzero() else image  # as ComfyUI's guider does
@@ -129,7 +129,7 @@ class InvertedNoise:
 
 
 @torch.no_grad()
-def _walk_up(
+def sample_ddim_inversion(
     model: Callable[..., Tensor],
     x: Tensor,
     sigmas: Tensor,
@@ -172,14 +172,13 @@ def _checked_noising(model: ModelPatcher) -> Noising:
     noising = noising_of(_sampling_of(model))
     if noising is None:
         raise ValueError(
-            f"Expected a model that predicts noise (eps) or velocity (v, flow matching), but {family_of(model.model)} "
-            "predicts something else. SD 1.x, SD 2.x, SDXL, Wan and Cosmos work."
+            f"EBCA Invert does not apply to {family_of(model.model)}, which predicts neither noise (eps) nor a "
+            "velocity (v, flow matching). Use a model such as SD 1.x, SDXL, Wan or Cosmos."
         )
     if settings_of(model).edits:
         raise ValueError(
-            "Expected a model without edits, but it has some from EBCA Compose: inverted with them, the picture would "
-            "come back as it was. Wire the model from before EBCA Compose into EBCA Invert, and the one after it into "
-            "the sampler."
+            "The model has edits from EBCA Compose. Inverted with them, the image would be reconstructed without a "
+            "change. Connect the model from before EBCA Compose to EBCA Invert, and the one after it to the sampler."
         )
     return noising
 
@@ -189,15 +188,15 @@ def _check_caption(model: ModelPatcher, caption: list) -> None:
     if not texts or not all(isinstance(text, Tensor) and text.ndim == 3 and text.numel() > 0 for text in texts):
         came = [list(text.shape) if isinstance(text, Tensor) else type(text).__name__ for text in texts]
         raise ValueError(
-            "Expected an encoded caption of shape [batch, tokens, width], but got "
-            f"{', '.join(map(str, came)) or 'no prompt'}. Connect a CLIP Text Encode."
+            f"caption is {', '.join(map(str, came)) or 'empty'} instead of an encoded prompt [batch, tokens, width]. "
+            "Connect a CLIP Text Encode."
         )
     width = model.model.model_config.unet_config.get("context_dim")
     wrong = [text.shape[2] for text in texts if width not in (None, text.shape[2])]
     if wrong:
         raise ValueError(
-            f"Expected a caption of width {width}, as {family_of(model.model)} reads it, but got one of width "
-            f"{wrong[0]}. Encode it with the CLIP of the checkpoint that the model comes from."
+            f"The caption is encoded with width {wrong[0]}, but {family_of(model.model)} reads text of width {width}. "
+            "Encode it with the CLIP of the checkpoint that the model comes from."
         )
 
 
@@ -211,18 +210,17 @@ def _checked_samples(model: ModelPatcher, latent: dict) -> Tensor:
     if not isinstance(samples, Tensor) or samples.ndim != len(shape) or samples.numel() == 0:
         came = list(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
         raise ValueError(
-            f"Expected the latent of a picture, [{', '.join(shape)}], but got {came}. Connect a VAE Encode, and a "
-            "model for pictures or videos."
+            f"latent is {came} instead of [{', '.join(shape)}]. Connect a VAE Encode, and a model for images or videos."
         )
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
         raise ValueError(
-            f"Expected a latent of {channels} channels, as {family_of(model.model)} has them, but got "
-            f"{samples.shape[1]}. Encode the picture with the VAE of the checkpoint that the model comes from."
+            f"The latent has {samples.shape[1]} channels, but {family_of(model.model)} has {channels}. Encode the "
+            "image with the VAE of the checkpoint that the model comes from."
         )
     if not torch.isfinite(samples).all():
         raise ValueError(
-            "Expected finite numbers in the latent, but some are not. Look at the picture that is encoded."
+            "The latent has numbers that are not finite. Check the image that is encoded."
         )
     return samples
 
@@ -231,12 +229,12 @@ def _check_sigmas(sigmas: Tensor, noising: Noising) -> None:
     listed = f"{len(sigmas)} of them" if sigmas.ndim == 1 else f"shape {list(sigmas.shape)}"
     if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas.diff() < 0).all()) or not 0 <= sigmas[-1] < torch.inf:
         raise ValueError(
-            "Expected at least two sigmas that fall, as a sampler gets them (EBCA Invert turns them round itself), but "
-            f"got {listed}: {', '.join(f'{sigma:.4g}' for sigma in sigmas.flatten()[:8].tolist())}. Wire the same "
-            "sigmas as into the sampler, without FlipSigmas."
+            f"sigmas must be at least two decreasing numbers, but are {listed}: "
+            f"{', '.join(f'{sigma:.4g}' for sigma in sigmas.flatten()[:8].tolist())}. Connect the sampler's sigmas, "
+            "without FlipSigmas: EBCA Invert reverses them itself."
         )
     if noising is FLOW and sigmas[0] > HIGHEST_FLOW_SIGMA:
         raise ValueError(
-            f"Expected sigmas of at most 1, as a flow-matching model has them, but got {listed}, the first of which is "
-            f"{float(sigmas[0]):.4g}. Make them with a scheduler of this model."
+            f"The sigmas start at {float(sigmas[0]):.4g}, but those of a flow-matching model start at 1 at most. Use "
+            "the sigmas of a scheduler for this model."
         )

@@ -26,7 +26,7 @@ class RePaintSampler(comfy.samplers.KSAMPLER):
 
     def __init__(self, jump_length: int, jump_n_sample: int, eta: float):
         if not 0 <= eta <= 1:
-            raise ValueError(f"Expected eta to be from 0 (no noise in the steps) to 1 (as in DDPM), but got {eta}.")
+            raise ValueError(f"eta is {eta}. Set it to a number from 0 (no noise in the steps) to 1 (as in DDPM).")
         settings = {"jump_length": jump_length, "jump_n_sample": jump_n_sample, "eta": eta}
         super().__init__(sample_repaint, extra_options=settings)
         self._jumps = (jump_length, jump_n_sample)
@@ -36,7 +36,7 @@ class RePaintSampler(comfy.samplers.KSAMPLER):
     ):
         """As ComfyUI calls it; progress counts all calls of the model. ValueError for other models and sigmas."""
         calls = count_model_calls(repaint_levels(len(sigmas) - 1, *self._jumps))
-        _warn_of_what_does_nothing(calls, len(sigmas) - 1, *self._jumps, denoise_mask)
+        _warn_if_without_effect(calls, len(sigmas) - 1, *self._jumps, denoise_mask)
 
         def with_jumps(call: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
             if callback is not None:
@@ -103,19 +103,19 @@ def _for_blending(noise: Tensor, mask: Tensor | None) -> Tensor:
     return noise if mask is None else noise * ((1 + mask) / (1 - mask).clamp(min=1e-6)).sqrt()
 
 
-def _warn_of_what_does_nothing(
+def _warn_if_without_effect(
     calls: int, steps: int, jump_length: int, jump_n_sample: int, denoise_mask: Tensor | None
 ) -> None:
     if jump_n_sample > 1 and calls == steps:
         log.warning(
-            "EBCA RePaint Sampler makes no jumps in a run of %d steps with a jump_length of %d: this is plain "
-            "inpainting. Take a jump_length below the number of steps.",
+            "EBCA RePaint Sampler makes no jumps: the run has %d steps and jump_length is %d, so this is plain "
+            "inpainting. Set jump_length below the number of steps.",
             steps,
             jump_length,
         )
     if denoise_mask is None:
         log.warning(
-            "EBCA RePaint Sampler got a latent without a noise mask: it makes the whole picture anew. Put a Set Latent "
+            "EBCA RePaint Sampler: the latent has no noise mask, so the whole image is resampled. Put a Set Latent "
             "Noise Mask before the sampler."
         )
 
@@ -123,19 +123,20 @@ def _warn_of_what_does_nothing(
 def _checked_noising(model, sigmas: Tensor) -> Noising:
     if not hasattr(model, "noise"):
         raise ValueError(
-            "Expected ComfyUI's own inpainting around the model, but another node wraps this sampler and hides it: the "
-            "known region could not get fresh noise. Wire EBCA RePaint Sampler straight into the sampling node."
+            "Another node wraps EBCA RePaint Sampler and hides ComfyUI's inpainting, so the known region cannot be "
+            "given new noise. Connect EBCA RePaint Sampler directly to the sampling node."
         )
     if bool((sigmas.diff() > 0).any()):
         raise ValueError(
-            "Expected sigmas that fall, but they rise: RePaint goes back up by itself. Remove FlipSigmas, or take the "
-            "sigmas of a plain scheduler."
+            "The sigmas increase. RePaint re-noises the latent by itself: remove FlipSigmas, or use the sigmas of a "
+            "scheduler."
         )
     noising = _noising_of(model.inner_model.inner_model)
     if noising is FLOW and bool((sigmas > HIGHEST_FLOW_SIGMA).any() | (sigmas[1:] >= 1).any()):
         raise ValueError(
-            "Expected sigmas of a flow-matching model, from at most 1 down and below 1 after the first, but got "
-            f"{', '.join(f'{sigma:.4g}' for sigma in sigmas[:8].tolist())}. Make them with a scheduler of this model."
+            f"The sigmas {', '.join(f'{sigma:.4g}' for sigma in sigmas[:8].tolist())} do not fit a flow-matching "
+            "model: they must start at 1 at most and be below 1 after that. Use the sigmas of a scheduler for this "
+            "model."
         )
     return noising
 
@@ -144,13 +145,12 @@ def _noising_of(model: BaseModel) -> Noising:
     noising = noising_of(model.model_sampling)
     if noising is None:
         raise ValueError(
-            f"Expected a model that predicts noise (eps) or velocity (v, flow matching), but {family_of(model)} does "
-            "not: RePaint needs to know how much noise a latent has. Use ComfyUI's own samplers with this model."
+            f"RePaint does not apply to {family_of(model)}, which predicts neither noise (eps) nor a velocity (v, flow "
+            "matching). Use ComfyUI's own samplers with this model."
         )
     if reads_noise_mask(model):
         raise ValueError(
-            f"Expected a model that sees the known region with noise, but {family_of(model)} reads the noise mask "
-            "itself and sees that region without noise: RePaint could not noise it again. Use ComfyUI's own samplers "
-            "with this model."
+            f"RePaint does not apply to {family_of(model)}, which reads the noise mask itself and sees the known "
+            "region without noise. Use ComfyUI's own samplers with this model."
         )
     return noising

@@ -7,21 +7,23 @@ from typing import Any
 
 from comfy_execution import graph as execution_graph
 
-Prompt = Mapping[str, Mapping[str, Any]]
+WorkflowPrompt = Mapping[str, Mapping[str, Any]]
 
 
-def inputs_of(prompt: Prompt, node_id: str) -> Mapping[str, Any]:
+def inputs_of(prompt: WorkflowPrompt, node_id: str) -> Mapping[str, Any]:
     """The inputs of a node, widgets and links alike."""
     return prompt[node_id].get("inputs", {})
 
 
-def link_of(prompt: Prompt, node_id: str, name: str) -> str | None:
+def link_of(prompt: WorkflowPrompt, node_id: str, name: str) -> str | None:
     """The id of the node that is wired to an input, None where there is none."""
     value = inputs_of(prompt, node_id).get(name)
     return value[0] if _is_link(value) and value[0] in prompt else None
 
 
-def upstream(prompt: Prompt, node_id: str | None, follows: Callable[[str, str], bool] = lambda node, name: True):
+def upstream(
+    prompt: WorkflowPrompt, node_id: str | None, follows: Callable[[str, str], bool] = lambda node, name: True
+) -> Iterator[str]:
     """The ids of a node and of all that it depends on, nearest first, along the inputs that `follows(id, name)`."""
     seen, waiting = set(), [node_id] if node_id in prompt else []
     while waiting:
@@ -34,7 +36,7 @@ def upstream(prompt: Prompt, node_id: str | None, follows: Callable[[str, str], 
         waiting += [source for name in names if (source := link_of(prompt, current, name))]
 
 
-def first_downstream(prompt: Prompt, node_id: str | None, wanted: Callable[[str], bool]) -> Iterator[str]:
+def first_downstream(prompt: WorkflowPrompt, node_id: str | None, wanted: Callable[[str], bool]) -> Iterator[str]:
     """The ids of the wanted nodes that depend on a node without another wanted one between them."""
     seen, waiting = {node_id}, [node_id]
     while waiting:
@@ -50,7 +52,7 @@ def first_downstream(prompt: Prompt, node_id: str | None, wanted: Callable[[str]
                 waiting.append(reader)
 
 
-def value_of(prompt: Prompt, node_id: str, name: str) -> Any:
+def value_of(prompt: WorkflowPrompt, node_id: str, name: str) -> Any:
     """What a widget, or one of core's primitives wired to it, holds; None where that is not known."""
     value = inputs_of(prompt, node_id).get(name)
     if not _is_link(value):
@@ -59,12 +61,12 @@ def value_of(prompt: Prompt, node_id: str, name: str) -> Any:
     return primitive["value"] if set(primitive) == {"value"} and not _is_link(primitive["value"]) else None
 
 
-def widgets(prompt: Prompt, node_id: str) -> dict[str, Any]:
+def widgets(prompt: WorkflowPrompt, node_id: str) -> dict[str, Any]:
     """The inputs of a node that are not wired."""
     return {name: value for name, value in inputs_of(prompt, node_id).items() if not _is_link(value)}
 
 
-def texts(prompt: Prompt, node_id: str) -> list[str]:
+def texts(prompt: WorkflowPrompt, node_id: str) -> list[str]:
     """What is written in a node's text inputs; a file that is chosen from a list is no text."""
     declared = execution_graph.nodes.NODE_CLASS_MAPPINGS.get(prompt[node_id].get("class_type"))
     if declared is None:

@@ -1,4 +1,4 @@
-"""Word lists of the concept finder, concepts.py: what is no part of a noun phrase, and which nouns are not things."""
+"""Word lists for concepts.py: words that are not part of a noun phrase, and nouns that are not things."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BESIDE = _words(
     "outside of", "at the foot of",
 )  # fmt: skip
 PREPOSITIONS = IN | ON | OVER | ABOVE | BESIDE
-#: Prepositions of place only where a verb is before and a thing behind them: "hanging from a tree", "tied to a post".
+#: Prepositions of place if they follow a verb and precede a thing: "hanging from a tree", "tied to a post".
 AFTER_VERBS = _words("to from")
 LINKS = {COMMA: {COMMA}, "and": AND, "with": WITH, "in": IN, "on": ON, "over": OVER, "above": ABOVE, "beside": BESIDE}
 BETWEEN = PREPOSITIONS | AND | WITH | {COMMA}
@@ -41,7 +41,8 @@ ADVERBS = _words(
     "upside down", "side by side",
 )  # fmt: skip
 ADVERB = re.compile(r"(?!\w*(fly|family|jelly|lily|holly|belly|bully|ally|doily)$)\w+ly$|very$")
-# Clauses, negations, comparisons, alternatives, verbs in the past and what else a list of things would not show.
+# Words of clauses, negations, comparisons and alternatives, past tenses, and other words that a list of things does not
+# have.
 UNSURE = AFTER_VERBS | _words(
     "that which who whom whose where when while if but or nor not no without than then because so for about before "
     "after until since per via like unlike instead except despite although though however both either neither each "
@@ -74,13 +75,13 @@ VERBS = _words(
     "row paddle steer land chew nibble peck sip shine sneak squat wait work study lead fish hunt camp rush race hop "
     "rock drip flow bloom blow"
 )
-#: Verbs whose object may have no article: "wearing sunglasses".
+#: Verbs whose object can have no article: "wearing sunglasses".
 BARE_OBJECT = re.compile(
     r"(wearing|holding|carrying|chasing|wielding|selling) |"
     r"(eating|drinking) (?!contest|competition|fountain|glass|utensil)|"
     r"playing (guitar|piano|violin|cello|drums|trumpet|saxophone|flute|harp|banjo|accordion)$"
 )
-#: "at" what they are looking is no place.
+#: Verbs after which "at" is not a preposition of place: "looking at".
 LOOKING = _words("looking staring gazing smiling pointing barking looks stares gazes smiles points barks")
 FACING = _words("facing faces")
 PARTICIPLES = _words(
@@ -92,7 +93,7 @@ ING_NOUNS = _words(
     "earring railing clothing bedding lightning morning evening wedding thing sibling herring carving awning stocking "
     "frosting viking darling stuffing topping"
 )
-#: And those that are part of a noun's name.
+#: Words in -ing that are part of the name of a thing.
 ING_NAMES = re.compile(
     r"(dining (table|room|chair|hall)|swimming pool|(sewing|washing|vending) machine|rocking (chair|horse)|"
     r"sailing (boat|ship)|(ironing|cutting) board|shopping (bag|cart|mall)|hunting (dog|rifle|horn)|"
@@ -117,7 +118,7 @@ ADJECTIVES = _words(
     "tame tight tough tropical vast warm weak weird worn wise bizarre rustic mysterious ready fantasy cyberpunk "
     "steampunk stray"
 )
-#: Adjectives that are nouns as well, and those of them that are colours.
+#: Adjectives that can also be nouns; and the colours among them.
 MATERIALS = _words(
     "orange gold silver rose bronze brass copper wood metal iron steel glass crystal stone brick marble leather "
     "velvet silk cotton lace paper plastic rubber porcelain ceramic clay square ice straw wool denim concrete granite "
@@ -125,19 +126,19 @@ MATERIALS = _words(
 )
 COLOUR_NOUNS = _words("orange gold silver rose bronze copper")
 SHADES = _words("light sky navy lime forest blood snow hot jet midnight")
-#: An unknown word that may stand before an adjective; and one that is an adjective in all likelihood.
+#: Unknown words that can precede an adjective; and words that are very likely adjectives.
 ADJECTIVE = re.compile(r".*(ed|ing|y|al|ic|ous|ful|ish|ive|ern|ant|ent|less|able|ible|en|ian|ary|-.*)$")
 SURE_ADJECTIVE = re.compile(r".*(ed|ing|ous|ful|ish|ive|less|ible|-.*)$")
 NO_NOUN = re.compile(r"\d+$|.*(?<!hand)ful$|.*(ous|less|ness|unmade|['\u2019]s)$")
-#: Verbs that are nouns as well.
+#: Verbs that can also be nouns.
 VERB_NOUNS = _words("fish watch swing slide rock camp wave drink row face pet bloom cross race land")
 PLURALS = _words(
     "people children men women mice geese teeth feet fish sheep deer dice oxen police cattle salmon firemen"
 )
 NO_PLURAL = re.compile(r".*(ss|us|is|['\u2019]s|lens|canvas|christmas)$|(\d+s|sports|texas|gas|atlas|news|chess)$")
-#: Plurals of which there may be one: "a glasses".
+#: Plurals that can have "a": "a glasses".
 PAIRED = re.compile(r".*(glasses|goggles|pants|jeans|shorts|scissors|pliers|binoculars|headphones|trousers|tights)$")
-#: Left out after "in", "on", "over" and the like; buildings only after "in" and "at".
+#: Not things after "in", "on", "over" and similar prepositions; buildings only after "in" and "at".
 GROUNDS = _words(
     "park beach forest forests rainforest woods jungle field fields meadow garden yard backyard street streets road "
     "highway path trail sidewalk pavement city town village desert dunes savanna savannah mountain mountains hill "
@@ -154,14 +155,14 @@ BUILDINGS = _words(
     "temple palace theater theatre bakery cathedral supermarket greenhouse workshop laboratory lab factory cabin "
     "diner tavern mall bookstore warehouse mansion chapel prison"
 )
-#: Left out after any preposition.
+#: Not things after any preposition.
 ATMOSPHERE = _words(
     "sky skies sunset sunrise dusk dawn night nighttime daytime day sunlight moonlight daylight starlight rain snow "
     "fog mist storm clouds stars space winter summer autumn fall spring wind foreground distance left right center "
     "centre middle top bottom style air sunshine midnight noon horizon snowstorm universe surface waves"
 )
 PLACES_OF_THINGS = _words("top bottom middle left right center centre side edge corner")
-#: What "in" and "at" put something into that is a thing itself: containers, clothes, furniture, vehicles.
+#: Things even after "in" and "at": containers, clothes, furniture, vehicles.
 CONTAINERS = _words(
     "box basket bowl cup mug teacup glass vase cage birdcage bag backpack suitcase purse handbag briefcase pot pan "
     "jar bottle bucket barrel crate tray pitcher car truck van taxi bus train plane boat canoe kayak raft gondola "
@@ -171,7 +172,7 @@ CONTAINERS = _words(
     "vest jeans pants shorts pajamas apron boots shoes scarf kimono tuxedo helmet spacesuit swimsuit bikini skirt "
     "cloak cape raincoat overalls mask glasses sunglasses tutu table desk counter piano stall blanket bubble pile"
 )
-#: After "with" they stay with the thing before them.
+#: After "with" they belong to the thing before it.
 PARTS = _words(
     "hair eyes eye beard mustache moustache ears ear tail wings horns horn fur face smile skin spots stripes legs leg "
     "arms arm hand hands head nose mouth teeth feathers antlers mane claws scales petals roof door doors windows "
@@ -189,33 +190,33 @@ ABSTRACT = _words(
     "melody game marathon routine trick ride problem sweat event show performance concert dance break lesson class "
     "lecture speech reflection information end beginning life silence darkness"
 )
-#: Endings of abstract nouns, and things that have them too.
+#: Endings of abstract nouns, and things with the same endings.
 ABSTRACTION = re.compile(
     r"(?!.*(station|lation|ration|tation|lection|television|mansion|city|vanity|fence|bulance|lance|entrance|[pl]otion)$)"
     r".*(tion|sion|ity|ance|ence)$"
 )
 VIEWER = _words("camera viewer")
-#: Vague alone, but not in "a traffic light".
+#: Vague by themselves, but not in "a traffic light".
 VAGUE = _words("light lights look view version life touch")
-#: Pairs that are one thing.
+#: Pairs of words that name one thing.
 PAIRS = re.compile(
     r"\b(salt and pepper|fish and chips|mac and cheese|macaroni and cheese|bread and butter|peanut butter and jelly|"
     r"bow and arrow|bed and breakfast|rock and roll|gin and tonic|cup and saucer|mortar and pestle|"
     r"spaghetti and meatballs|cookies and cream|bacon and eggs)$"
 )
 
-# --- how the picture is made ------------------------------------------------------------------------------------------
+# --- styles and media -------------------------------------------------------------------------------------------------
 
 MEDIA = _words(
     "photo photograph picture image painting drawing sketch illustration render rendering portrait watercolor "
     "watercolour art artwork close-up closeup shot view scene depiction cartoon emoji caricature doodle selfie print "
     "poster snapshot"
 )
-#: In front of a medium, words that begin no style: "a man is taking a picture of".
+#: Words after which a medium is not the beginning of a style: "a man is taking a picture of".
 NO_MEDIUM = BETWEEN | OF | UNSURE | {"is", "are"}
 VERB_FORM = re.compile(r"(?!painting|drawing|rendering|stunning|amazing|striking|charming)\w+ing$")
 DRINKS = _words("whiskey whisky espresso tequila vodka rum")
-#: Pictures that can be things.
+#: Media that can be things.
 OBJECTS = _words("painting drawing portrait picture photo photograph poster print sketch")
 ON_A_WALL = _words("wall hanging hung frame framed easel gallery museum")
 STYLE_HEADS = _words(

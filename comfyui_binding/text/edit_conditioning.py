@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..other_packs import holds_keys_and_values_in_turns
+
 #: {option of a conditioning that edits do not support: its name, and the alternative}
 NOT_FOR_EDITS = {
     "area": "an area: use the mask input of EBCA Edit Context",
@@ -40,6 +42,11 @@ def checked_conditioning(conditioning: list) -> list:
         raise ValueError(
             f"The conditioning of an edit is {received} instead of an encoded prompt [batch, tokens, width]. Connect a "
             "CLIP Text Encode."
+        )
+    if holds_keys_and_values_in_turns(context):
+        raise ValueError(
+            "The conditioning of an edit is encoded with a NegPip CLIP, whose keys and values edits do not take apart. "
+            "Encode the edit with the CLIP from before CLIP NegPip."
         )
     return conditioning
 

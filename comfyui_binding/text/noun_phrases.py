@@ -1,7 +1,7 @@
-"""The noun phrases of an English text and which of them are things, by word lists and rules.
+"""The noun phrases of an English text, and which of them are things: word lists and rules.
 
-A phrase ends at words that are no part of it: commas, "and", "with", prepositions, verbs, the next article. There is no
-dictionary of nouns: what is left has to look like one noun phrase, and where that is in doubt, ConceptsNotFound asks.
+Commas, "and", "with", prepositions, verbs and the next article end a phrase. There is no dictionary of nouns: the rest
+must look like one noun phrase. If that is not certain, ConceptsNotFound is raised.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ class ConceptsNotFound(ValueError):
 
 
 def ask(reason: str) -> NoReturn:
-    """Raises ConceptsNotFound: reason is what is wrong with the prompt."""
+    """Raises ConceptsNotFound. reason: what is wrong with the prompt."""
     raise ConceptsNotFound(f"{reason}. Write the concepts in the `concepts` box, one a line, such as `a red balloon`.")
 
 
 def doubt(word: str) -> NoReturn:
-    """Raises ConceptsNotFound for a word of which it is not certain what it is."""
+    """Raises ConceptsNotFound for a word whose role is not certain."""
     ask(f"The prompt cannot be split into concepts with certainty at `{word}`")
 
 
 def ask_twice(name: str) -> NoReturn:
-    """Raises ConceptsNotFound for a thing that is named twice."""
+    """Raises ConceptsNotFound for a name that occurs twice."""
     ask(f"The prompt names `{name}` twice, and whether that is one thing is not certain")
 
 
-class Token(NamedTuple):
-    word: str  # lower case; several words where they mean one, as "next to"
+class WordToken(NamedTuple):
+    word: str  # lower case; several words for "next to" and the like
     start: int
     end: int
     capital: bool
@@ -50,8 +50,8 @@ _SEVERAL = sorted((w for w in BETWEEN | OF | ADVERBS | PRONOUNS if " " in w), ke
 _TOKEN = re.compile(rf"\b(?:{'|'.join(_SEVERAL)})\b|,|embedding:[^\s,]+|\\\([^)]*\)|[\w'\u2019-]+|\S", re.IGNORECASE)
 
 
-def read_tokens(text: str) -> list[Token]:
-    tokens = [Token(m[0].lower(), *m.span(), m[0][0].isupper()) for m in _TOKEN.finditer(text)]
+def read_tokens(text: str) -> list[WordToken]:
+    tokens = [WordToken(m[0].lower(), *m.span(), m[0][0].isupper()) for m in _TOKEN.finditer(text)]
     for word, *_ in tokens:
         if word in FOREIGN:
             ask(f"The prompt is not in English, the one language that is split into concepts (`{word}`)")
@@ -62,14 +62,14 @@ def read_tokens(text: str) -> list[Token]:
 
 @dataclass
 class Phrase:
-    """A noun phrase. link is what it hangs on: `start`, `verb`, `look` or a key of LINKS."""
+    """A noun phrase. link: what precedes it, one of `start`, `verb`, `look` and the keys of LINKS."""
 
     link: str
     start: int
     end: int = 0
     determiner: str = ""
     words: list[str] = field(default_factory=list)  # up to the first "of"
-    of: list[str] | None = None  # and behind it
+    of: list[str] | None = None  # words after it
     of_determiner: str = ""
     proper: bool = True  # every word begins with a capital
     has_part: bool = False
@@ -80,7 +80,7 @@ class Phrase:
 
 
 def _form(verb: str, ending: str) -> str:
-    """sit, tie, ride, carry with `ing` or `s`: sitting, tying, riding, carries."""
+    """The form of a verb in `ing` or `s`: sit, tie, ride, carry give sitting, tying, riding, carries."""
     if ending == "s":
         return re.sub(r"(?<![aeiou])y$", "ie", verb) + ("es" if re.search(r"(s|x|ch|sh)$", verb) else "s")
     double = len(verb) < 5 and re.search(r"(?<![aeiou])[aeiou][bdgmnprt]$", verb)
@@ -111,18 +111,18 @@ def _may_be_adjective(word: str) -> bool:
     return _is_adjective(word) or bool(ADJECTIVE.match(word))
 
 
-def _word(tokens: list[Token], i: int) -> str:
+def _word(tokens: list[WordToken], i: int) -> str:
     return tokens[i].word if i < len(tokens) else ""
 
 
-def _ends(tokens: list[Token], i: int) -> bool:
-    """Whether nothing that could belong to a noun phrase begins at token i without an article."""
+def _ends(tokens: list[WordToken], i: int) -> bool:
+    """Whether a noun phrase without an article cannot begin at token i."""
     word = _word(tokens, i)
     return not word or word in BETWEEN | OF | PRONOUNS | AFTER_VERBS or _is_determiner(word) or _is_adverb(word)
 
 
-def _is_verb(tokens: list[Token], i: int, subject: Phrase | None) -> bool:
-    """Whether the word says what a thing does; subject is the noun phrase right before it, if there is one."""
+def _is_verb(tokens: list[WordToken], i: int, subject: Phrase | None) -> bool:
+    """Whether the word is a verb. subject: the noun phrase directly before it, if any."""
     word, following = _word(tokens, i), _word(tokens, i + 1)
     object_follows = _is_determiner(following)
     ends = _ends(tokens, i + 1)
@@ -145,8 +145,8 @@ def _is_verb(tokens: list[Token], i: int, subject: Phrase | None) -> bool:
     return False
 
 
-def _noun_phrase(tokens: list[Token], i: int, link: str) -> tuple[Phrase, int]:
-    """The noun phrase that begins at token i, and the index after it."""
+def _noun_phrase(tokens: list[WordToken], i: int, link: str) -> tuple[Phrase, int]:
+    """The noun phrase that starts at token i, and the index after it."""
     phrase = Phrase(link, tokens[i].start)
     while _is_determiner(_word(tokens, i)) and (not phrase.determiner or _word(tokens, i) in NUMBERS):  # "the two cats"
         phrase.determiner, i = tokens[i].word, i + 1
@@ -181,7 +181,7 @@ def _noun_phrase(tokens: list[Token], i: int, link: str) -> tuple[Phrase, int]:
     return phrase, i
 
 
-def _joins(tokens: list[Token], i: int, words: list[str]) -> bool:
+def _joins(tokens: list[WordToken], i: int, words: list[str]) -> bool:
     """Whether the comma or "and" at token i is inside a noun phrase: "a small, fluffy dog", "a black and white cat"."""
     joint, following, after = (_word(tokens, j) for j in range(i, i + 3))
     if joint in AND and PAIRS.search(f"{' '.join(words[-2:])} and {following}"):
@@ -203,7 +203,7 @@ def _joins(tokens: list[Token], i: int, words: list[str]) -> bool:
 
 
 def _check_phrase(phrase: Phrase) -> None:
-    """Asks where the words do not look like one noun phrase."""
+    """Raises ConceptsNotFound if the words do not look like one noun phrase."""
     for words in [phrase.words] if phrase.of is None else [phrase.words, phrase.of]:
         if not words or len(words) > 6:
             doubt(" ".join([phrase.determiner, *words]).strip())
@@ -251,11 +251,11 @@ def _check_phrase(phrase: Phrase) -> None:
 # --- the things -------------------------------------------------------------------------------------------------------
 
 
-def find_things(tokens: list[Token]) -> list[Phrase]:
+def find_things(tokens: list[WordToken]) -> list[Phrase]:
     """The noun phrases that are things, in order."""
     things: list[Phrase] = []
-    last: Phrase | None = None  # the noun phrase read last
-    link, ground = "start", False  # what the next one hangs on, "" right after one; whether the last one was left out
+    last: Phrase | None = None  # the previous noun phrase
+    link, ground = "start", False  # of the next phrase, "" directly after one; whether the last was left out
     i = 2 if [token.word for token in tokens[:2]] in (["there", "is"], ["there", "are"]) else 0
     while i < len(tokens):
         word, previous = tokens[i].word, _word(tokens, i - 1) if link == "verb" else ""
@@ -301,7 +301,10 @@ def find_things(tokens: list[Token]) -> list[Phrase]:
 
 
 def _role(phrase: Phrase, things: list[Phrase], ground: bool) -> str:
-    """`thing`, `part` of the thing before it, or `ground`, which is left out. ground: the phrase before was one."""
+    """`thing`, `part` of the previous thing, or `ground`, which is left out.
+
+    ground: whether the previous phrase is one.
+    """
     head, link, bare = phrase.head, phrase.link, not phrase.determiner
     listed, before = link in {COMMA, "and"}, things[-1] if things and not ground else None
     if head in PARTS:

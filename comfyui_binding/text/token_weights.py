@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .tokenized_prompt import Reading, Token, occurrences, read, words
+from .tokenized_prompt import (
+    Token,
+    TokenizedPrompt,
+    chunk_length,
+    columns_of_encoders,
+    encode,
+    occurrences,
+    starts_of,
+    tokenize_prompt,
+    words,
+)
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -18,14 +30,68 @@ if TYPE_CHECKING:
 MAX_WEIGHT = 1000.0
 
 
+#: Between the parts of a prompt that some packs encode one by one.
+PART_SEPARATOR = "BREAK"
+#: How far an encoded piece may be from its copy in a conditioning, by its norm: as in `matches_fingerprint`.
+SAME_PIECE = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One chunk of a prompt as the text encoders take it: its weights [t], and what they make of it, [t * r, c].
+
+    r is 1, or 2 where the encoder gives a key and a value for each token. encoders: the columns of each encoder's
+    output, which lie side by side.
+    """
+
+    values: Tensor
+    encoded: Tensor
+    encoders: Sequence[slice] = (slice(None),)
+
+    def is_in(self, text: Tensor) -> bool:
+        """Whether text [t * r, c] is this piece. Of two encoders one is enough: each may have a text of its own."""
+        if text.shape != self.encoded.shape:
+            return False
+        text, encoded = text.float().cpu(), self.encoded
+        return any(
+            bool((text[:, columns] - encoded[:, columns]).norm() <= SAME_PIECE * encoded[:, columns].norm())
+            for columns in self.encoders
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class TokenWeights:
     """values [t], float32: a weight for each token of a prompt's conditioning, 1 by default.
 
     t counts all tokens that ComfyUI encodes, start, end and padding included: 77 for each chunk of the prompt.
+    pieces: the chunks of the prompt that have weights, by which it is known again; None: only its length is known.
     """
 
     values: Tensor
+    pieces: Sequence[Piece] | None = None
+
+    def laid_on(self, text: Tensor) -> Tensor | None:
+        """The weights [b, t] of a conditioning's text [b, t * r, c]: those of the pieces in it, and 1 elsewhere.
+
+        None where no piece is in it. A prompt may be one part of several that ComfyUI has joined.
+        """
+        rows = [self._laid_on_row(row) for row in text] if self.pieces else []
+        if all(row is None for row in rows):
+            return None
+        length = next(len(row) for row in rows if row is not None)
+        return torch.stack([torch.ones(length) if row is None else row for row in rows])
+
+    def _laid_on_row(self, text: Tensor) -> Tensor | None:
+        size = self.pieces[0].encoded.shape[0]
+        parts = text.split(size)
+        found = [next((piece for piece in self.pieces if piece.is_in(part)), None) for part in parts]
+        if all(piece is None for piece in found):
+            return None
+        per_token = size // len(self.pieces[0].values)
+        return torch.cat([
+            torch.ones(len(part) // per_token) if piece is None else piece.values
+            for part, piece in zip(parts, found, strict=True)
+        ])
 
 
 class Line(NamedTuple):
@@ -48,21 +114,44 @@ def weigh_words(clip: CLIP, text: str, weights: str) -> tuple[TokenWeights, str]
             one token, or text encoders with the weighted words at different positions.
     """
     lines = parse_lines(weights)
-    readings = read(clip, text)
-    phrases = [read(clip, line.phrase) for line in lines]
-    values = [
-        weigh_tokens(reading, lines, [phrase[index].tokens for phrase in phrases])
-        for index, reading in enumerate(readings)
-    ]
+    tokenized = tokenize_prompt(clip, text)
+    phrases = [tokenize_prompt(clip, line.phrase) for line in lines]
+    by_encoder = [[phrase[index].tokens for phrase in phrases] for index in range(len(tokenized))]
+    values = [weigh_tokens(prompt, lines, tokens) for prompt, tokens in zip(tokenized, by_encoder, strict=True)]
     # SDXL concatenates its encoders' outputs along the width, up to the length of the shorter one.
-    length = min(reading.length for reading in readings)
+    length = min(prompt.length for prompt in tokenized)
     if any(not torch.equal(v[:length], values[0][:length]) for v in values):
         raise ValueError(
             "The weighted words are at different positions in the two text encoders: "
             f"{' and '.join(str(v.ne(1).nonzero().flatten().tolist()) for v in values)}. Remove embeddings that belong "
             "to another model, or move them to the end of the prompt."
         )
-    return TokenWeights(values[0][:length]), describe(readings[0], values[0][:length])
+    pieces = [
+        piece
+        for part, weights in [(text, values[0][:length]), *_parts(clip, text, lines, by_encoder[0])]
+        for piece in _pieces(clip, part, weights)
+        if bool((piece.values != 1).any())
+    ]
+    return TokenWeights(values[0][:length], pieces), token_table(tokenized[0], values[0][:length])
+
+
+def _parts(clip: CLIP, text: str, lines: list[Line], phrases: list[list[Token]]) -> Iterator[tuple[str, Tensor]]:
+    """The parts between PART_SEPARATOR and their weights, for packs that encode each part by itself."""
+    parts = re.split(rf"\b{PART_SEPARATOR}\b", text)
+    for part in parts if len(parts) > 1 else ():
+        prompt = tokenize_prompt(clip, part)[0]
+        there = [pair for pair in zip(lines, phrases, strict=True) if starts_of(prompt, pair[1])]
+        yield part, weigh_tokens(prompt, [line for line, _ in there], [phrase for _, phrase in there])
+
+
+def _pieces(clip: CLIP, text: str, values: Tensor) -> Iterator[Piece]:
+    """The chunks of a prompt with its weights [t]."""
+    encoded = encode(clip, text)[0].detach().float().cpu()
+    chunk, per_token = chunk_length(clip, text), max(1, len(encoded) // len(values))
+    encoders = columns_of_encoders(clip, encoded.shape[1])
+    for start in range(0, len(values), chunk):
+        rows = slice(start * per_token, (start + chunk) * per_token)
+        yield Piece(values[start : start + chunk], encoded[rows], encoders)
 
 
 def parse_lines(weights: str) -> list[Line]:
@@ -86,16 +175,16 @@ def _parse_line(line: str) -> Line:
     return Line(phrase, weight)
 
 
-def weigh_tokens(reading: Reading, lines: list[Line], phrases: list[list[Token]]) -> Tensor:
+def weigh_tokens(prompt: TokenizedPrompt, lines: list[Line], phrases: list[list[Token]]) -> Tensor:
     """One weight per token [t]; phrases holds the tokens of each line's phrase."""
-    values = torch.ones(reading.length, dtype=torch.float32)
+    values = torch.ones(prompt.length, dtype=torch.float32)
     given: dict[int, Line] = {}
     for line, phrase in zip(lines, phrases, strict=True):
-        for token in occurrences(reading, line.phrase, phrase):
+        for token in occurrences(prompt, line.phrase, phrase):
             earlier = given.setdefault(token.position, line)
             if earlier.weight != line.weight:
                 raise ValueError(
-                    f"The token `{reading.text([token])}` at position {token.position} has two weights: "
+                    f"The token `{prompt.text([token])}` at position {token.position} has two weights: "
                     f"`{earlier.phrase} = {earlier.weight:g}` and `{line.phrase} = {line.weight:g}`. Remove one of the "
                     "two lines, or give them the same weight."
                 )
@@ -103,12 +192,12 @@ def weigh_tokens(reading: Reading, lines: list[Line], phrases: list[list[Token]]
     return values
 
 
-def describe(reading: Reading, values: Tensor) -> str:
+def token_table(prompt: TokenizedPrompt, values: Tensor) -> str:
     """A table of the prompt's tokens with positions and weights, and the word of tokens that are a part of one."""
     rows = [
-        f"{token.position:>8}  {values[token.position]:<6g}  {reading.text([token])}"
-        + (f"  in {reading.text(word)}" if len(word) > 1 else "")
-        for word in words(reading)
+        f"{token.position:>8}  {values[token.position]:<6g}  {prompt.text([token])}"
+        + (f"  in {prompt.text(word)}" if len(word) > 1 else "")
+        for word in words(prompt)
         for token in word
     ]
     unchanged = ["All weights are 1, so nothing changes."] if torch.all(values == 1) else []

@@ -6,6 +6,7 @@ Nothing leaves the device, and no call waits for it, before the run ends.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import contextmanager, suppress
@@ -15,13 +16,16 @@ from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
+from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
 from ...ebca_core import EBCA, ContextEnergy, attention_map, energy_values
 from ..architectures.layer_selection import layer_sort_key
 from ..runtime import notices
 from ..runtime.batch_layout import Chunk
+from ..runtime.notices import Notices
 from ..runtime.settings import Settings
+from ..runtime.text_attention import hidden_tokens
 from .trace_record import TraceRecord, WordMaps, fingerprint
 
 if TYPE_CHECKING:
@@ -50,7 +54,7 @@ class Column(NamedTuple):
 
 @dataclass
 class MapSum:
-    """A sum of maps, and of how many, on their device."""
+    """A sum of maps [b, t, rows, columns] or [t, rows, columns], and of how many, [b] or one, on their device."""
 
     total: Tensor
     count: Tensor
@@ -60,19 +64,23 @@ class MapSum:
         return MapSum(self.total + other.total.to(device), self.count + other.count.to(device))
 
     def times(self, weight: Tensor) -> MapSum:
-        return MapSum(self.total * weight, self.count * weight)
+        """Weighted, by one number or one for each of b."""
+        shape = (*weight.shape, *[1] * (self.total.ndim - 1)) if weight.ndim else ()
+        return MapSum(self.total * weight.view(shape), self.count * weight)
 
 
 @dataclass(eq=False)
 class CallRecorder:
     """Records one pass of the network: E(K|Q), E(K) and the update size [columns], one column for a layer and row.
 
-    names: of the layers, in the order of the pass; context [b, t, c]: the prompts as the network got them.
+    names: of the layers, in the order of the pass; context [b, t, c]: the prompts as the network got them; repeats
+    [b, 1, 1]: how many copies of a prompt's own tokens they hold, None for one.
     """
 
     names: Sequence[str]
     chunks: Sequence[Chunk]
     context: Tensor
+    repeats: Tensor | None
     wants_maps: bool
     energy: ContextEnergy = EBCA
     columns: list[Column] = field(default_factory=list)
@@ -101,17 +109,31 @@ class CallRecorder:
         chunk = track.chunk
         columns = [Column(layer.name, f"edit{number}", chunk.cond, image) for image in chunk.images]
         energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, EBCA)
-        self._note(columns, energies, self._relative_size(change, track.scale, track.encoded))
+        self._note(columns, energies, self._relative_size(change, track.scale, track.text.context))
 
     def record_maps(self, layer: TextAttention) -> None:
-        """The attention of a layer to the positive prompts of whole images, whose tokens lie on its grid."""
+        """The attention of a layer to the positive prompts of whole images, whose tokens lie on its grid.
+
+        Of a video it is the mean over the frames.
+        """
+        before = layer.tokens_before_grid or 0
+        on_grid = slice(before, before + math.prod(layer.grid))
         for chunk in self.chunks:
-            if chunk.entry.positive and chunk.entry.area is None:
-                maps = _in_parts(attention_map, layer.k[chunk.rows], layer.q[chunk.rows], layer.heads)
+            if chunk.entry.positive and chunk.entry.area is None and self.holds_tokens_of(chunk):
+                hidden = None if layer.text_mask is None else hidden_tokens(layer.text_mask)[chunk.rows]
+                maps = _in_parts(attention_map, layer.k[chunk.rows], layer.q[chunk.rows, on_grid], layer.heads, hidden)
+                count = maps.new_ones(len(chunk.images))
                 if chunk.entry.tokens:  # ComfyUI repeats a prompt to the length of a longer one
-                    maps = maps.unflatten(1, (-1, chunk.entry.tokens)).sum(dim=1)
-                maps = _pooled(maps.unflatten(2, layer.grid))
-                _add(self.maps, (chunk, tuple(maps.shape[-2:])), MapSum(maps, maps.new_ones(())))
+                    maps = maps.unflatten(1, (-1, chunk.entry.tokens))
+                    if self.repeats is not None:  # what is no repetition is another node's text
+                        count = (self.repeats[chunk.rows].flatten() == maps.shape[1]).to(count)
+                    maps = maps.sum(dim=1)
+                maps = _pooled(maps.unflatten(2, (-1, *layer.grid[-2:])).mean(dim=2))
+                _add(self.maps, (chunk, tuple(maps.shape[-2:])), MapSum(maps, maps.new_ones(())).times(count))
+
+    def holds_tokens_of(self, chunk: Chunk) -> bool:
+        """Whether a prompt's rows can hold its tokens: their number is a multiple of the prompt's own."""
+        return not chunk.entry.tokens or self.context.shape[1] % chunk.entry.tokens == 0
 
     def _note(self, columns: Sequence[Column], energies: tuple[Tensor, Tensor], size: Tensor) -> None:
         self.columns += columns
@@ -131,8 +153,12 @@ class CallRecorder:
 class RunRecorder:
     """All that one run has recorded."""
 
-    def __init__(self, wants_maps: bool, energy: ContextEnergy = EBCA):
+    def __init__(
+        self, wants_maps: bool, notices_of_run: Notices, energy: ContextEnergy = EBCA, expects_one_text: bool = True
+    ):
+        """expects_one_text: whether a prompt's text is the same in all calls, unless another node changes it."""
         self.wants_maps = wants_maps
+        self._expects_one_text = expects_one_text
         self._energy = energy
         self._names: list[str] = []
         self._calls: list[tuple[Tensor, list[Column], Tensor, Tensor]] = []
@@ -141,10 +167,25 @@ class RunRecorder:
         #: Of the last call for a prompt and image.
         self._sigmas: dict[tuple[Hashable, int], Tensor] = {}
         self._prompts: dict[Hashable, Tensor] = {}
+        #: The first text [t, c] of a prompt and image, where maps of its words are recorded.
+        self._texts: dict[tuple[Hashable, int], Tensor] = {}
+        self._notices = notices_of_run
+        self.has_failed = False
         self._lock = threading.Lock()
 
-    def call_recorder(self, names: Sequence[str], chunks: Sequence[Chunk], context: Tensor) -> CallRecorder:
-        return CallRecorder(names, chunks, context, self.wants_maps, self._energy)
+    def call_recorder(
+        self, names: Sequence[str], chunks: Sequence[Chunk], context: Tensor, repeats: Tensor | None
+    ) -> CallRecorder | None:
+        """The recorder of one pass; None once recording has failed."""
+        if self.has_failed:
+            return None
+        return CallRecorder(names, chunks, context, repeats, self.wants_maps, self._energy)
+
+    def stop(self) -> None:
+        """Record no more: an instrument that fails must not cost the image."""
+        if not self.has_failed:
+            log.exception(notices.RECORDER_FAILED)
+        self.has_failed = True
 
     def add(self, call: CallRecorder, sigma: Tensor) -> None:
         """Keep what a pass at `sigma`, a tensor of one value, has recorded.
@@ -163,10 +204,22 @@ class RunRecorder:
             for chunk in call.chunks:
                 if chunk.entry.positive and chunk.cond not in self._prompts:
                     self._prompts[chunk.cond] = fingerprint(call.context[chunk.rows][0][: chunk.entry.tokens])
+            for chunk in {chunk for chunk, _ in call.maps}:
+                self._compare_text(chunk, call.context)
             for (chunk, grid), maps in call.maps.items():
-                for image, total in zip(chunk.images, maps.total, strict=True):
-                    one = MapSum(total, maps.count).times(is_new[chunk.cond, image])
+                for image, total, count in zip(chunk.images, maps.total, maps.count, strict=True):
+                    one = MapSum(total, count).times(is_new[chunk.cond, image])
                     _add(self._maps, (chunk.cond, grid, image), one)
+
+    def _compare_text(self, chunk: Chunk, context: Tensor) -> None:
+        """A warning at the end of the run if a prompt has not had one text throughout."""
+        if not self._expects_one_text:
+            return
+        for row, image in zip(context[chunk.rows], chunk.images, strict=True):
+            text = row[: chunk.entry.tokens]
+            first = self._texts.setdefault((chunk.cond, image), text)
+            if first.shape == text.shape and first.device == text.device and first is not text:
+                self._notices.warn_if((first != text).any(), notices.MAPS_TEXT_CHANGED)
 
     def _are_new(self, calls: Sequence[tuple[Hashable, int]], sigma: Tensor) -> dict[tuple[Hashable, int], Tensor]:
         """1 for a prompt and image whose last call was at another sigma, else 0: tensors, as nobody waits for sigma."""
@@ -202,17 +255,32 @@ class RunRecorder:
             roles=tuple(roles),
             sigmas=tuple(starts),
             settings=settings.to_dict(sorted(self._names, key=layer_sort_key)),
-            is_complete=is_complete,
-            maps=tuple(self._maps_of(cond) for cond in dict.fromkeys(cond for cond, _, _ in self._maps)),
+            is_complete=is_complete and not self.has_failed,
+            maps=tuple(maps for maps in map(self._maps_of, dict.fromkeys(cond for cond, _, _ in self._maps)) if maps),
             prompts=tuple(prompt.cpu() for prompt in self._prompts.values()),
         )
 
-    def _maps_of(self, cond: Hashable) -> WordMaps:
+    def _maps_of(self, cond: Hashable) -> WordMaps | None:
+        """The maps of a prompt; None if another node's texts took its place throughout."""
         grids = sorted({grid for prompt, grid, _ in self._maps if prompt == cond})
         images = sorted({image for prompt, _, image in self._maps if prompt == cond})
         sums = [[self._maps[cond, grid, image] for image in images] for grid in grids]
+        if not all(bool(one.count) for by_image in sums for one in by_image):
+            self._notices.warn_once(notices.MAPS_LENGTHS)
+            return None
         means = [torch.stack([(one.total / one.count).cpu() for one in by_image]) for by_image in sums]
         return WordMaps(means, [int(by_image[0].count) for by_image in sums])
+
+
+@contextmanager
+def never_costs_the_image(message: str = notices.TRACE_FAILED):
+    """What goes wrong in an instrument is logged, and the run goes on."""
+    try:
+        yield
+    except InterruptProcessingException:
+        raise
+    except Exception:
+        log.exception(message)
 
 
 @contextmanager
@@ -222,7 +290,9 @@ def recording(run: Run, sigmas: Sequence[float]):
     for trace in traces:
         trace.record = None
     energy = next((update.energy for update in run.settings.updates), EBCA)
-    run.recorder = RunRecorder(any(trace.wants_maps for trace in traces), energy)
+    wants_maps = any(trace.wants_maps for trace in traces)
+    expects_one_text = not run.settings.architecture.text_depends_on_sigma
+    run.recorder = RunRecorder(wants_maps, run.notices, energy, expects_one_text)
 
     def write(is_complete: bool) -> None:
         record = run.recorder.record(sigmas, run.settings, is_complete)
@@ -235,10 +305,8 @@ def recording(run: Run, sigmas: Sequence[float]):
         with suppress(Exception):  # what stopped the run is what its user must see
             write(is_complete=False)
         raise
-    try:
+    with never_costs_the_image():
         write(is_complete=True)
-    except Exception:  # the image is done, and must not be lost with its trace
-        log.exception(notices.TRACE_FAILED)
 
 
 def _differs(sigma: Tensor, last: Tensor | None) -> Tensor:
@@ -271,12 +339,15 @@ def _rows_at_once(keys: Tensor, queries: Tensor, heads: int) -> int:
     return max(1, MATRIX_ENTRIES // (heads * keys.shape[1] * queries.shape[1]))
 
 
-def _in_parts(read: Callable[[Tensor, Tensor, int], Tensor], keys: Tensor, queries: Tensor, heads: int) -> Tensor:
-    """read(keys, queries, heads), some rows at a time where a matrix of all of them would be large."""
+def _in_parts(
+    read: Callable[..., Tensor], keys: Tensor, queries: Tensor, heads: int, hidden: Tensor | None
+) -> Tensor:
+    """read(keys, queries, heads, hidden), some rows at a time where a matrix of all of them would be large."""
     rows = _rows_at_once(keys, queries, heads)
     if rows >= keys.shape[0]:
-        return read(keys, queries, heads)
-    return torch.cat([read(k, q, heads) for k, q in zip(keys.split(rows), queries.split(rows), strict=True)])
+        return read(keys, queries, heads, hidden)
+    parts = zip(keys.split(rows), queries.split(rows), repeat(None) if hidden is None else hidden.split(rows))
+    return torch.cat([read(k, q, heads, h) for k, q, h in parts])
 
 
 def _norm(context: Tensor) -> Tensor:
@@ -288,7 +359,18 @@ def _pooled(maps: Tensor) -> Tensor:
     """Maps [b, t, rows, columns] on a grid of at most MAP_SIDE tokens a side."""
     scale = min(1.0, MAP_SIDE / max(maps.shape[-2:]))
     grid = [max(1, round(side * scale)) for side in maps.shape[-2:]]
-    return torch.nn.functional.adaptive_avg_pool2d(maps, grid)
+    if grid == list(maps.shape[-2:]):
+        return maps
+    rows, columns = (_averages(*sizes, maps) for sizes in zip(maps.shape[-2:], grid, strict=True))
+    return rows @ maps @ columns.T
+
+
+def _averages(size: int, parts: int, like: Tensor) -> Tensor:
+    """The matrix [parts, size] that averages over parts of a side, as adaptive pooling does, which MPS has in part."""
+    part = torch.arange(parts, dtype=torch.float32, device=like.device).unsqueeze(1)
+    place = torch.arange(size, dtype=torch.float32, device=like.device)
+    is_inside = ((part * size / parts).floor() <= place) & (place < ((part + 1) * size / parts).ceil())
+    return (is_inside / is_inside.sum(dim=1, keepdim=True)).to(like.dtype)
 
 
 def _add(sums: dict[Key, MapSum], key: Key, one: MapSum) -> None:

@@ -60,6 +60,5 @@ def load(path: Path) -> TraceRecord:
             )
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"Expected a file that EBCA Save Trace wrote, but {path.name} is none: {type(error).__name__}, {error}. "
-            "Pick another file."
+            f"{path.name} is not a file of EBCA Save Trace: {type(error).__name__}, {error}. Choose another file."
         ) from None

@@ -89,15 +89,14 @@ class Trace(SharedOnDeepcopy):
         """The record. Raises ValueError if there is none."""
         if self.record is None:
             raise ValueError(
-                "Expected the trace of a sampling run, but the trace is empty: no sampler has run with the model of "
-                "EBCA Trace, or ComfyUI took the sampler's earlier result and did not run it again, or the log says "
-                "why there is no record. Wire the model of "
-                "EBCA Trace to the sampler and the sampler's latent to this node; if they are, change the seed."
+                "The trace is empty: no sampler has run with the model of EBCA Trace, or ComfyUI reused an earlier "
+                "result of the sampler, or the log says why there is no record. Connect the model of EBCA Trace to "
+                "the sampler, and the sampler's latent to this node. If they are connected, change the seed."
             )
         if not self.record.roles:
             raise ValueError(
-                "Expected the trace of a sampling run, but none of its steps could be read: it was interrupted before "
-                "the first, or another node keeps EBCA from the model's cross-attention (the log says which)."
+                "The trace has no steps: the run was interrupted before the first, or another node bypasses EBCA in "
+                "the model's cross-attention (the log says which). Run it again, or remove that node."
             )
         return self.record
 
@@ -106,9 +105,9 @@ class Trace(SharedOnDeepcopy):
         record = self.recorded()
         if record.result is not None and not matches_fingerprint(record.result, latent):
             raise ValueError(
-                "Expected the latent of the run that the trace holds, but got another: the trace holds the last run "
-                "with the model of its EBCA Trace, and this latent is from elsewhere, from an earlier run that ComfyUI "
-                "kept, or a denoised_output. Use one EBCA Trace for each sampler; for the picture of an earlier run "
-                "change the seed and run it again."
+                "The latent is from another run than the trace. The trace holds the last run with the model of its "
+                "EBCA Trace; this latent is from another sampler, from an earlier run that ComfyUI reused, or a "
+                "denoised_output. Use one EBCA Trace for each sampler; for an earlier image, change the seed and run "
+                "it again."
             )
         return record

@@ -159,6 +159,13 @@ def _turned(scene: Scene) -> list[str]:
     return [_only(scene, objects[i:] + objects[:i]) for i in range(1, len(objects))]
 
 
+def _ten_names(scene: Scene) -> list[str]:
+    """Ten concepts, as a long list has them: the objects, and further names of the same objects."""
+    names = [wanted.words() for wanted in scene.objects]
+    bare = [wanted.words(article=False) for wanted in scene.objects]
+    return [*names, *bare, *(f"one {name}" for name in bare), *(f"the {name}" for name in bare)][:10]
+
+
 def _less_one(scene: Scene) -> list[str]:
     """The caption without one object, for each."""
     objects = scene.objects
@@ -174,6 +181,7 @@ _TEXTS: dict[str, Callable[[Scene], list[str]]] = {
     "shapes": lambda scene: [Wanted(shape=wanted.shape).words() for wanted in scene.objects],
     "orders": _turned,
     "all but one": _less_one,
+    "ten": lambda scene: _ten_names(scene),
     "nothing": lambda scene: [""],
 }
 

@@ -116,6 +116,7 @@ _PART = {
     "shapes": "each shape without its colour",
     "orders": "the caption in its other orders",
     "all but one": "the caption without one object, for each",
+    "ten": "ten names of the objects",
     "nothing": "the empty prompt",
 }
 
@@ -283,6 +284,9 @@ CANDIDATES = [
     _texts(_EACH, _AWAY_THROUGHOUT, cfg=3.0),
     _texts(_EACH, _AWAY, cfg=3.0),
     _texts(_EACH, _AWAY, cfg=3.0, gamma_norm=0.06, gamma_end=0.5),
+    # Ten concepts: each as strong as one of three, or the strength of three shared out.
+    _texts(_part("ten", 0.1, 0.0, 0.5), _AWAY, cfg=3.0),
+    _texts(_part("ten", 0.03, 0.0, 0.5), _AWAY, cfg=3.0),
     _composable(0.1, 0.5, cfg=3.0),
     EULER,
     FLOAT32,

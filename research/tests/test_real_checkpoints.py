@@ -69,6 +69,20 @@ def test_table_averages_seeds_and_pairs_prompts():
     assert minimum.endswith("| 0.1550 | 0.2050 | +0.0500 (+0.0500 to +0.0500) |")
 
 
+def test_prompt_goes_to_the_encoder_and_to_the_concepts_of_each_sampler():
+    api = {
+        "plain": {"class_type": "KSampler", "inputs": {"positive": ["text", 0]}},
+        "with": {"class_type": "KSampler", "inputs": {"positive": ["concepts", 1]}},
+        "text": {"class_type": "CLIPTextEncode", "inputs": {"text": ""}},
+        "negative": {"class_type": "CLIPTextEncode", "inputs": {"text": ""}},
+        "concepts": {"class_type": "EBCAConcepts", "inputs": {"prompt": ""}},
+    }
+    assert real_checkpoints.prompt_inputs(api) == {("text", "text"), ("concepts", "prompt")}
+    api["text"]["class_type"] = "ConditioningCombine"
+    with pytest.raises(SystemExit, match="comes from ConditioningCombine"):
+        real_checkpoints.prompt_inputs(api)
+
+
 def test_pictures_of_other_settings_are_not_mixed(tmp_path):
     real_checkpoints.keep_settings(tmp_path, {"steps": 4})
     real_checkpoints.keep_settings(tmp_path, {"steps": 4})

@@ -1,7 +1,8 @@
-"""Training of the shapes model: reproducible, resumable, and the same network that ComfyUI loads."""
+"""Training of the shapes models: reproducible, resumable, and the same network that ComfyUI loads."""
 
-import comfy.clip_model
-import comfy.ops
+from dataclasses import replace
+
+import comfy.model_base
 import comfy.sd
 import numpy as np
 import pytest
@@ -25,16 +26,24 @@ def words(tokenizer) -> dict[str, int]:
     return {word: vocabulary[word + "</w>"] for word in WORDS}
 
 
+@pytest.fixture(params=list(train.ARCHITECTURES))
+def architecture(request, monkeypatch) -> train.Architecture:
+    """One of the architectures, with small batches."""
+    small = replace(train.ARCHITECTURES[request.param], batch=4)
+    monkeypatch.setitem(train.ARCHITECTURES, request.param, small)
+    return small
+
+
 @pytest.fixture
-def small_batch(monkeypatch):
-    monkeypatch.setattr(train, "BATCH", 4)
+def sampling(architecture):
+    config = getattr(comfy_host.family(), architecture.family)
+    return comfy.model_base.model_sampling(config({}), config.prediction)
 
 
-def new_model(words) -> train.Model:
+def new_model(words, architecture) -> train.Model:
     torch.manual_seed(0)
-    ids = [*words.values(), train.START, train.END]
-    model = train.Model(comfy_host.family(), comfy.clip_model.CLIPTextModel, comfy.ops.disable_weight_init, ids)
-    train.initialise(model)
+    model = train.Model(comfy_host.family(), architecture, [*words.values(), train.START, train.END])
+    train.initialise(model, architecture)
     for parameter in model.parameters():  # as the checkpoint stores them; and no layer is left at zero
         parameter.data = (parameter.data + 0.02 * torch.randn_like(parameter)).half().float()
     return model.requires_grad_(False)
@@ -48,8 +57,8 @@ def test_captions_have_the_tokens_of_the_real_tokenizer(tokenizer, words):
         assert train.token_ids(caption, words, []) == [token for token, _ in line]
 
 
-def test_batch_depends_on_seed_and_step_alone(words, small_batch):
-    first, again, later = (train.make_batch(3, step, words, 1000) for step in (7, 7, 8))
+def test_batch_depends_on_seed_and_step_alone(words, architecture):
+    first, again, later = (train.make_batch(3, step, words, architecture) for step in (7, 7, 8))
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.tokens, again.tokens)
     assert torch.equal(first.noise, again.noise)
@@ -57,8 +66,8 @@ def test_batch_depends_on_seed_and_step_alone(words, small_batch):
     assert not torch.equal(first.noise, later.noise)
 
 
-def test_trained_network_is_the_one_that_comfyui_loads(words, tmp_path):
-    family, model = comfy_host.family(), new_model(words)
+def test_trained_network_is_the_one_that_comfyui_loads(words, architecture, tmp_path):
+    family, model = comfy_host.family(), new_model(words, architecture)
     family.register()
     path = tmp_path / "shapes.safetensors"
     train.export(model, family, [*words.values(), train.START, train.END], path)
@@ -70,45 +79,106 @@ def test_trained_network_is_the_one_that_comfyui_loads(words, tmp_path):
         assert (encoded[:, : train.SPOKEN] - context).abs().max() < 1e-4
         assert not encoded[:, train.SPOKEN :].any()
         x, levels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([900.0, 30.0])
-        expected = model(x, levels, torch.tensor([train.token_ids(caption, words, [])] * 2))
+        with train.differentiable_kernels():
+            expected = model(x, levels, torch.tensor([train.token_ids(caption, words, [])] * 2))
         got = patcher.model.diffusion_model(x, levels, context=encoded.repeat(2, 1, 1), transformer_options={})
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_stopping_and_going_on_changes_nothing(small_batch, monkeypatch, tmp_path):
+def test_stopping_and_going_on_changes_nothing(architecture, monkeypatch, tmp_path):
+    (name,) = (name for name, known in train.ARCHITECTURES.items() if known is architecture)
+    command = ["--architecture", name, "--steps", "4", "--threads", "1"]
+    threads = torch.get_num_threads()
     monkeypatch.setattr(comfy_host, "start", lambda *_: None)
 
-    def run(name: str, *lengths: int) -> dict:
-        path = tmp_path / name / "state.pt"
+    def run(folder: str, *lengths: int) -> dict:
+        path = tmp_path / folder / "state.pt"
         for length in lengths:
             # The planned number of steps shapes the learning rate: stop in the middle of one plan of four.
             monkeypatch.setattr(train, "range", lambda a, _b, n=length: range(a, n), raising=False)
-            train.main(["--steps", "4", "--threads", "1", "--save-every", "2", "--state", str(path),
-                        "--out", str(path.with_name("out.safetensors"))])  # fmt: skip
+            out = str(path.with_name("out.safetensors"))
+            train.main([*command, "--save-every", "2", "--state", str(path), "--out", out])
         return torch.load(path, weights_only=True)
 
     whole, parts = run("whole", 4), run("parts", 2, 4)
     assert whole["step"] == parts["step"] == 4
-    for name in ("model", "average"):
-        assert all(torch.equal(value, parts[name][key]) for key, value in whole[name].items())
+    for part in ("model", "average"):
+        assert all(torch.equal(value, parts[part][key]) for key, value in whole[part].items())
     with pytest.raises(SystemExit, match="of seed 0, not 1"):
-        train.main(["--steps", "4", "--threads", "1", "--seed", "1", "--state", str(tmp_path / "whole" / "state.pt")])
+        train.main([*command, "--seed", "1", "--state", str(tmp_path / "whole" / "state.pt")])
+    assert torch.get_num_threads() == threads
 
 
 def test_learning_rate_rises_stays_and_falls_to_nothing():
-    early, warm, flat, falling, last = (train.rate_at(step, 4000) for step in (0, 199, 2600, 3300, 4000))
-    assert early < warm == flat == train.RATE
-    assert falling == pytest.approx(train.RATE / 2)
+    early, warm, flat, falling, last = (train.rate_at(step, 4000, 1e-3) for step in (0, 199, 2600, 3300, 4000))
+    assert early < warm == flat == 1e-3
+    assert falling == pytest.approx(5e-4)
     assert last == 0
 
 
-def test_both_optimisers_move_all_parameters(words, small_batch):
-    model = new_model(words).requires_grad_(True)
+def test_both_optimisers_move_all_parameters(words, architecture, sampling):
+    model = new_model(words, architecture).requires_grad_(True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimiser, sigmas = train.Optimiser(model), comfy_host.family().SIGMAS
-    train.loss_of(model, train.make_batch(0, 0, words, len(sigmas)), sigmas).backward()
+    optimiser = train.Optimiser(model, architecture)
+    with train.differentiable_kernels():
+        train.loss_of(model, train.make_batch(0, 0, words, architecture), sampling).backward()
     unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     optimiser.step(1e-3)
     still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
     assert still == unused
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_loss_is_the_weighted_error_of_the_image(words, architecture, sampling):
+    """Computed by hand from what the denoiser gives, one picture at a time."""
+    batch = train.make_batch(0, 5000, words, architecture)
+    family, given = architecture.family, []
+
+    def network(x, timesteps, tokens):
+        given.append((x, timesteps))
+        return 0.3 * x
+
+    loss = train.loss_of(network, batch, sampling)
+    errors = []
+    for b in range(4):
+        sigma = float(sampling.sigmas[int(batch.levels[b] * 1000)])
+        image, noise = batch.images[b], batch.noise[b]
+        if family == "Shapes":  # v = alpha noise - beta image, with alpha^2 + beta^2 = 1
+            alpha = (1 + sigma**2) ** -0.5
+            x, ratio = alpha * (image + sigma * noise), sigma
+            found = alpha * x - alpha * sigma * 0.3 * x
+        else:
+            x, ratio = (1 - sigma) * image + sigma * noise, sigma / (1 - sigma)
+            found = x - sigma * 0.3 * x
+        assert torch.allclose(given[0][0][b], x, atol=1e-5)
+        errors.append(10 / (0.5 + ratio**0.8) * (found - image).square().mean())
+    assert loss == pytest.approx(float(sum(errors)) / 4, rel=1e-4)
+
+
+def test_plain_norm_and_rotation_are_bit_equal_to_the_fused_kernel_and_have_a_gradient():
+    ck = getattr(pytest.importorskip("comfy.quant_ops"), "ck", None)
+    fused = getattr(ck, "rms_rope_split_half", None)
+    if fused is None:
+        pytest.skip("this host has no fused kernel")
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 2, 16, 6, 32, generator=generator)
+    scale, turn = torch.randn(32, generator=generator), torch.randn(1, 16, 1, 16, 2, 2, generator=generator)
+    with train.differentiable_kernels():
+        plain = ck.rms_rope_split_half
+        (gradient,) = torch.autograd.grad(plain(q.requires_grad_(), k, turn, scale, scale)[0].sum(), q)
+    assert ck.rms_rope_split_half is fused
+    assert gradient.abs().sum() > 0
+    with torch.no_grad():
+        assert all(torch.equal(*pair) for pair in zip(plain(q, k, turn, scale, scale), fused(q, k, turn, scale, scale)))
+
+
+def test_text_encoder_that_training_starts_from_is_the_unets(words, tmp_path):
+    family, unet, transformer = comfy_host.family(), *train.ARCHITECTURES.values()
+    ids = [*words.values(), train.START, train.END]
+    source, model = new_model(words, unet), new_model(words, transformer)
+    train.export(source, family, ids, tmp_path / "unet.safetensors")
+    train.load_text(model, family, ids, tmp_path / "unet.safetensors")
+    tokens = torch.tensor([train.token_ids("a small red circle", words, [])])
+    assert torch.equal(model.context(tokens), source.context(tokens))
+    with pytest.raises(SystemExit, match="knows other words"):
+        train.load_text(model, family, ids[::-1], tmp_path / "unet.safetensors")

@@ -34,9 +34,9 @@ class Update:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A further prompt [t, c] with its signed weight."""
+    """A further prompt with its signed weight: a text [t, c], or a CONDITIONING (transformer_oracle.py)."""
 
-    text: Tensor
+    text: Tensor | list
     weight: float
     gamma_attn: float = 0.0
     gamma_norm: float = 0.0
@@ -128,12 +128,12 @@ class Ebca:
         self.prompts = [Prompt(prompt.text.double(), prompt.positive) for prompt in prompts]
         self.updates, self.edits = updates, edits
         self.sigma: float | None = None
-        self.carried: dict[tuple, tuple[Tensor, float]] = {}
+        #: All that calls have left of a context: (sigma, window of images, change).
+        self.carried: dict[tuple, list[tuple[float, tuple[int, ...], Tensor]]] = {}
 
     # --- calls and passes ---
 
     def call_begins(self) -> None:
-        self.read = {key: change for key, (change, _) in self.carried.items()}
         self.pass_begins()
 
     def pass_begins(self) -> None:
@@ -141,11 +141,21 @@ class Ebca:
 
     def call_ends(self) -> None:
         for key, change in self.changes.items():
-            if key not in self.carried or self.carried[key][1] != self.sigma:
-                self.carried[key] = (change, self.sigma)
+            self.carried.setdefault(key, []).append((self.sigma, self.window, change))
 
     def change(self, key: tuple) -> Tensor | float:
-        return self.changes.get(key, self.read.get(key, 0.0))
+        return self.changes[key] if key in self.changes else self.read(key)
+
+    def read(self, key: tuple) -> Tensor | float:
+        """What the call starts from: what calls of its own window have left at its sigma, or else earlier sigmas.
+
+        Of several calls at one sigma the first counts.
+        """
+        left = self.carried.get(key, [])
+        own = [change for sigma, window, change in left if (sigma, window) == (self.sigma, self.window)]
+        before = [(sigma, change) for sigma, _, change in left if sigma != self.sigma]
+        firsts = [change for sigma, change in before if sigma == before[-1][0]]
+        return next(iter([*own, *firsts]), 0.0)
 
     def on(self, window: tuple[float, float]) -> bool:
         start, end = (self.sampling.percent_to_sigma(percent) for percent in window)
@@ -158,6 +168,7 @@ class Ebca:
         grid = tuple(options["activations_shape"][-2:])
         if self.rows is None:
             self.sigma = float(options["sigmas"][0])
+            self.window = _images(options, context.shape[0] // len(options["uuids"]))
             self.rows = [self._row(i, context, options) for i in range(x.shape[0])]
             self.to_regions = [self.neighbour.read(row.prompt, grid) for row in self.rows]
         wq, wk, wv = (getattr(attn2, name).weight.double() for name in ("to_q", "to_k", "to_v"))
@@ -168,15 +179,10 @@ class Ebca:
         return attn2.to_out(torch.stack(outs).to(x.dtype))
 
     def _row(self, i: int, context: Tensor, options: dict) -> _Row:
-        size = context.shape[0] // len(options["uuids"])
-        window = options.get("context_window")
-        image = i % size
-        if window is not None:
-            anchor = getattr(window, "causal_anchor_index", None)
-            image = ([] if anchor is None else [anchor]) + list(window.index_list)
-            image = image[i % size]
+        size = len(self.window)
         prompt = self._prompt(context[i].double())
-        return _Row(prompt, (options["uuids"][i // size], prompt), image)  # core gives several prompts one uuid
+        cond = (options["uuids"][i // size], prompt)  # core gives several prompts one uuid
+        return _Row(prompt, cond, self.window[i % size])
 
     def _prompt(self, text: Tensor) -> Prompt:
         for prompt in self.prompts:
@@ -235,6 +241,15 @@ class Ebca:
             steps = [step(k, q, heads, edit.gamma_attn, edit.gamma_norm) for edit in moving]
             self.changes[key] = self.change(key) + sum(steps) @ wk / len(self.edits)
         return (main + weight * shared) / (1 + weight)
+
+
+def _images(options: dict, size: int) -> tuple[int, ...]:
+    """Which images of the batch a call holds: of ComfyUI's context windows, of AnimateDiff-Evolved's, or all."""
+    window, params = options.get("context_window"), options.get("ad_params")
+    if window is not None:
+        anchor = getattr(window, "causal_anchor_index", None)
+        return (*([] if anchor is None else [anchor]), *window.index_list)
+    return tuple(params["sub_idxs"]) if params else tuple(range(size))
 
 
 def layers(unet) -> dict[Key, torch.nn.Module]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -380,6 +381,76 @@ def image_branch(*adapters: tuple[int, float]) -> oracle.Neighbour:
     return oracle.Neighbour(branch=branch)
 
 
+def own_attention(comfy, scene: Scene) -> Scene:
+    """As PLADIS and DenseDiffusion have it: an attention of their own in the layers, here with sharper queries."""
+    def replace_attention(q, k, v, extra_options):
+        return optimized_attention(q * TEMPERATURE, k, v, extra_options["n_heads"])
+
+    return _attn2_replaced(scene, replace_attention)
+
+
+def own_text(comfy, scene: Scene) -> Scene:
+    """As an old attention couple has it: the replacement reads a text that it has kept, and not what it is given."""
+    def replace_attention(q, k, v, extra_options):
+        noise = toy.noise(7, q.shape[-1], seed=21).expand(q.shape[0], -1, -1).to(q)
+        return optimized_attention(q, noise, noise, extra_options["n_heads"])
+
+    return _attn2_replaced(scene, replace_attention)
+
+
+def override_with_its_own_text(comfy, scene: Scene) -> Scene:
+    """The same through the one slot for attention functions."""
+    def override(func, q, k, v, *args, **kwargs):
+        if k.shape[1] == q.shape[1]:  # self-attention
+            return func(q, k, v, *args, **kwargs)
+        noise = toy.noise(7, q.shape[-1], seed=21).expand(q.shape[0], -1, -1).to(q)
+        return func(q, noise, noise, *args, **kwargs)
+
+    model = scene.model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    return replace(scene, model=model)
+
+
+def own_text_until(sigma: float) -> Callable[[Any, Scene], Scene]:
+    """The same above a sigma; below it, the attention of the text that the layer is given."""
+    def wire(comfy, scene: Scene) -> Scene:
+        def replace_attention(q, k, v, extra_options):
+            if float(extra_options["sigmas"][0]) > sigma:
+                k = v = toy.noise(7, q.shape[-1], seed=21).expand(q.shape[0], -1, -1).to(q)
+            return optimized_attention(q, k, v, extra_options["n_heads"])
+
+        return _attn2_replaced(scene, replace_attention)
+
+    return wire
+
+
+def attention_of_one_length(comfy, scene: Scene) -> Scene:
+    """As DenseDiffusion has it: the replacement weighs the tokens of the prompt, and takes no text of other length."""
+    def replace_attention(q, k, v, extra_options):
+        return optimized_attention(q, k * _token_scales().to(k), v, extra_options["n_heads"])
+
+    return _attn2_replaced(scene, replace_attention)
+
+
+def _token_scales() -> torch.Tensor:
+    """[77, 1]."""
+    return torch.exp(0.3 * toy.noise(77, 1, seed=22))
+
+
+def _scaled_attention(q, k, v, heads):
+    return oracle.attention(q, k * _token_scales().double() if len(k) == 77 else k, v, heads)
+
+
+ONE_LENGTH = oracle.Neighbour(attend=_scaled_attention)
+
+
+def _attn2_replaced(scene: Scene, replacement: Callable) -> Scene:
+    model = scene.model.clone()
+    for side, number, depth in oracle.layers(model.model.diffusion_model):
+        model.set_model_attn2_replace(replacement, side, number, depth)
+    return replace(scene, model=model)
+
+
 # --- imitations of packs: attn2_patch ---
 
 
@@ -395,12 +466,12 @@ def negpip(comfy, scene: Scene) -> Scene:
 
 def _interleaved(scene: Scene) -> dict[str, Conditioning]:
     return {
-        name: [[_with_negative_values(text), options] for text, options in getattr(scene, name)]
+        name: [[in_turns(text), options] for text, options in getattr(scene, name)]
         for name in ("positive", "negative")
     }
 
 
-def _with_negative_values(text: torch.Tensor) -> torch.Tensor:
+def in_turns(text: torch.Tensor) -> torch.Tensor:
     """Keys and values in turns; tokens 3 to 8 have a negative weight."""
     values = text.clone()
     values[:, 3:9] *= -1
@@ -409,6 +480,55 @@ def _with_negative_values(text: torch.Tensor) -> torch.Tensor:
 
 def hand_interleaved(comfy, scene: Scene) -> Scene:
     return replace(scene, **_interleaved(scene))
+
+
+#: A second text that a pack gives to every layer, besides the prompt.
+SECOND_TEXT = 6
+
+
+def texts_of_four_dimensions(comfy, scene: Scene) -> Scene:
+    """As prompt_injection does it: layers get their texts as [images, prompts, tokens, width]."""
+    def inject(n, context, value, extra_options):
+        other = toy.conditioning(SECOND_TEXT)[0][0].expand_as(context).to(context)
+        both = torch.stack((context, other), dim=1)
+        return n, both, both
+
+    model = scene.model.clone()
+    model.set_model_attn2_patch(inject)
+    return replace(scene, model=model)
+
+
+def _read_both(prompt: oracle.Prompt, grid: tuple[int, int]) -> list[oracle.Region]:
+    """ComfyUI's attention reads the texts of four dimensions one after the other."""
+    return [oracle.Region(torch.cat([prompt.text, toy.conditioning(SECOND_TEXT)[0][0][0].double()]))]
+
+
+TWO_TEXTS = oracle.Neighbour(read=_read_both)
+
+
+def block_of_its_own(comfy, scene: Scene) -> Scene:
+    """As reference-only and TGate have it: a copy of ComfyUI's transformer block that sets fewer options."""
+    def without_options(n, context, value, extra_options):
+        for name in ("attn_precision", "activations_shape", "n_heads", "dim_head"):
+            extra_options.pop(name, None)
+        return n, context, value
+
+    model = scene.model.clone()
+    model.set_model_attn2_patch(without_options)
+    return replace(scene, model=model)
+
+
+def values_apart(above: float) -> Callable[[Any, Scene], Scene]:
+    """Values that are equal to the keys' text above a sigma, and shorter from there on."""
+    def wire(comfy, scene: Scene) -> Scene:
+        def patch(n, context, value, extra_options):
+            return n, context, value.clone() if float(extra_options["sigmas"][0]) > above else 0.2 * value
+
+        model = scene.model.clone()
+        model.set_model_attn2_patch(patch)
+        return replace(scene, model=model)
+
+    return wire
 
 
 NEGPIP = oracle.Neighbour(read=lambda prompt, grid: [oracle.Region(prompt.text[0::2], prompt.text[1::2])])
@@ -597,6 +717,77 @@ def model_function(comfy, scene: Scene) -> Scene:
     model = scene.model.clone()
     model.set_model_unet_function_wrapper(wrapper)
     return replace(scene, model=model)
+
+
+def swapped_texts(tokens: int, from_sigma: float = math.inf) -> Callable[[Any, Scene], Scene]:
+    """As LLM adapters for SD 1.5 have it: from some sigma on the U-Net gets other texts than the guider's prompts."""
+    def wire(comfy, scene: Scene) -> Scene:
+        texts = [text[0][0][0] for text in _texts_instead(tokens)]
+
+        def wrapper(apply_model, args):
+            c, roles = args["c"], args["cond_or_uncond"]
+            if float(args["timestep"][0]) <= from_sigma:
+                rows = len(args["input"]) // len(roles)
+                instead = torch.stack([texts[role] for role in roles]).repeat_interleave(rows, dim=0)
+                c = {**c, "c_crossattn": instead.to(c["c_crossattn"])}
+            return apply_model(args["input"], args["timestep"], **c)
+
+        model = scene.model.clone()
+        model.set_model_unet_function_wrapper(wrapper)
+        return replace(scene, model=model)
+
+    return wire
+
+
+def _texts_instead(tokens: int) -> list[Conditioning]:
+    return [toy.conditioning(seed, tokens) for seed in (15, 16)]
+
+
+def hand_swapped(tokens: int) -> Callable[[Any, Scene], Scene]:
+    """The same texts as ordinary prompts."""
+    def wire(comfy, scene: Scene) -> Scene:
+        positive, negative = _texts_instead(tokens)
+        return replace(scene, positive=positive, negative=negative)
+
+    return wire
+
+
+WINDOWS = ([0, 1], [1, 2], [2, 3])
+
+
+def animatediff_windows(key: str = "ad_params") -> Callable[[Any, Scene], Scene]:
+    """Sliding windows as AnimateDiff-Evolved has them, over a batch of 4 frames; key: where it says which they are."""
+    def wire(comfy, scene: Scene) -> Scene:
+        def windowed(args):
+            options, x = args["model_options"], args["input"]
+            options = {name: value for name, value in options.items() if name != "sampler_calc_cond_batch_function"}
+            totals, count = None, torch.zeros(len(x), 1, 1, 1)
+            for window in WINDOWS:
+                said = {"sub_idxs": window, "full_length": len(x), "context_length": len(window)}
+                told = {**options, "transformer_options": {**options["transformer_options"], key: said}}
+                outs = calc_cond_batch(args["model"], args["conds"], x[window], args["sigma"][window], told)
+                totals = [torch.zeros_like(x) for _ in outs] if totals is None else totals
+                for total, out in zip(totals, outs, strict=True):
+                    total[window] += out
+                count[window] += 1
+            return [total / count for total in totals]
+
+        model = scene.model.clone()
+        model.model_options["sampler_calc_cond_batch_function"] = windowed
+        return replace(scene, model=model, latent=toy.latent(batch=4))
+
+    return wire
+
+
+def throws_wrappers_away(*kinds: str) -> Callable[[Any, Scene], Scene]:
+    """A pack that sets a model's wrappers without keeping those of others."""
+    def wire(comfy, scene: Scene) -> Scene:
+        model = scene.model.clone()
+        own = {"a pack": [lambda executor, *args, **kwargs: executor(*args, **kwargs)]}
+        model.wrappers = {**model.wrappers, **{kind: dict(own) for kind in kinds}}
+        return replace(scene, model=model)
+
+    return wire
 
 
 def options_copied_in_the_run(comfy, scene: Scene) -> Scene:

@@ -1,4 +1,4 @@
-"""What cross-attention layers really get, watched from outside: hooks of torch on their linear layers."""
+"""What a MODEL holds, and what its cross-attention layers really get, watched from outside by hooks of torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import Tensor
+
+
+def contents(value):
+    """Dicts and lists copied, whatever is in them by identity."""
+    if isinstance(value, dict):
+        return {key: contents(item) for key, item in value.items()}
+    return [contents(item) for item in value] if isinstance(value, list) else value
+
+
+def described(model):
+    """Whatever a node could have put on a MODEL."""
+    return contents([model.model_options, model.wrappers, model.callbacks, model.patches, model.object_patches,
+                     model.attachments, model.injections, model.additional_models])  # fmt: skip
 
 
 class LayerCall(NamedTuple):

@@ -65,9 +65,11 @@ def _updated(comfy, pack, model, update: oracle.Update, inputs: dict[str, Any]):
 
 def _edit(comfy, edit: oracle.Edit, mask: torch.Tensor | None):
     (start, end), (gamma_start, gamma_end) = edit.window, edit.gamma_window
-    context = edit.text if edit.text.ndim == 3 else edit.text.unsqueeze(0)
+    conditioning = edit.text
+    if isinstance(conditioning, torch.Tensor):
+        conditioning = [[conditioning if conditioning.ndim == 3 else conditioning.unsqueeze(0), {}]]
     return node(comfy, "EBCAEditContext").execute(
-        conditioning=[[context, {}]], direction="add" if edit.weight >= 0 else "remove", alpha=abs(edit.weight),
+        conditioning=conditioning, direction="add" if edit.weight >= 0 else "remove", alpha=abs(edit.weight),
         start_percent=start, end_percent=end, gamma_attn=edit.gamma_attn, gamma_norm=edit.gamma_norm,
         gamma_start_percent=gamma_start, gamma_end_percent=gamma_end, mask=mask,
     )[0]  # fmt: skip

@@ -1,0 +1,36 @@
+"""The networks of ComfyUI that EBCA does not apply to, with the reason."""
+
+from __future__ import annotations
+
+from torch.nn import Module
+
+_JOINT = "it attends to text and image in one softmax, where there is no cross-attention to text"
+_IMAGES = "it attends to an image, not to text"
+_NO_IMAGES = "it makes no pictures"
+
+#: Modules of comfy.ldm, all of whose networks share a reason.
+REASONS = {
+    "wan.ar_model": "it keeps the keys of its text from one block of frames to the next, so no layer reads an update",
+    "qwen_image21.model": "it attends to text and image in one softmax, and keeps the text's keys from step to step",
+    "hunyuan3d.model": _IMAGES,
+    "hunyuan3dv2_1.hunyuandit": _IMAGES,
+    "triposplat.model": _IMAGES,
+    "sam3.detector": _NO_IMAGES,
+    "rt_detr.rtdetr_v4": _NO_IMAGES,
+    "depth_anything_3.model": _NO_IMAGES,
+    **dict.fromkeys(
+        (
+            "aura.mmdit", "boogu.model", "cascade.stage_b", "cascade.stage_c", "chroma.model", "chroma_radiance.model",
+            "cogvideo.model", "ernie.model", "flux.model", "genmo.joint_model.asymm_models_joint", "hidream.model",
+            "hidream_o1.model", "hunyuan_video.model", "ideogram4.model", "joyimage.model", "krea2.model", "lens.model",
+            "lumina.model", "mage_flow.model", "minimax.model", "modules.diffusionmodules.mmdit", "omnigen.omnigen2",
+            "pixeldit.model", "pixeldit.pid", "qwen_image.model", "seedvr.model",
+        ),
+        _JOINT,
+    ),
+}  # fmt: skip
+
+
+def refusal(network: Module) -> str | None:
+    """Why EBCA does not apply to a network; None for one that is not known here."""
+    return REASONS.get(type(network).__module__.removeprefix("comfy.ldm."))
