@@ -280,7 +280,7 @@ class RandomPrompts:
 
     # --- whole prompts ---
 
-    def _add(self, draw: Callable, prompt: Prompt, node_id: str, depth: int, **wired: Link) -> str:
+    def _add(self, draw: Callable, prompt: Prompt, node_id: str, depth: int, /, **wired: Link) -> str:
         """A node of the pack with good inputs; its id in the prompt."""
         inputs = dict(wired)
         for own in self._inputs[node_id]:
@@ -453,6 +453,7 @@ def _swept(prompt: Prompt) -> dict[str, Any]:
 
 #: {node: makes inputs that belong to each other, or together, which would hardly be met by chance}
 BELONGING: dict[str, Callable[[Prompt], dict[str, Any]]] = {
+    "EBCAConcepts": lambda prompt: {"prompt": "a red ball and a blue cube", "concepts": ""},  # an empty one is refused
     "EBCAEnergyPlot": _traced,
     "EBCASaveTrace": _traced,
     "EBCAAttentionMaps": _traced_picture,
