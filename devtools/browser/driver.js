@@ -12,7 +12,7 @@ const readline = require("readline");
 const { chromium } = require("playwright-core");
 
 const [url, executable] = process.argv.slice(2);
-const SIZE = { width: 1920, height: 1200 };
+const SIZE = { width: 1920, height: 1080 };
 const SETTLE = 400; // milliseconds in which a new graph gets its layout
 const PATIENCE = 150000; // milliseconds for a command: some waits of a browser have no end
 const CARDS = '[data-testid^="template-workflow-"]';
@@ -22,7 +22,9 @@ const faults = []; // of scripts in the page
 
 const execute = (command) => page.evaluate((id) => window.app.extensionManager.command.execute(id), command);
 
-/** Act, wait until another workflow of this name is on the canvas, and show all of it: pictures load when seen. */
+/** Act, wait until another workflow of this name is on the canvas, and show all of it: pictures load when seen.
+ *  The zoom at which the front end itself opened it.
+ */
 async function opened(name, act) {
   const before = await page.evaluate(() => window.app.extensionManager.workflow.activeWorkflow?.key);
   await act();
@@ -31,8 +33,11 @@ async function opened(name, act) {
     const { key, filename } = workflow.activeWorkflow ?? {};
     return key !== before && filename?.startsWith(name) && !spinner;
   }, [name, before]);
+  await page.waitForTimeout(SETTLE);
+  const zoom = await page.evaluate(() => window.app.canvas.ds.scale);
   await execute("Comfy.Canvas.FitView");
   await page.waitForTimeout(SETTLE);
+  return zoom;
 }
 
 /** The address of a picture in the page and its width in pixels, 0 if it does not load. */
@@ -80,12 +85,22 @@ const commands = {
     await page.keyboard.press("Escape");
   },
 
-  /** Open a template, as a user does. */
+  /** The names of the templates that a search finds, of all extensions. */
+  async searchTemplates(text) {
+    await browseTemplates();
+    await page.locator("[role=dialog] input[placeholder]").first().fill(text);
+    await page.waitForTimeout(4 * SETTLE); // it waits for the end of the typing
+    const cards = await page.locator(CARDS).all();
+    const names = await Promise.all(cards.map((card) => card.getAttribute("data-testid")));
+    return names.map((name) => name.slice("template-workflow-".length));
+  },
+
+  /** Open a template, as a user does; the zoom at which it opens. */
   async openTemplate(category, name) {
     await browseTemplates(category);
     // Not by the mouse: cards move while the pictures above them load, and a click that begins on one and ends elsewhere
     // is none.
-    await opened(name, () => page.locator(`[data-testid="template-workflow-${name}"]`).dispatchEvent("click"));
+    return opened(name, () => page.locator(`[data-testid="template-workflow-${name}"]`).dispatchEvent("click"));
   },
 
   /** Drop a file onto the canvas. */
@@ -125,7 +140,7 @@ const commands = {
 
   /** What is on the canvas:
    *  graph: as it would be saved. nodes: [{id, type, title, known, red, box}] with the box [left, top, width, height] as
-   *  drawn, in the graph's units. values: {id: {widget: value}} without what a wire sets. complaints: what the front end
+   *  drawn, in the graph's units. under: [link, title of a node that its wire runs under]. values: {id: {widget: value}} without what a wire sets. complaints: what the front end
    *  warns of, and what its scripts have thrown since this was last asked.
    */
   async canvas() {
@@ -143,6 +158,32 @@ const commands = {
         const { scale, offset } = canvas.ds;
         return [(left - x) / scale - offset[0], (top - y) / scale - offset[1], width / scale, height / scale];
       };
+      // A wire that runs under a node crosses its border. Paths are in the graph's units; each reroute has the part
+      // of the wire that leads to it.
+      const pen = Object.assign(document.createElement("canvas").getContext("2d"), { lineWidth: 4 });
+      const border = ([left, top, width, height], inset = 3, step = 4) => {
+        const points = [];
+        for (let x = left + inset; x < left + width - inset; x += step) points.push([x, top + inset], [x, top + height - inset]);
+        for (let y = top + inset; y < top + height - inset; y += step) points.push([left + inset, y], [left + width - inset, y]);
+        return points;
+      };
+      const pathsOf = (link) => {
+        const paths = [link.path];
+        for (let id = link.parentId; id != null;) {
+          const reroute = graph.reroutes.get(id);
+          paths.push(reroute.path);
+          id = reroute.parentId;
+        }
+        return paths.filter(Boolean);
+      };
+      canvas.draw(true, true);
+      const wires = [...graph.links.values()].map((link) => [link, pathsOf(link)]);
+      const under = graph.nodes.flatMap((node) => {
+        const points = border(box(node));
+        const others = wires.filter(([link]) => link.origin_id !== node.id && link.target_id !== node.id);
+        return others.filter(([, paths]) => paths.some((path) => points.some(([x, y]) => pen.isPointInStroke(path, x, y))))
+          .map(([link]) => [link.id, node.title]);
+      });
       const wired = (node, widget) => node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
       const free = (node) => (node.widgets ?? []).filter((widget) => !wired(node, widget));
       return {
@@ -155,6 +196,8 @@ const commands = {
           red: !!node.has_errors,
           box: box(node),
         })),
+        under,
+        paths: wires.flatMap(([, paths]) => paths).length,
         values: Object.fromEntries(
           graph.nodes.map((node) => [node.id, Object.fromEntries(free(node).map((widget) => [widget.name, widget.value]))]),
         ),
@@ -200,6 +243,42 @@ const commands = {
     return shown.jsonValue();
   },
 
+  /** The texts that a node shows: those of its widgets, and with Nodes 2.0 all that is on it. */
+  async texts(id) {
+    return page.evaluate((id) => {
+      const element = document.querySelector(`[data-node-id="${id}"]`);
+      const fields = [...(element?.querySelectorAll("textarea, input") ?? [])].map((field) => field.value);
+      const widgets = element ? [element.innerText, ...fields] : window.app.graph.getNodeById(id).widgets.map((w) => w.value);
+      return widgets.filter((text) => typeof text === "string");
+    }, id);
+  },
+
+  /** The colours of socket types: {type: {socket, wire, dot}}, the last that of Nodes 2.0. */
+  async colours(types) {
+    return page.evaluate((types) => {
+      const { canvas } = window.app;
+      const sheet = getComputedStyle(document.documentElement);
+      return Object.fromEntries(types.map((type) => [type, {
+        socket: canvas.default_connection_color_byType[type],
+        wire: canvas.constructor.link_type_colors[type],
+        dot: sheet.getPropertyValue(`--color-datatype-${type}`).trim(),
+      }]));
+    }, types);
+  },
+
+  /** The nodes that the node search finds, in its order. */
+  async search(text) {
+    await page.mouse.dblclick(SIZE.width / 2, SIZE.height - 150); // where workflows leave the canvas empty
+    await page.locator("[role=dialog] input").fill(text);
+    await page.locator('[data-testid="result-item"]').first().waitFor();
+    await page.waitForTimeout(2 * SETTLE);
+    const found = await page.locator('[data-testid="result-item"]').allInnerTexts();
+    await page.keyboard.press("Escape");
+    await page.locator("[role=dialog]").waitFor({ state: "hidden" });
+    await page.waitForTimeout(SETTLE);
+    return found;
+  },
+
   /** Put a node on an empty canvas and open its help: its headings and its pictures [{picture, width}]. */
   async help(type) {
     await page.evaluate((type) => {
@@ -238,7 +317,7 @@ const commands = {
   },
 };
 
-async function browseTemplates(category) {
+async function browseTemplates(category = "All Templates") {
   await execute("Comfy.BrowseTemplates");
   await page.locator("[role=dialog]").getByText(category, { exact: true }).first().click();
   await page.locator(CARDS).first().waitFor();
