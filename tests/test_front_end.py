@@ -126,8 +126,14 @@ def content(graph: dict, look: str) -> dict:
     unlike = {"size", "pos"} if look == NODES_2 else set()  # it makes nodes as large as it needs
     nodes = {}
     for node in graph["nodes"]:
-        own = {"widgets_values"} if node["type"] == "PreviewAny" else set()  # the last text that it showed
+        own = {"widgets_values_named"}  # newer front ends keep the values a second time, by their names
+        if node["type"] == "PreviewAny" or not node.get("widgets_values"):  # the last text that it showed, or no values
+            own.add("widgets_values")
         nodes[node["id"]] = {key: node[key] for key in node.keys() - unlike - own}
+        # The label of an input that a node has grown is another in each front end.
+        inputs = node.get("inputs", ())
+        sockets = [{key: value for key, value in one.items() if key != "localized_name"} for one in inputs]
+        nodes[node["id"]]["inputs"] = sockets
     groups = [(group["title"], group["color"]) for group in graph["groups"]]
     return {**graph, "nodes": nodes, "groups": groups, "extra": {}}
 
