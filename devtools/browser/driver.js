@@ -40,6 +40,18 @@ async function opened(name, act) {
   return zoom;
 }
 
+/** Wait until the wires are where the nodes are: Nodes 2.0 measures its nodes after they are drawn. */
+async function drawn() {
+  const middles = () => page.evaluate(() => {
+    window.app.canvas.draw(true, true);
+    return JSON.stringify([...window.app.graph.links.values()].map((link) => [...link._pos]));
+  });
+  for (let before, now = await middles(); before !== now; now = await middles()) {
+    before = now;
+    await page.waitForTimeout(SETTLE);
+  }
+}
+
 /** The address of a picture in the page and its width in pixels, 0 if it does not load. */
 const loaded = (picture) => picture.evaluate(async (element) => {
   await element.decode().catch(() => {});
@@ -148,6 +160,7 @@ const commands = {
       await page.waitForFunction(() => // those that are not in the page would lie where they lie with classic nodes
         window.app.graph.nodes.every((node) => document.querySelector(`[data-node-id="${node.id}"]`)));
     }
+    await drawn();
     return page.evaluate((faults) => {
       const { graph, canvas } = window.app;
       const box = (node) => {
@@ -176,7 +189,6 @@ const commands = {
         }
         return paths.filter(Boolean);
       };
-      canvas.draw(true, true);
       const wires = [...graph.links.values()].map((link) => [link, pathsOf(link)]);
       const under = graph.nodes.flatMap((node) => {
         const points = border(box(node));
