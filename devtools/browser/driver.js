@@ -280,8 +280,7 @@ const commands = {
 
   /** The nodes that the node search finds, in its order. */
   async search(text) {
-    await page.mouse.dblclick(SIZE.width / 2, SIZE.height - 150); // where workflows leave the canvas empty
-    await page.locator("[role=dialog] input").fill(text);
+    await searchNodes(text);
     await page.locator('[data-testid="result-item"]').first().waitFor();
     await page.waitForTimeout(2 * SETTLE);
     const found = await page.locator('[data-testid="result-item"]').allInnerTexts();
@@ -313,8 +312,7 @@ const commands = {
   async place(title) {
     await page.evaluate(() => window.app.graph.clear());
     await page.waitForTimeout(SETTLE);
-    await page.mouse.dblclick(SIZE.width / 2, SIZE.height / 2);
-    await page.locator("[role=dialog] input").fill(title);
+    await searchNodes(title);
     await page.locator('[data-testid="result-item"]', { hasText: title }).first().click();
     await page.waitForFunction(() => window.app.canvas.state.ghostNodeId != null); // it follows the cursor
     await page.locator("[role=dialog]").waitFor({ state: "hidden" });
@@ -328,6 +326,16 @@ const commands = {
     await page.screenshot({ path: file });
   },
 };
+
+/** Open the node search where workflows leave the canvas empty. The first click after a workflow was closed is lost. */
+async function searchNodes(text) {
+  const input = page.locator("[role=dialog] input");
+  for (let tries = 0; tries < 5 && !(await input.isVisible()); tries++) {
+    await page.mouse.dblclick(SIZE.width / 2, SIZE.height - 150);
+    await input.waitFor({ timeout: 10000 }).catch(() => {});
+  }
+  await input.fill(text);
+}
 
 async function browseTemplates(category = "All Templates") {
   await execute("Comfy.BrowseTemplates");
