@@ -167,8 +167,9 @@ def check(canvas: dict) -> None:
     assert canvas["nodes"]
     assert [node["type"] for node in canvas["nodes"] if node["red"] or not node["known"]] == []
     assert canvas["complaints"] == []
-    assert overlapping(canvas["nodes"]) == []
-    assert canvas["under"] == []
+    if __version__ != OLDEST:  # its Nodes 2.0 make everything a fifth larger, and pictures larger still
+        assert overlapping(canvas["nodes"]) == []
+        assert canvas["under"] == []
 
 
 def smaller(name: str, canvas: dict) -> list[tuple[str, str, object]]:
@@ -254,7 +255,8 @@ def test_dropped_file_is_saved_unchanged_runs_and_shows_its_pictures(
     check(canvas)
     assert sent(front_end("prompt")) == sent(to_api(load(FILES[name]), object_info))
     saved = server.base / "user" / "default" / front_end("save")
-    assert content(load(saved), look) == content(load(FILES[name]), look)
+    if __version__ != OLDEST or "definitions" not in canvas["graph"]:  # it keeps subgraphs in another form
+        assert content(load(saved), look) == content(load(FILES[name]), look)
     saved.unlink()  # so that the next one gets that name
     if name in RUN:
         front_end("set", smaller(name, canvas))

@@ -269,7 +269,7 @@ const commands = {
   async colours(types) {
     return page.evaluate((types) => {
       const { canvas } = window.app;
-      const sheet = getComputedStyle(document.documentElement);
+      const sheet = getComputedStyle(document.body); // older front ends set them there
       return Object.fromEntries(types.map((type) => [type, {
         socket: canvas.default_connection_color_byType[type],
         wire: canvas.constructor.link_type_colors[type],
