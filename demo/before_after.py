@@ -149,7 +149,7 @@ def run(server: Server, scenario: Scenario, count: int) -> Outcome:
     """Run a scenario for seeds 0 to count - 1, one picture a run."""
     rows = ([], [])
     for seed in range(count):
-        history = server.run(scenario.graph(seed))
+        history = server.run(scenario.graph(seed), timeout=900)
         for row, node in zip(rows, ("plain", "edited"), strict=True):
             row.append(_decoded(server.images(history, node)[0]))
     return Outcome(scenario, tuple(map(np.stack, rows)))

@@ -53,11 +53,10 @@ TABLE = {
 }
 
 
-def with_ebca(comfy, pack, scene: Scene, asks: str) -> Scene:
+def with_ebca(comfy, pack, scene: Scene, asks: str, **window: float) -> Scene:
     if asks == "edit":
-        edit = node(comfy, "EBCAEditContext").execute(
-            conditioning=toy.conditioning(8), start_percent=0.0, gamma_start_percent=0.0, gamma_attn=0.004
-        )[0]
+        window = {"start_percent": 0.0, "gamma_start_percent": 0.0, **window}
+        edit = node(comfy, "EBCAEditContext").execute(conditioning=toy.conditioning(8), gamma_attn=0.004, **window)[0]
         return replace(scene, model=node(comfy, "EBCACompose").execute(model=scene.model, edits={"edit0": edit})[0])
     options = {
         "update": {},
@@ -92,12 +91,16 @@ def test_left_out_with_one_warning(comfy, pack, caplog, name, neighbour_first):
 
 
 def test_negative_prompt_rests_with_the_edits_where_prompts_run_apart(comfy, pack, caplog):
-    """With hooks, or with little memory, ComfyUI calls the model for each prompt alone."""
+    """With hooks, or with little memory, ComfyUI calls the model for each prompt alone, the negative prompt first.
+
+    In the first step nothing tells that the edits will be left out. From the second step on, the negative prompt rests.
+    """
     scene = other_packs.scene(fresh=True)
     scene.model.model.memory_required = lambda shape, *args, **kwargs: 1e30 if shape[0] > 1 else 1.0
-    alone = COUPLE(comfy, scene).sampled(comfy)
+    first_step = COUPLE(comfy, with_ebca(comfy, pack, scene, "edit", end_percent=0.1, gamma_end_percent=0.1))
+    expected = first_step.sampled(comfy)
     together, warnings = sampled_with_warnings(comfy, caplog, COUPLE(comfy, with_ebca(comfy, pack, scene, "edit")))
-    assert torch.equal(together, alone)
+    assert torch.equal(together, expected)
     assert len(warnings) == 1, warnings
 
 

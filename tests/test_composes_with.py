@@ -80,7 +80,7 @@ PACKS = {
     "image prompt in SDXL": Row(other_packs.image_prompt(3), FORMULA, 1e-5, IMAGE, family="sdxl"),
     "two image prompts": Row(other_packs.two_image_prompts, FORMULA, 1e-5, TWO_IMAGES),
     "NegPip": Row(other_packs.negpip, FORMULA, 1e-5, other_packs.NEGPIP, other_packs.hand_interleaved,
-                  warns="gives keys and values different texts", only=("update", "compose")),
+                  warns="gives keys and values different contexts", only=("update", "compose")),
     "attention couple": Row(other_packs.attention_couple(), FORMULA, 1e-5, other_packs.COUPLE, only=("update",)),
     "attention couple, values apart": Row(other_packs.attention_couple(own_values=True), FORMULA, 1e-5,
                                           other_packs.COUPLE, only=("update",)),
@@ -112,7 +112,7 @@ CROWD = {
         chain(other_packs.combine, other_packs.negpip, on_the_model("FreeU"), other_packs.skip_cache), FORMULA, 1e-5,
         other_packs.NEGPIP, hand=chain(other_packs.combine, other_packs.hand_interleaved, on_the_model("FreeU"),
                                       other_packs.skip_cache),
-        warns="gives keys and values different texts", only=("update", "compose"),
+        warns="gives keys and values different contexts", only=("update", "compose"),
     ),
 }  # fmt: skip
 TABLE = CORE | PACKS | CROWD

@@ -39,10 +39,10 @@ def test_tier_1_is_all_but_the_nightly_tests_on_the_newest_and_the_interfaces_of
     assert {"test_batches.py", "test_composes_with.py", "test_projection.py"} < files(oldest)
 
 
-def test_the_nightly_tier_is_everything_at_both_ends_and_the_fast_tests_between():
+def test_the_nightly_tier_is_everything_at_both_ends_the_fast_tests_between_and_the_newest_front_end():
     parts = tiers.parts("nightly", tools=False).values()
-    assert [part.version for part in parts] == [*[NEWEST] * 3, *[OLDEST] * 3, *BETWEEN]
-    assert [marks(part) for part in parts] == [*["not server", "server", ""] * 2, *["not slow and not server"] * 3]
+    assert [part.version for part in parts] == [*[NEWEST] * 3, *[OLDEST] * 3, *BETWEEN, NEWEST]
+    assert [marks(part) for part in parts] == [*["not server", "server", ""] * 2, *["not slow and not server"] * 3, ""]
     assert [part.arguments[-2:] for part in parts if "--cases" in part.arguments] == [
         ["--cases", "2000"], ["--cases", "480"],
     ]  # fmt: skip

@@ -146,14 +146,17 @@ def test_update_of_the_positive_prompt_alone_equals_the_loop(comfy, pack, family
     assert relative_error(got, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("blocks", ["b0", "b1-b2", "v0,b1"])
-@pytest.mark.parametrize("family", ["wan_vace", "hydit"])
-def test_chosen_blocks_equal_the_loop(comfy, pack, family, blocks):
-    if family == "hydit" and "v" in blocks:
-        pytest.skip("only VACE has blocks of its own")
+@pytest.mark.parametrize(
+    ("family", "blocks", "names"),
+    [
+        ("hydit", "b0", ["b0"]),
+        ("hydit", "b1-b2", ["b1", "b2"]),
+        ("wan_vace", "b1-b2", ["b1", "b2"]),
+        ("wan_vace", "v0,b1", ["v0", "b1"]),
+    ],
+)
+def test_chosen_blocks_equal_the_loop(comfy, pack, family, blocks, names):
     model, case = toy_dit.model(family), Ebca([update(family)])
-    # in VACE, v1 lies between b2 and b3
-    names = {"b0": ["b0"], "b1-b2": ["b1", "b2"], "v0,b1": ["v0", "b1"]}[blocks]
     with case.at_work(family, model, blocks=names):
         expected = run(model, family, steps=2)
     got = run(case.on(comfy, pack, model, blocks=blocks), family, steps=2)

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from support import oracle, toy_dit
+from support import oracle, toy_dit, transformer_oracle
 from support.probes import described
 from support.transformer_runs import Ebca, ebca, edits, run, update
 
@@ -71,11 +71,14 @@ def test_model_is_plain_again_after_a_run_that_fails(comfy, pack, family):
     plain, before = run(model, family), hooks_of(model)
     patched = ebca(family).on(comfy, pack, model)
 
-    def fail(args):
+    *_, last = transformer_oracle.modules(family, model.model.diffusion_model).values()
+
+    def fail(*_):
         raise MemoryError
 
-    patched.set_model_sampler_post_cfg_function(fail)
+    failing = last.register_forward_hook(fail)
     with pytest.raises(MemoryError):
         run(patched, family)
+    failing.remove()
     assert hooks_of(model) == before
     assert torch.equal(run(model, family), plain)

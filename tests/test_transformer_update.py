@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -60,10 +61,10 @@ def steps_of(model, family, case, comfy, pack):
 
 def gradient(call, family, row, gamma_attn, gamma_norm):
     """m_t times minus the gradient of ebca_core's energies for one row, [t, c]."""
-    by_hand, module = transformer_oracle.FAMILIES[family], call.module
+    by_hand, module = transformer_oracle.FAMILIES[family], copy.deepcopy(call.module)  # ComfyUI's has no gradient
     with torch.enable_grad():
-        text = call.text[row].clone().requires_grad_()
-        k, q, heads = by_hand.keys(module, text), call.queries(family, row), by_hand.heads(module)
+        text, q = call.text[row].clone().requires_grad_(), call.queries(family, row).detach().clone()
+        k, heads = by_hand.keys(module, text), by_hand.heads(module)
         energy = gamma_attn * attention_energy(k[None], q[None], heads).sum()
         if by_hand.key_norm(module) is None:
             energy = energy + gamma_norm * norm_energy(k[None]).sum()

@@ -246,6 +246,7 @@ class RandomPrompts:
         self._end(draw, prompt, self._add(draw, prompt, node_id, DEEPEST))
         for _ in range(draw(st.sampled_from([0, 0, 0, 1, 1, 2]))):
             self._spoil(draw, prompt)
+        _with_clips_of_models(prompt)
         return prompt
 
     def without_pack(self, prompt: Prompt) -> Prompt:
@@ -279,7 +280,7 @@ class RandomPrompts:
 
     # --- whole prompts ---
 
-    def _add(self, draw: Callable, prompt: Prompt, node_id: str, depth: int, **wired: Link) -> str:
+    def _add(self, draw: Callable, prompt: Prompt, node_id: str, depth: int, /, **wired: Link) -> str:
         """A node of the pack with good inputs; its id in the prompt."""
         inputs = dict(wired)
         for own in self._inputs[node_id]:
@@ -413,6 +414,17 @@ class RandomPrompts:
         return [(node, name, kind) for name, kind in core.items() if name in node["inputs"]]
 
 
+def _with_clips_of_models(prompt: Prompt) -> None:
+    """SDXL's CLIP beside an SDXL model: the toys of another family have text of SDXL's width, which no real one has."""
+    models, clips = (
+        [node["inputs"] for node in prompt.values() if node["class_type"] == supply_of(kind)]
+        for kind in ("MODEL", "CLIP")
+    )
+    if any(inputs["name"] == "sdxl" for inputs in models):
+        for inputs in clips:
+            inputs["name"] = "sdxl" if inputs["name"] in GOOD["CLIP"] else inputs["name"]
+
+
 def _traced(prompt: Prompt) -> dict[str, Any]:
     """A trace, and the latent of the run that it is of."""
     supplied = {kind: _add(prompt, supply_of(kind), {"name": next(iter(GOOD[kind]))}) for kind in GOOD if GOOD[kind]}
@@ -441,6 +453,7 @@ def _swept(prompt: Prompt) -> dict[str, Any]:
 
 #: {node: makes inputs that belong to each other, or together, which would hardly be met by chance}
 BELONGING: dict[str, Callable[[Prompt], dict[str, Any]]] = {
+    "EBCAConcepts": lambda prompt: {"prompt": "a red ball and a blue cube", "concepts": ""},  # an empty one is refused
     "EBCAEnergyPlot": _traced,
     "EBCASaveTrace": _traced,
     "EBCAAttentionMaps": _traced_picture,

@@ -70,7 +70,8 @@ class LayerCall(NamedTuple):
 
     def queries(self, family: str, row: int) -> Tensor:
         """[n, (h d)]."""
-        return transformer_oracle.FAMILIES[family].queries(self.module, self.x[row], self.args)
+        with torch.no_grad():
+            return transformer_oracle.FAMILIES[family].queries(self.module, self.x[row], self.args)
 
     def visible(self, row: int) -> Tensor | None:
         """Which tokens are not masked, where the layer has a mask."""
