@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..comfyui_binding.model_patch import with_edits
 from ..comfyui_binding.node_messages import show_on_node
 from ..comfyui_binding.runtime.settings import Edit
-from ..comfyui_binding.text.concepts import Concept, concepts_of, describe, shared_strength
+from ..comfyui_binding.text.concepts import Concept, concepts_of, describe, on_one_line, shared_strength
 from ..comfyui_binding.text.edit_conditioning import encode_prompt
 from ..ebca_core import Schedule, Window
 from .input_validation import first_error
@@ -106,7 +106,7 @@ class EBCAConcepts(io.ComfyNode):
         edits = [edit(text, 1, alpha) for text, alpha in strengths.items()]
         model = with_edits(model, [*edits, edit("", -1, empty_prompt)])
         found = describe(listed, shared)
-        show_on_node(own_id(cls), found)
+        show_on_node(own_id(cls), on_one_line(listed, shared))
         return io.NodeOutput(model, positive, found)
 
 

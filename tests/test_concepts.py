@@ -175,6 +175,11 @@ def test_description_lists_every_concept_with_its_strength(finder):
     ]  # fmt: skip
 
 
+def test_the_text_on_the_node_has_every_concept_on_one_line(finder):
+    concepts = finder.parse_concepts("a bear\na red balloon = 0.15")
+    assert finder.on_one_line(concepts, 0.1) == "a bear 0.1 · a red balloon 0.15"
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_finder_needs_the_standard_library_alone(name):
     tree = ast.parse((REPO / "comfyui_binding" / "text" / name).read_text(encoding="utf-8"))

@@ -23,7 +23,8 @@ from .concept_words import (  # isort: skip
 from .noun_phrases import ConceptsNotFound, Phrase, ask, ask_twice, doubt, find_things, is_plural, read_tokens
 
 __all__ = [
-    "Concept", "ConceptsNotFound", "concepts_of", "describe", "find_concepts", "parse_concepts", "shared_strength",
+    "Concept", "ConceptsNotFound", "concepts_of", "describe", "find_concepts", "on_one_line", "parse_concepts",
+    "shared_strength",
 ]
 
 #: Longer lists are usually lists of tags.
@@ -83,6 +84,11 @@ def describe(concepts: list[Concept], strength: float) -> str:
     """A table for the user: each concept with its own strength or, if it has none, with `strength`."""
     rows = [f"{strength if c.strength is None else c.strength:<8g}  {c.text}" for c in concepts]
     return "\n".join(["strength  concept", *rows])
+
+
+def on_one_line(concepts: list[Concept], strength: float) -> str:
+    """The same as `describe` for the text on a node, of which classic nodes show two lines and Nodes 2.0 no breaks."""
+    return " · ".join(f"{c.text} {strength if c.strength is None else c.strength:g}" for c in concepts)
 
 
 def shared_strength(strength: float, count: int) -> float:

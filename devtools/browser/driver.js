@@ -40,6 +40,18 @@ async function opened(name, act) {
   return zoom;
 }
 
+/** Wait until the wires are where the nodes are: Nodes 2.0 measures its nodes after they are drawn. */
+async function drawn() {
+  const middles = () => page.evaluate(() => {
+    window.app.canvas.draw(true, true);
+    return JSON.stringify([...window.app.graph.links.values()].map((link) => [...link._pos]));
+  });
+  for (let before, now = await middles(); before !== now; now = await middles()) {
+    before = now;
+    await page.waitForTimeout(SETTLE);
+  }
+}
+
 /** The address of a picture in the page and its width in pixels, 0 if it does not load. */
 const loaded = (picture) => picture.evaluate(async (element) => {
   await element.decode().catch(() => {});
@@ -148,6 +160,7 @@ const commands = {
       await page.waitForFunction(() => // those that are not in the page would lie where they lie with classic nodes
         window.app.graph.nodes.every((node) => document.querySelector(`[data-node-id="${node.id}"]`)));
     }
+    await drawn();
     return page.evaluate((faults) => {
       const { graph, canvas } = window.app;
       const box = (node) => {
@@ -176,7 +189,6 @@ const commands = {
         }
         return paths.filter(Boolean);
       };
-      canvas.draw(true, true);
       const wires = [...graph.links.values()].map((link) => [link, pathsOf(link)]);
       const under = graph.nodes.flatMap((node) => {
         const points = border(box(node));
@@ -257,7 +269,7 @@ const commands = {
   async colours(types) {
     return page.evaluate((types) => {
       const { canvas } = window.app;
-      const sheet = getComputedStyle(document.documentElement);
+      const sheet = getComputedStyle(document.body); // older front ends set them there
       return Object.fromEntries(types.map((type) => [type, {
         socket: canvas.default_connection_color_byType[type],
         wire: canvas.constructor.link_type_colors[type],
@@ -268,8 +280,7 @@ const commands = {
 
   /** The nodes that the node search finds, in its order. */
   async search(text) {
-    await page.mouse.dblclick(SIZE.width / 2, SIZE.height - 150); // where workflows leave the canvas empty
-    await page.locator("[role=dialog] input").fill(text);
+    await searchNodes(text);
     await page.locator('[data-testid="result-item"]').first().waitFor();
     await page.waitForTimeout(2 * SETTLE);
     const found = await page.locator('[data-testid="result-item"]').allInnerTexts();
@@ -301,8 +312,7 @@ const commands = {
   async place(title) {
     await page.evaluate(() => window.app.graph.clear());
     await page.waitForTimeout(SETTLE);
-    await page.mouse.dblclick(SIZE.width / 2, SIZE.height / 2);
-    await page.locator("[role=dialog] input").fill(title);
+    await searchNodes(title);
     await page.locator('[data-testid="result-item"]', { hasText: title }).first().click();
     await page.waitForFunction(() => window.app.canvas.state.ghostNodeId != null); // it follows the cursor
     await page.locator("[role=dialog]").waitFor({ state: "hidden" });
@@ -316,6 +326,16 @@ const commands = {
     await page.screenshot({ path: file });
   },
 };
+
+/** Open the node search where workflows leave the canvas empty. The first click after a workflow was closed is lost. */
+async function searchNodes(text) {
+  const input = page.locator("[role=dialog] input");
+  for (let tries = 0; tries < 5 && !(await input.isVisible()); tries++) {
+    await page.mouse.dblclick(SIZE.width / 2, SIZE.height - 150);
+    await input.waitFor({ timeout: 10000 }).catch(() => {});
+  }
+  await input.fill(text);
+}
 
 async function browseTemplates(category = "All Templates") {
   await execute("Comfy.BrowseTemplates");
