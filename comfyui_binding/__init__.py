@@ -29,6 +29,7 @@ runtime/                  one sampling run; knows no architecture, no trace and 
 
 text/                     prompts
   tokenized_prompt.py       the tokens and words of a prompt
+  vocabularies.py           what the pieces of a text encoder's vocabulary spell
   token_weights.py          words of a prompt -> one weight per token
   edit_conditioning.py      a CONDITIONING -> the context of an edit
 

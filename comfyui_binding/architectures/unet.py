@@ -54,6 +54,7 @@ class UNet:
 
     #: ComfyUI repeats prompts to a common length.
     repeats_prompts = True
+    tokens_before_text = 0
     text_depends_on_sigma = False
 
     def __init__(self):

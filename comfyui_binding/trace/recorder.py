@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -83,6 +84,8 @@ class CallRecorder:
     repeats: Tensor | None
     wants_maps: bool
     energy: ContextEnergy = EBCA
+    #: How many tokens of its own the network puts in front of a prompt's.
+    tokens_before_text: int = 0
     columns: list[Column] = field(default_factory=list)
     values: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     #: Maps [b, t, rows, columns] of a positive prompt, by the size of their grid.
@@ -122,6 +125,7 @@ class CallRecorder:
             if chunk.entry.positive and chunk.entry.area is None and self.holds_tokens_of(chunk):
                 hidden = None if layer.text_mask is None else hidden_tokens(layer.text_mask)[chunk.rows]
                 maps = _in_parts(attention_map, layer.k[chunk.rows], layer.q[chunk.rows, on_grid], layer.heads, hidden)
+                maps = maps[:, self.tokens_before_text :]
                 count = maps.new_ones(len(chunk.images))
                 if chunk.entry.tokens:  # ComfyUI repeats a prompt to the length of a longer one
                     maps = maps.unflatten(1, (-1, chunk.entry.tokens))
@@ -154,10 +158,22 @@ class RunRecorder:
     """All that one run has recorded."""
 
     def __init__(
-        self, wants_maps: bool, notices_of_run: Notices, energy: ContextEnergy = EBCA, expects_one_text: bool = True
+        self,
+        wants_maps: bool,
+        notices_of_run: Notices,
+        energy: ContextEnergy = EBCA,
+        expects_one_text: bool = True,
+        tokens_before_text: int = 0,
+        encoded_texts: Mapping[Hashable, Tensor] = MappingProxyType({}),
     ):
-        """expects_one_text: whether a prompt's text is the same in all calls, unless another node changes it."""
+        """expects_one_text: whether a prompt's text is the same in all calls, unless another node changes it.
+
+        tokens_before_text: how many tokens of its own the network puts in front of a prompt's. encoded_texts: by uuid,
+        the positive prompts as they were encoded, where the layers read another text.
+        """
         self.wants_maps = wants_maps
+        self._tokens_before_text = tokens_before_text
+        self._encoded_texts = encoded_texts
         self._expects_one_text = expects_one_text
         self._energy = energy
         self._names: list[str] = []
@@ -179,7 +195,9 @@ class RunRecorder:
         """The recorder of one pass; None once recording has failed."""
         if self.has_failed:
             return None
-        return CallRecorder(names, chunks, context, repeats, self.wants_maps, self._energy)
+        return CallRecorder(
+            names, chunks, context, repeats, self.wants_maps, self._energy, self._tokens_before_text
+        )
 
     def stop(self) -> None:
         """Record no more: an instrument that fails must not cost the image."""
@@ -203,7 +221,9 @@ class RunRecorder:
             self._calls.append((sigma, call.columns, values, weights))
             for chunk in call.chunks:
                 if chunk.entry.positive and chunk.cond not in self._prompts:
-                    self._prompts[chunk.cond] = fingerprint(call.context[chunk.rows][0][: chunk.entry.tokens])
+                    read = call.context[chunk.rows][0][: chunk.entry.tokens]
+                    encoded = self._encoded_texts.get(chunk.cond[0])
+                    self._prompts[chunk.cond] = fingerprint(read if encoded is None else encoded[0])
             for chunk in {chunk for chunk, _ in call.maps}:
                 self._compare_text(chunk, call.context)
             for (chunk, grid), maps in call.maps.items():
@@ -291,8 +311,15 @@ def recording(run: Run, sigmas: Sequence[float]):
         trace.record = None
     energy = next((update.energy for update in run.settings.updates), EBCA)
     wants_maps = any(trace.wants_maps for trace in traces)
-    expects_one_text = not run.settings.architecture.text_depends_on_sigma
-    run.recorder = RunRecorder(wants_maps, run.notices, energy, expects_one_text)
+    architecture = run.settings.architecture
+    run.recorder = RunRecorder(
+        wants_maps,
+        run.notices,
+        energy,
+        not architecture.text_depends_on_sigma,
+        architecture.tokens_before_text,
+        {} if architecture.repeats_prompts else run.layout.encoded_texts,
+    )
 
     def write(is_complete: bool) -> None:
         record = run.recorder.record(sigmas, run.settings, is_complete)
