@@ -305,6 +305,9 @@ class TransformerAttention:
         read = [self.read_context[context] if isinstance(context, slice) else context for context in contexts]
         return [change * is_word(*text) for change, *text in zip(changes, read, words, strict=True)]
 
+    def words_of(self, text: EncodedText) -> Tensor | None:
+        return is_word(text.context, text.words).squeeze(-1) != 0
+
     def _modulated(self, context: Tensor) -> Tensor:
         """A text as the module reads it. The rows of a prompt are the images of the call, as its first ones are."""
         if self.modulation is None:

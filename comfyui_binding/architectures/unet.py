@@ -23,6 +23,7 @@ from torch import Tensor
 from ..runtime import notices
 from ..runtime.denoiser_call import DenoiserCall
 from ..runtime.settings import CALL_KEY
+from ..runtime.text_attention import EncodedText
 from ..shared_on_deepcopy import SharedOnDeepcopy
 from .host_attention import exchanged_attention, preferred_attention
 from .key_projection import is_unpatched, project_to_context, together
@@ -194,6 +195,9 @@ class UNetAttention:
     words: Tensor | None = None
     normalises_keys: bool = False
     tokens_before_grid: int | None = None
+
+    def words_of(self, text: EncodedText) -> Tensor | None:
+        return None
 
     @property
     def others(self) -> list[Callable]:

@@ -21,12 +21,11 @@ from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
 from ...ebca_core import EBCA, ContextEnergy, attention_map, energy_values
-from ..architectures.layer_selection import layer_sort_key
 from ..runtime import notices
 from ..runtime.batch_layout import Chunk
 from ..runtime.notices import Notices
 from ..runtime.settings import Settings
-from ..runtime.text_attention import hidden_tokens
+from ..runtime.text_attention import EncodedText, hidden_tokens
 from .trace_record import TraceRecord, WordMaps, fingerprint
 
 if TYPE_CHECKING:
@@ -105,13 +104,14 @@ class CallRecorder:
         size = self._relative_size(change, scale, layer.context)
         if layer.name == self.names[-1]:  # no layer reads the update of the last one
             size = torch.full_like(size, torch.nan)
-        self._note(roles, _energies(layer.k, layer.q, layer.heads, repeats, self.energy), size)
+        words = layer.words_of(EncodedText(layer.context, words=layer.words))
+        self._note(roles, _energies(layer.k, layer.q, layer.heads, repeats, self.energy, words), size)
 
     def record_edit(self, layer: TextAttention, number: int, track: ContextTrack, change: Tensor | None) -> None:
         """An edit's context in a layer, and the layer's change of it [b, t, c] in units of the track's scale."""
         chunk = track.chunk
         columns = [Column(layer.name, f"edit{number}", chunk.cond, image) for image in chunk.images]
-        energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, EBCA)
+        energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, EBCA, layer.words_of(track.text))
         self._note(columns, energies, self._relative_size(change, track.scale, track.text.context))
 
     def record_maps(self, layer: TextAttention) -> None:
@@ -217,7 +217,7 @@ class RunRecorder:
         with self._lock:
             is_new = self._are_new([(chunk.cond, image) for chunk in call.chunks for image in chunk.images], sigma)
             weights = torch.stack([is_new[column.cond, column.image] for column in call.columns])
-            self._names = list(dict.fromkeys([*self._names, *call.names]))  # a guider may have a second network
+            self._names = merged(self._names, call.names)  # a guider may have a second network
             self._calls.append((sigma, call.columns, values, weights))
             for chunk in call.chunks:
                 if chunk.entry.positive and chunk.cond not in self._prompts:
@@ -251,7 +251,7 @@ class RunRecorder:
     def record(self, sigmas: Sequence[float], settings: Settings, is_complete: bool) -> TraceRecord:
         """The record of a run that walks along `sigmas`."""
         read = [column for _, columns, *_ in self._calls for column in columns]
-        layers = sorted({*self._names, *(column.layer for column in read)}, key=layer_sort_key)
+        layers = self._names
         starts = sigmas[:-1] or sigmas  # of the steps
         present = {column.role for column in read}
         roles = sorted(present, key=lambda role: ({"positive": 0, "negative": 1}.get(role, 2), role))
@@ -274,7 +274,7 @@ class RunRecorder:
             layers=tuple(layers),
             roles=tuple(roles),
             sigmas=tuple(starts),
-            settings=settings.to_dict(sorted(self._names, key=layer_sort_key)),
+            settings=settings.to_dict(layers),
             is_complete=is_complete and not self.has_failed,
             maps=tuple(maps for maps in map(self._maps_of, dict.fromkeys(cond for cond, _, _ in self._maps)) if maps),
             prompts=tuple(prompt.cpu() for prompt in self._prompts.values()),
@@ -336,6 +336,18 @@ def recording(run: Run, sigmas: Sequence[float]):
         write(is_complete=True)
 
 
+def merged(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """All names, those of each list in its order."""
+    names, place = list(names), 0
+    for name in others:
+        if name in names:
+            place = names.index(name)
+        else:
+            names.insert(place, name)
+        place += 1
+    return names
+
+
 def _differs(sigma: Tensor, last: Tensor | None) -> Tensor:
     """1 if a sigma [1] is another than the last one, or the first, else 0."""
     return torch.ones_like(sigma[0]) if last is None else (sigma != last.to(sigma.device))[0].to(sigma.dtype)
@@ -349,14 +361,18 @@ def _step_at(sigma: float, starts: Sequence[float]) -> int:
 
 
 def _energies(
-    keys: Tensor, queries: Tensor, heads: int, repeats: Tensor | None, energy: ContextEnergy
+    keys: Tensor,
+    queries: Tensor,
+    heads: int,
+    repeats: Tensor | None,
+    energy: ContextEnergy,
+    words: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """E(K|Q), summed over the tokens, and E(K) of each row [b], as if repeated tokens were there once."""
+    """E(K|Q), summed over the words, and E(K) of each row [b], as if repeated tokens were there once."""
     rows = _rows_at_once(keys, queries, heads)
-    if rows >= keys.shape[0]:
-        return energy_values(keys, queries, heads, repeats, energy)
-    parts = zip(keys.split(rows), queries.split(rows), repeats.split(rows) if repeats is not None else repeat(None))
-    values = [energy_values(k, q, heads, r, energy) for k, q, r in parts]
+    optional = [repeat(None) if tensor is None else tensor.split(rows) for tensor in (repeats, words)]
+    parts = zip(keys.split(rows), queries.split(rows), *optional)
+    values = [energy_values(k, q, heads, r, energy, w) for k, q, r, w in parts]
     attention, norm = zip(*values, strict=True)
     return torch.cat(attention), torch.cat(norm)
 
