@@ -206,6 +206,25 @@ def test_text_that_is_in_no_prompt_is_said(comfy, laid, family, caplog):
     assert "the token weights have no effect" in message
 
 
+def test_weights_lie_on_their_part_of_joined_prompts(comfy, laid, caplog):
+    """Of Wan all prompts have 512 tokens; of Anima the tokens of the second are lost."""
+    dog = "a dog on green grass"
+    for family, found in (("wan", True), ("anima", False)):
+        if not toy_text_encoders.exists(family):
+            continue
+        clip = toy_text_encoders.clip(family)
+        weights, _ = weigh(comfy, clip, LION, "cat = 2.0")
+        places = weights.values.eq(2).nonzero().flatten().tolist()
+        joined = node(comfy, "ConditioningConcat").execute(
+            conditioning_to=encoded(clip, dog), conditioning_from=encoded(clip, LION)
+        )[0]
+        caplog.clear()
+        _, values = laid(family, joined, weights)
+        if found:
+            assert values.eq(2).nonzero().flatten().tolist() == [512 + place for place in places]
+        assert (values is None) == bool(messages(caplog)) == (not found)
+
+
 # --- attention maps --------------------------------------------------------------------------------------------------
 
 PICTURES = ("pixart", "ltxv", "wan", "anima", "kandinsky5", "cosmos1")
