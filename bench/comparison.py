@@ -20,14 +20,15 @@ from settings import Setting
 class Row:
     """One case against the plain model.
 
-    memory: ratio of the peaks, weights included; activations: of what a call holds beyond the weights, at its peak.
-    launches: CUDA kernels, or operators on the CPU; synchronisations: of the host with a CUDA device, in a run's first
-    call of the U-Net and in a later one.
+    fastest: ratio of the fastest calls' CPU times. memory: ratio of the peaks, weights included; activations: of what a
+    call holds beyond the weights, at its peak. launches: CUDA kernels, or operators on the CPU; synchronisations: of
+    the host with a CUDA device, in a run's first call of the U-Net and in a later one.
     """
 
     case: str
     wall: Ratio
     cpu: Ratio
+    fastest: float
     memory: float
     activations: float
     launches: int
@@ -47,14 +48,17 @@ class Row:
         waits = "-" if self.synchronisations is None else "{}, {}".format(*self.synchronisations)
         verdict = "" if self.time_limit is None else f"{'within' if self.held else 'OVER'} {self.time_limit:.2f}"
         return (
-            f"{self.case:<18} {self.wall!s:<22} {self.cpu!s:<22} {self.memory:<7.3f} {self.activations:<7.3f} "
-            f"{self.launches:>5} ({self.launches - self.plain_launches:+5d})  {waits:<6} {verdict}"
+            f"{self.case:<18} {self.wall!s:<22} {self.cpu!s:<22} {self.fastest:<8.3f} {self.memory:<7.3f} "
+            f"{self.activations:<7.3f} {self.launches:>5} ({self.launches - self.plain_launches:+5d})  "
+            f"{waits:<6} {verdict}"
         )
 
 
 HEADER = (
-    f"{'case':<18} {'time':<22} {'CPU time':<22} {'memory':<7} {'beyond':<7} {'launches':<14} {'waits':<6} "
-    "\n(ratios to the plain model: median and quartiles of pairs; memory at its peak, with and without the weights)"
+    f"{'case':<18} {'time':<22} {'CPU time':<22} {'fastest':<8} {'memory':<7} "
+    f"{'beyond':<7} {'launches':<14} {'waits':<6} "
+    "\n(ratios to the plain model: median and quartiles of pairs, and of the fastest CPU times; memory at its peak, "
+    "with and without the weights)"
 )
 
 
@@ -79,8 +83,8 @@ def compare(setting: Setting, nodes: dict[str, type], rounds: int, case_text: st
     geometry = getattr(random_models, setting.geometry)
     model = geometry.model(setting.dtype)
     weights = model.model_size()
-    cases = [case for case in CASES if case_text in case.name]
-    plain, *subjects = (_subject(case, model, geometry, nodes, setting.side) for case in (PLAIN, *cases))
+    cases = [case for case in CASES if case_text in case.name and case.name in (setting.cases or {case.name})]
+    plain, *subjects = (_subject(case, model, geometry, nodes, setting.shape) for case in (PLAIN, *cases))
     found = {subject: _counts(subject) for subject in (plain, *subjects)}
     times = _take_turns(plain, subjects, rounds, setting.repeats)
     fastest = min(base.wall for _, base in times[subjects[0]])
@@ -94,11 +98,13 @@ def compare(setting: Setting, nodes: dict[str, type], rounds: int, case_text: st
     return rows
 
 
-def _subject(case: Case, model: Any, geometry: random_models.Geometry, nodes: dict[str, type], side: int) -> _Subject:
+def _subject(
+    case: Case, model: Any, geometry: random_models.Geometry, nodes: dict[str, type], shape: Sequence[int]
+) -> _Subject:
     model, counter = model.clone(), Synchronisations()
     if torch.cuda.is_available():
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "bench", counter)  # outermost, being the first
-    return _Subject(case, DenoiserCall(patched(case, model, geometry, nodes), geometry, side), counter)
+    return _Subject(case, DenoiserCall(patched(case, model, geometry, nodes), geometry, shape), counter)
 
 
 def _counts(subject: _Subject) -> tuple[Counts, tuple[int, int] | None]:
@@ -138,11 +144,18 @@ def _row(setting: Setting, subject: _Subject, times: list, found: tuple, plain: 
         case=case.name,
         wall=ratio([ebca.wall for ebca, _ in times], [base.wall for _, base in times]),
         cpu=ratio([ebca.cpu for ebca, _ in times], [base.cpu for _, base in times]),
+        fastest=min(ebca.cpu for ebca, _ in times) / min(base.cpu for _, base in times),
         memory=(weights + counted.peak) / (weights + plain.peak),
         activations=counted.peak / plain.peak,
         launches=counted.launches,
         plain_launches=plain.launches,
         synchronisations=waits,
-        time_limit=None if case.limit is None else setting.time_limit or case.limit,
+        time_limit=_time_limit(setting, case),
         memory_limit=setting.memory_limit,
     )
+
+
+def _time_limit(setting: Setting, case: Case) -> float | None:
+    if setting.cases is not None:
+        return setting.cases[case.name]
+    return None if case.limit is None else setting.time_limit or case.limit

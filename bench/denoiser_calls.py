@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,16 +68,17 @@ def patched(case: Case, model: Any, geometry: Geometry, nodes: dict[str, type]) 
 class DenoiserCall:
     """A sampling run of `model`, stopped where the sampler calls the denoiser; the call can then be made at will."""
 
-    def __init__(self, model: Any, geometry: Geometry, side: int):
-        """side: of the square latent."""
+    def __init__(self, model: Any, geometry: Geometry, shape: Sequence[int]):
+        """shape: of the latent, without the batch."""
         self._patcher = model
         self._count = 0
-        noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
-        self._sigmas = torch.tensor([5.0, 4.0])
+        noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+        sampling = model.get_model_object("model_sampling")
+        self._sigmas = torch.tensor([float(sampling.percent_to_sigma(percent)) for percent in (0.3, 0.35)])
         sampler = comfy.samplers.KSAMPLER(self._capture)
         with torch.inference_mode():
             comfy.sample.sample_custom(
-                model, noise, 7.5, sampler, torch.tensor([5.0]), geometry.conditioning(1),
+                model, noise, 7.5, sampler, self._sigmas[:1], geometry.conditioning(1),
                 geometry.conditioning(2), torch.zeros_like(noise), disable_pbar=True,
             )  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""U-Nets of genuine size with random weights, made of ComfyUI's classes. Needs a booted host.
+"""U-Nets of genuine size, and transformers of genuine widths with a few blocks, made of ComfyUI's classes, with random
+weights. Needs a booted host.
 
 What the weights are makes no difference to speed and memory; what size they have does.
 """
@@ -27,19 +28,27 @@ _SDXL = dict(
     transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10], transformer_depth_middle=10, context_dim=2048,
     use_linear_in_transformer=True, num_classes="sequential", adm_in_channels=2816,
 )  # fmt: skip
+_WAN13B = dict(
+    image_model="wan2.1", model_type="t2v", dim=1536, ffn_dim=8960, num_heads=12, num_layers=3, text_dim=4096,
+    in_dim=16, out_dim=16, freq_dim=256,
+)  # fmt: skip
+_ANIMA = dict(
+    image_model="anima", in_channels=16, out_channels=16, max_img_h=240, max_img_w=240, max_frames=128, patch_spatial=2,
+    patch_temporal=1, model_channels=2048, num_blocks=3, num_heads=16, concat_padding_mask=True,
+    crossattn_emb_channels=1024, pos_emb_cls="rope3d", pos_emb_learnable=True, pos_emb_interpolation="crop",
+    use_adaln_lora=True, adaln_lora_dim=256,
+)  # fmt: skip
 _POOLED = 1280
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A family's U-Net at its published size."""
+    """A family's network, and the width and length of its text as encoders give it."""
 
     family: str
     config: dict[str, Any] = field(repr=False)
-
-    @property
-    def context_width(self) -> int:
-        return self.config["context_dim"]
+    context_width: int
+    tokens: int = 77
 
     def model(self, dtype: torch.dtype, seed: int = 0) -> comfy.model_patcher.ModelPatcher:
         """A MODEL that stores and computes in dtype."""
@@ -51,15 +60,18 @@ class Geometry:
         cls = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
         return cls(base, load_device=management.get_torch_device(), offload_device=management.unet_offload_device())
 
-    def conditioning(self, seed: int, tokens: int = 77) -> list:
+    def conditioning(self, seed: int) -> list:
         """A CONDITIONING of random numbers, as large as a text encoder's."""
         generator = torch.Generator().manual_seed(seed)
-        text = torch.randn(1, tokens, self.context_width, generator=generator)
+        text = torch.randn(1, self.tokens, self.context_width, generator=generator)
         return [[text, {"pooled_output": torch.randn(1, _POOLED, generator=generator)}]]
 
 
-SD15 = Geometry("SD15", _SD15)
-SDXL = Geometry("SDXL", _SDXL)
+SD15 = Geometry("SD15", _SD15, 768)
+SDXL = Geometry("SDXL", _SDXL, 2048)
+WAN13B = Geometry("WAN21_T2V", _WAN13B, 4096, 512)
+#: Its text as its adapter gives it.
+ANIMA = Geometry("Anima", _ANIMA, 1024, 512)
 
 
 def _fill(module: torch.nn.Module, seed: int) -> None:

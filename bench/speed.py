@@ -38,7 +38,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="file for the results, as JSON")
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = [s for s in SETTINGS if s.device == device and options.setting.lower() in s.name.lower()]
+    wanted = options.setting.lower()
+    settings = [
+        s
+        for s in SETTINGS
+        if s.device == device and wanted in s.name.lower() and (not s.is_long or wanted == s.name.lower())
+    ]
     if not settings:
         known = ", ".join(s.name for s in SETTINGS if s.device == device)
         parser.error(f"no setting for {device} has '{options.setting}' in its name; there are {known}")
