@@ -2,6 +2,8 @@
 
 model_patch.py            a node's settings -> checked, and stored on a clone of the MODEL
 sampling_hooks.py         the ComfyUI wrappers around a sampling run and around a call of the model
+other_packs.py            by what other packs are known, and what they do to a model
+node_messages.py          texts shown on nodes
 shared_on_deepcopy.py     mixin for objects in ComfyUI's options, which other packs copy
 
 architectures/            all that is known about a model; one file for each kind of network
@@ -9,6 +11,7 @@ architectures/            all that is known about a model; one file for each kin
   unet.py                   SD 1.x to SDXL: their layers, and ComfyUI's attn2 patches
   transformer.py            transformers with text cross-attention: hooks on their modules
   transformer_families.py   one entry for each of them, from Wan to ACE-Step
+  host_attention.py         which of ComfyUI's attention functions is called
   refused_networks.py       the reasons why others are refused
   key_projection.py         G @ W_k, however ComfyUI stores W_k
   key_norms.py              the way back through a norm of the keys
@@ -30,6 +33,8 @@ runtime/                  one sampling run; knows no architecture, no trace and 
 text/                     prompts
   tokenized_prompt.py       the tokens and words of a prompt
   token_weights.py          words of a prompt -> one weight per token
+  concepts.py               the things that a prompt names, by rules (noun_phrases.py, concept_words.py)
+  strengths.py              numbers behind a word, as in `shirt = 2.5`
   edit_conditioning.py      a CONDITIONING -> the context of an edit
 
 trace/                    EBCA Trace

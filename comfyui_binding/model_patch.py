@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..ebca_core import smallest_denominator
-from .architectures.registry import architecture_of, context_width, network_of
+from .architectures.registry import architecture_of, check_text_width, network_of
 from .runtime.settings import KEY, ContextUpdate, Edit, Settings
 from .sampling_hooks import install
 from .trace.trace_record import Trace
@@ -78,7 +78,8 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
     if any(edit.is_updated for edit in edits):
         _check_updates(model, "gamma_attn and gamma_norm of EBCA Edit Context to 0")
     edits = [*settings.edits, *edits]
-    _check_widths(model, edits)
+    for edit in edits:
+        check_text_width(model, edit.context, "The edit")
     _check_denominator(edits)
     return _with_settings(model, replace(settings, edits=tuple(edits)))
 
@@ -111,16 +112,6 @@ def _warn_of_black_mask(mask: Tensor, what: str) -> None:
             "black mask for a picture without transparency.",
             what,
         )
-
-
-def _check_widths(model: ModelPatcher, edits: list[Edit]) -> None:
-    width = context_width(model)
-    for edit in edits:
-        if width is not None and edit.context.shape[-1] != width:
-            raise ValueError(
-                f"The edit is encoded with width {edit.context.shape[-1]}, but {type(model.model).__name__} reads text "
-                f"of width {width}. Encode the edit with the CLIP of the checkpoint that the model comes from."
-            )
 
 
 def _check_denominator(edits: list[Edit]) -> None:

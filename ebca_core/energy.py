@@ -164,7 +164,7 @@ def mix_contexts(main: Tensor, edits: Sequence[Tensor], weights: Sequence[Weight
     weight w_i = direction_i * alpha_i. In this form an output with other branches on top (an image prompt, say) keeps
     them unscaled, and where every weight is zero the result is exactly zero.
     """
-    total = reduce(add, weights)
+    total = composition_weight_sum(weights)
     added = main * (-total / (1 + total))
     for edit, weight in zip(edits, weights, strict=True):
         share = weight / (1 + total)

@@ -93,7 +93,7 @@ class EBCAConcepts(io.ComfyNode):
         positive = encode_prompt(clip, prompt)
         listed = _needed_concepts(prompt, concepts, strength, end_percent)
         shared = shared_strength(strength, len(listed))
-        strengths = {one.text: shared if one.strength is None else one.strength for one in listed}
+        strengths = {one.text: one.strength_or(shared) for one in listed}
         if not any(strengths.values()):
             show_on_node(own_id(cls), OFF)
             return io.NodeOutput(model, positive, OFF)

@@ -24,7 +24,7 @@ SHARES = {"tuned": 0.98, "held out 1": 0.98, "held out 2": 0.93, "held out 3": 0
 AT_LEAST = {
     "several things": 80, "tags": 40, "prose": 30, "other languages": 20, "weights and markup": 25, "tricky": 25,
 }  # fmt: skip
-SOURCES = ["concepts.py", "noun_phrases.py", "concept_words.py"]
+SOURCES = ["concepts.py", "noun_phrases.py", "concept_words.py", "strengths.py"]
 
 
 @pytest.fixture(scope="module")

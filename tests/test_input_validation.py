@@ -282,7 +282,7 @@ def test_conditioning_that_an_edit_cannot_honour_is_refused(comfy, name):
 
 def test_edit_of_another_width_is_refused_with_both_widths(comfy):
     edit = an_edit(comfy, toy.conditioning(2, width=48))
-    refused(lambda: compose(comfy, edit), f"width {toy.WIDTH}", "BaseModel", "width 48", "CLIP of the checkpoint")
+    refused(lambda: compose(comfy, edit), f"width {toy.WIDTH}", "SD15", "width 48", "CLIP of the checkpoint")
 
 
 def test_compose_without_edits_is_refused(comfy):

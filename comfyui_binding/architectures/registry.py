@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor
 
 from ..runtime.protocols import Architecture
 from ..runtime.torch_compile import uncompiled
@@ -31,16 +32,19 @@ TRANSFORMERS = [Transformer(family) for family in FAMILIES]
 def architecture_of(model: ModelPatcher) -> Architecture:
     """The architecture of a MODEL. Raises ValueError, naming the model's class, if EBCA cannot act on it."""
     name, network = type(model.model).__name__, network_of(model)
-    if isinstance(network, UNetModel):
-        architecture = UNET
-    else:
-        architecture = next((one for one in TRANSFORMERS if one.family.matches(network)), None)
+    architecture = _architecture_of(network)
     reason = refusal(network) if architecture is None else architecture.why_unsupported(network, name)
     if architecture is None and reason is None:
         raise ValueError(f"{name} has no cross-attention to text that EBCA can reach. {SUPPORTED}")
     if reason is not None:
         raise ValueError(f"EBCA does not apply to {name}: {reason}. {SUPPORTED}")
     return architecture
+
+
+def _architecture_of(network: torch.nn.Module) -> UNet | Transformer | None:
+    if isinstance(network, UNetModel):
+        return UNET
+    return next((one for one in TRANSFORMERS if one.family.matches(network)), None)
 
 
 def network_of(model: ModelPatcher) -> torch.nn.Module:
@@ -53,6 +57,13 @@ def layer_names(model: ModelPatcher) -> tuple[str, ...]:
     return architecture_of(model).layer_names(network_of(model))
 
 
-def context_width(model: ModelPatcher) -> int:
-    """Width c of the text context that a supported MODEL reads."""
-    return architecture_of(model).context_width(network_of(model), model.model.model_config)
+def check_text_width(model: ModelPatcher, text: Tensor, what: str) -> None:
+    """Raises ValueError where a text [b, t, c] has another width than a MODEL is known to read."""
+    network, config = network_of(model), model.model.model_config
+    architecture = _architecture_of(network)
+    width = None if architecture is None else architecture.context_width(network, config)
+    if width is not None and text.shape[-1] != width:
+        raise ValueError(
+            f"{what} is encoded with width {text.shape[-1]}, but {type(config).__name__} reads text of width {width}. "
+            "Encode it with the CLIP of the checkpoint that the model comes from."
+        )

@@ -428,6 +428,8 @@ class _CallHooks:
         self._first: str | None = None
         #: The keyword arguments of the block that runs (Blocks).
         self._block_kwargs: Mapping[str, Any] = {}
+        #: The module that runs.
+        self._visit: _Visit | None = None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -508,7 +510,7 @@ class _CallHooks:
 
     def _note_z(self, norm: Module, args: tuple) -> None:
         """Pre-hook of a key norm: the keys before it."""
-        visit = getattr(self, "_visit", None)
+        visit = self._visit
         if visit is not None and visit.parts.k_norm is norm and not visit.is_done:
             visit.z = args[0]
 
@@ -539,13 +541,13 @@ class _CallHooks:
     # --- a module that gets no options ---
 
     def _note_q(self, module: Module, args: tuple, out: Tensor) -> None:
-        visit = getattr(self, "_visit", None)
+        visit = self._visit
         if visit is not None and visit.parts.q is module and not visit.is_done:
             visit.q = out
 
     def _replace_output(self, name: str, module: Module, args: tuple):
         """Pre-hook of the output projection: the attention's output [b, n, (h d)], with EBCA's part."""
-        visit = getattr(self, "_visit", None)
+        visit = self._visit
         if visit is None or visit.is_done or visit.parts.out is not module:
             return None
         visit.is_done = True

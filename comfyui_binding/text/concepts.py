@@ -11,7 +11,6 @@ noun phrase. If that is not certain, ConceptsNotFound asks for the box.
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from .concept_words import (  # isort: skip
     POSSESSIVE, PREPOSITIONS, SINGULAR, STYLE, STYLE_HEADS, TAGS, VERB_FORM, WITH,
 )  # fmt: skip
 from .noun_phrases import ConceptsNotFound, Phrase, ask, ask_twice, doubt, find_things, is_plural, read_tokens
+from .strengths import parse_number
 
 __all__ = [
     "Concept", "ConceptsNotFound", "concepts_of", "describe", "find_concepts", "on_one_line", "parse_concepts",
@@ -42,6 +42,10 @@ class Concept:
 
     text: str
     strength: float | None = None
+
+    def strength_or(self, shared: float) -> float:
+        """Its own strength or, if it has none, the shared one."""
+        return shared if self.strength is None else self.strength
 
 
 def concepts_of(prompt: str, box: str) -> list[Concept]:
@@ -68,11 +72,8 @@ def _parse_line(line: str) -> Concept:
     text, _, number = (part.strip() for part in line.rpartition("="))
     if not text:
         raise ValueError(f"The line `{line}` names no concept. Write it as in `a red balloon = 0.15`.")
-    try:
-        strength = float(number)
-    except ValueError:
-        strength = math.nan
-    if not 0 <= strength <= MAX_STRENGTH:  # False for nan too
+    strength = parse_number(number, MAX_STRENGTH)
+    if strength is None:
         raise ValueError(
             f"The strength `{number}` of `{text}` is not a number from 0 to {MAX_STRENGTH:g}. "
             "Write it as in `a red balloon = 0.15`."
@@ -82,13 +83,13 @@ def _parse_line(line: str) -> Concept:
 
 def describe(concepts: list[Concept], strength: float) -> str:
     """A table for the user: each concept with its own strength or, if it has none, with `strength`."""
-    rows = [f"{strength if c.strength is None else c.strength:<8g}  {c.text}" for c in concepts]
+    rows = [f"{c.strength_or(strength):<8g}  {c.text}" for c in concepts]
     return "\n".join(["strength  concept", *rows])
 
 
 def on_one_line(concepts: list[Concept], strength: float) -> str:
     """The same as `describe` for the text on a node, of which classic nodes show two lines and Nodes 2.0 no breaks."""
-    return " · ".join(f"{c.text} {strength if c.strength is None else c.strength:g}" for c in concepts)
+    return " · ".join(f"{c.text} {c.strength_or(strength):g}" for c in concepts)
 
 
 def shared_strength(strength: float, count: int) -> float:
