@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -338,3 +339,26 @@ COMPARED = [
     (BOTH, HIGHEST),
 ]  # fmt: skip
 FIGURE = [PLAIN, HIGHER, EXCITE_HIGHER, AUTHORS, COMPOSED, AWAY_HIGHEST]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared on one trained model: a checkpoint in `demo/`.
+
+    picture: the file of the figure's pictures. comments: what stands before `scores` and `candidates` in the document's
+    comments around the tables.
+    """
+
+    checkpoint: str
+    candidates: Sequence[Method]
+    methods: Sequence[Method]
+    compared: Sequence[tuple[Method, Method]]
+    figure: Sequence[Method]
+    picture: str = "alignment.png"
+    comments: str = ""
+
+
+UNET = "unet"
+STUDIES = {
+    UNET: Study("shapes.safetensors", CANDIDATES, METHODS, COMPARED, FIGURE),
+}
