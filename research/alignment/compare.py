@@ -156,7 +156,7 @@ def main(arguments: Sequence[str]) -> int:
             for method in methods:
                 if method is not PLAIN and results.get(time_key(method, options.model)) is None:
                     results.add(time_key(method, options.model), ratios=times(shapes, method))
-            picture(shapes, study.figure, options.document.with_name(study.picture))
+            picture(shapes, study.figure, options.document.with_name(f"{options.document.stem}{study.picture}.png"))
     text = table(results, methods, columns, options.tune, images, options.model)
     print(text)
     write_between(options.document, study.comments + ("candidates" if options.tune else "scores"), text)

@@ -345,8 +345,8 @@ FIGURE = [PLAIN, HIGHER, EXCITE_HIGHER, AUTHORS, COMPOSED, AWAY_HIGHEST]
 class Study:
     """What is compared on one trained model: a checkpoint in `demo/`.
 
-    picture: the file of the figure's pictures. comments: what stands before `scores` and `candidates` in the document's
-    comments around the tables.
+    picture: what follows the document's name in that of the pictures.
+    comments: what stands before `scores` and `candidates` in the document's comments around the tables.
     """
 
     checkpoint: str
@@ -354,7 +354,7 @@ class Study:
     methods: Sequence[Method]
     compared: Sequence[tuple[Method, Method]]
     figure: Sequence[Method]
-    picture: str = "alignment.png"
+    picture: str = ""
     comments: str = ""
 
 
