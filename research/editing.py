@@ -143,13 +143,13 @@ class Editor:
                 denoise=method.denoise, **settings,
             )  # fmt: skip
             return shapes.decode(latent)
-        inverted, noise = self._invert(method.fixed_point_iterations)
+        inverted = self._invert(method.fixed_point_iterations)
         if method.edit is not None:
             model = self._composed(method.edit, self._mask if method.masked else None)
         if method.noise_masked:
             latent = self._latent | {"noise_mask": self._mask}
-            return shapes.decode(shapes.sample_custom(model, noise, latent, positive, negative, **settings))
-        return shapes.decode(shapes.sample(model, inverted, positive, negative, **settings))
+            return shapes.decode(shapes.sample_custom(model, inverted[1], latent, positive, negative, **settings))
+        return shapes.decode(shapes.sample_inverted(model, inverted, self._latent, positive, negative, **settings))
 
     def _invert(self, fixed_point_iterations: int) -> tuple:
         if fixed_point_iterations not in self._inverted:
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str]) -> int:
     boot(options)
     methods = [method for method in (candidates() if options.tune else METHODS) if options.method in method.name]
     count, seed = (40, TUNING_SEED) if options.tune else (200, SCORED_SEED)
-    _run(ShapesModel(), methods, cases(options.images or count, seed), options.steps, options.sheet)
+    _run(ShapesModel(options.model), methods, cases(options.images or count, seed), options.steps, options.sheet)
     return 0
 
 

@@ -27,7 +27,7 @@ sys.path.append(str(REPO / "research"))
 from alignment.image_statistics import ImageStatistics  # noqa: E402
 from alignment.report import Columns, share, table, write_between  # noqa: E402
 from alignment.results import PATH, ROUNDS, TIMED_IMAGES, Cell, Results, letter, time_key  # noqa: E402
-from alignment.settings import PLAIN, STUDIES, UNET, Method  # noqa: E402
+from alignment.settings import PLAIN, STUDIES, Method  # noqa: E402
 from shapes.grammar import Scene  # noqa: E402
 from shapes.scorer import verdict  # noqa: E402
 from shapes_model import ShapesModel, bench_parser, boot, sheet  # noqa: E402
@@ -131,7 +131,6 @@ def framed(image: np.ndarray, is_right: bool) -> np.ndarray:
 
 def main(arguments: Sequence[str]) -> int:
     parser = bench_parser(__doc__)
-    parser.add_argument("--model", choices=list(STUDIES), default=UNET, help="the trained model")
     parser.add_argument("--tune", action="store_true", help="the candidates, on other captions and noise")
     parser.add_argument("--report", action="store_true", help="sample nothing")
     parser.add_argument("--captions", nargs="+", choices=SETS, metavar="SET", help="sample only these sets of captions")
@@ -146,7 +145,7 @@ def main(arguments: Sequence[str]) -> int:
     results = Results(options.results)
     if not options.report:
         boot(options)
-        shapes = ShapesModel(REPO / "demo" / study.checkpoint)
+        shapes = ShapesModel(options.model)
         chosen = [m for m in methods if m is PLAIN or any(text in m.name for text in options.method)]
         fill(shapes, results, [
             (Cell(captions, method.kind, method.settings, options.tune, images, options.model), method)

@@ -343,13 +343,12 @@ FIGURE = [PLAIN, HIGHER, EXCITE_HIGHER, AUTHORS, COMPOSED, AWAY_HIGHEST]
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared on one trained model: a checkpoint in `demo/`.
+    """What is compared on one trained model.
 
     picture: what follows the document's name in that of the pictures.
     comments: what stands before `scores` and `candidates` in the document's comments around the tables.
     """
 
-    checkpoint: str
     candidates: Sequence[Method]
     methods: Sequence[Method]
     compared: Sequence[tuple[Method, Method]]
@@ -360,5 +359,5 @@ class Study:
 
 UNET = "unet"
 STUDIES = {
-    UNET: Study("shapes.safetensors", CANDIDATES, METHODS, COMPARED, FIGURE),
+    UNET: Study(CANDIDATES, METHODS, COMPARED, FIGURE),
 }
