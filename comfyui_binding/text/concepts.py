@@ -29,7 +29,7 @@ __all__ = [
 
 #: Longer lists are usually lists of tags.
 MAX_CONCEPTS = 8
-#: The strength was measured for three concepts. Ten at 0.1 each showed 36 % of prompts right, at 0.03 each 61 %
+#: The strength was measured for three concepts. Ten at 0.1 each gave 36 % correct images, ten at 0.03 each 61 %
 #: (docs/alignment.md).
 MEASURED_CONCEPTS = 3
 #: The largest alpha of EBCA Edit Context.
@@ -60,7 +60,7 @@ def parse_concepts(box: str) -> list[Concept]:
     """
     concepts = [_parse_line(line.strip()) for line in box.splitlines() if line.strip()]
     if not concepts:
-        raise ValueError("The `concepts` box is empty. Write one thing a line, such as `a red balloon`.")
+        raise ValueError("The `concepts` box is empty. Write one concept per line, such as `a red balloon`.")
     if twice := _repeated([concept.text for concept in concepts]):
         raise ValueError(f"`{twice}` is in two lines of the `concepts` box. Remove one of them.")
     return concepts
@@ -93,7 +93,7 @@ def on_one_line(concepts: list[Concept], strength: float) -> str:
 
 
 def shared_strength(strength: float, count: int) -> float:
-    """The strength of each of `count` concepts. More than MEASURED_CONCEPTS share out the strength of so many."""
+    """The strength of each of `count` concepts; above MEASURED_CONCEPTS: strength * MEASURED_CONCEPTS / count."""
     return strength * min(1.0, MEASURED_CONCEPTS / max(count, 1))
 
 
