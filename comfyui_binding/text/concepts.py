@@ -1,5 +1,4 @@
-"""The concepts of a prompt, that is, the things that the image should show: found by rules, or read from the `concepts`
-box.
+"""The concepts of a prompt, that is, what the image should show: found by rules, or read from the `concepts` box.
 
 A concept is a substring of the prompt, so that its tokens can be found in the prompt:
 
@@ -38,7 +37,7 @@ MAX_STRENGTH = 10.0
 
 @dataclass(frozen=True)
 class Concept:
-    """A thing that the image should show, and its strength; None is the strength of the node."""
+    """What the image should show, and its strength; None is the strength of the node."""
 
     text: str
     strength: float | None = None
@@ -98,7 +97,7 @@ def shared_strength(strength: float, count: int) -> float:
 
 
 def find_concepts(prompt: str) -> list[str]:
-    """The things that a prompt names, in the order and the words of the prompt.
+    """The concepts that a prompt names, in the order and the words of the prompt.
 
     Weights are removed: `(a red car:1.3)` gives `a red car`. They are weights of the words in the prompt; the strength
     of a concept is a different number, which can be set in the `concepts` box.
@@ -136,7 +135,7 @@ def _without_markup(prompt: str) -> str:
     text = re.sub(r"\bBREAK\b|[\n\r;]|\.(?=\s)", ", ", text)
     text = re.sub(r"\s[&+]\s", " and ", text)
     if TAGS.search(re.sub(r"embedding:[^\s,]+", "", text.lower())):
-        ask("The prompt is a list of tags, and which of them are things is not known here")
+        ask("The prompt is a list of tags, and which of them are concepts is not known here")
     return " ".join(text.split()).rstrip(" .,!")
 
 
@@ -203,7 +202,7 @@ def _is_style(words: list[str], first: bool) -> bool:
 def _check_list(things: list[Phrase]) -> None:
     """Raises ConceptsNotFound if the list as a whole is not certain."""
     if not things:
-        ask("The prompt names no thing")
+        ask("The prompt names no concept")
     if len(things) > MAX_CONCEPTS:
         ask(f"The prompt has {len(things)} parts, more than the {MAX_CONCEPTS} that are split")
     for before, thing, after in zip(things, things[1:], [*things[2:], None]):
