@@ -110,7 +110,7 @@ def _warn_of_black_mask(mask: Tensor, what: str) -> None:
     if not bool(mask.any()):
         log.warning(
             "EBCA: the mask of %s is black everywhere, so it has no effect. Paint the region white. Load Image gives a "
-            "black mask for a picture without transparency.",
+            "black mask for an image without transparency.",
             what,
         )
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..ebca_core import Window
 
-#: Folders of the node menu: prompts, edits, photos, and what shows what happens.
+#: Folders of the node menu: prompts, edits, photos, and nodes that show what a run does.
 CATEGORY = "energy attention"
 PROMPT, EDIT, PHOTO, LOOK = (f"{CATEGORY}/{name}" for name in ("prompt", "edit", "photo", "look"))
 #: How far rounding may carry a number out of its range.

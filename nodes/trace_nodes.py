@@ -211,7 +211,7 @@ class EBCALoadTrace(io.ComfyNode):
             node_id="EBCALoadTrace",
             display_name="EBCA Load Trace",
             category=LOOK,
-            description="Loads a file of EBCA Save Trace, to plot it again or beside another trace.",
+            description="Loads a file of EBCA Save Trace, to plot it again or together with another trace.",
             search_aliases=["load energies", "import trace"],
             inputs=[
                 io.Combo.Input(

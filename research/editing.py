@@ -57,7 +57,7 @@ class Method:
 
 
 AUTHORS = Edit((0.75, 0.65), 0.5, (6e-4, 5e-4))
-# The candidates of --tune with most edits right and, among those, the background moved least; for both inversions.
+# The candidates of --tune with most edits right and, among those, the least background change; for both inversions.
 TUNED = {0: Edit((2.2, 2.1), 0.4, (5e-4, 5e-4)), 1: Edit((2.2, 2.1), 0.3, (5e-4, 5e-4))}
 CAPTION = dict(positive="caption", negative="caption")
 
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(shapes: ShapesModel, methods: list[Method], cases: list[Case], steps: int, picture: Path | None) -> None:
     print(f"{len(cases)} pictures a method, {steps} steps, euler, normal\n")
-    print("| method | new there | old gone | both | both, and nothing else | background moved | U-Net | cfg |")
+    print("| method | new there | old gone | both | both, and nothing else | background change | U-Net | cfg |")
     print("|---|---|---|---|---|---|---|---|")
     editors = [Editor(shapes, cases[start : start + BATCH], steps) for start in range(0, len(cases), BATCH)]
     originals = [original for editor in editors for original in editor.originals]

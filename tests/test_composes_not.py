@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 REPLACED = "whose forward pass another node has replaced"
 NOT_THERE = "EBCA had no effect"
-UNREAD = "does not read the prompt it is given"
+UNREAD = "ignores the prompt it is given"
 COUPLE = other_packs.attention_couple()
 TABLE = {
     # what                                          neighbour                  EBCA asks for   a part of the warning

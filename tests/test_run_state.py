@@ -233,7 +233,7 @@ def test_layer_whose_text_another_node_stops_replacing_is_updated_from_then_on(c
     updated = replace(scene, model=edited(comfy))
     alone, together = wire(comfy, scene).sampled(comfy), wire(comfy, updated).sampled(comfy)
     assert relative_error(together, alone) > 1e-3
-    assert any("does not read the prompt" in message for message in messages(caplog))
+    assert any("ignores the prompt it is given" in message for message in messages(caplog))
 
 
 def test_host_does_not_wait_for_values_apart(comfy):
@@ -290,7 +290,7 @@ def test_line_says_what_helps_where_wrappers_are_thrown_away(comfy, caplog, kind
     plain, updated = scene.sampled(comfy), replace(scene, model=edited(comfy))
     assert torch.equal(wire(comfy, updated).sampled(comfy), plain)
     (message,) = messages(caplog)
-    assert "Place EBCA's nodes behind that node" in message
+    assert "Place EBCA's nodes after that node" in message
     behind = wire(comfy, scene)
     behind = replace(behind, model=node(comfy, "EBCAContextUpdate").execute(model=behind.model)[0])
     assert not torch.equal(behind.sampled(comfy), plain)
@@ -303,7 +303,7 @@ def test_line_says_what_helps_where_the_options_are_thrown_away(comfy, caplog):
     model.model_options["transformer_options"].pop("ebca")
     assert torch.equal(replace(scene, model=model).sampled(comfy), scene.sampled(comfy))
     (message,) = messages(caplog)
-    assert "Place EBCA's nodes behind that node" in message
+    assert "Place EBCA's nodes after that node" in message
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from torch.nn import Module
 
 _JOINT = "it attends to text and image in one softmax, where there is no cross-attention to text"
 _IMAGES = "it attends to an image, not to text"
-_NO_IMAGES = "it makes no pictures"
+_NO_IMAGES = "it is not an image generator"
 
 #: Modules of comfy.ldm, all of whose networks share a reason.
 REASONS = {

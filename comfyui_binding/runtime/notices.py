@@ -1,4 +1,4 @@
-"""Every reason for which EBCA stays out of a layer, a call or a run, as the user reads it in the log.
+"""Every reason why EBCA is bypassed in a layer, a call or a run, as the user reads it in the log.
 
 A part of EBCA that cannot act is bypassed: the rest of the run goes on, and the reason is logged once.
 """
@@ -17,7 +17,7 @@ log = logging.getLogger("ebca")
 
 REGIONS = "another node splits the prompt into regions"
 TILES = "another node samples the image in tiles"
-FRAMES = "another node samples some images of the batch at a time, and does not say which in a way that EBCA knows"
+FRAMES = "another node samples some images of the batch at a time, and EBCA cannot tell which"
 ROWS = "another node changes the rows of the batch"
 
 
@@ -46,42 +46,42 @@ FORWARD_REPLACED = (
     "EBCA there."
 )
 BLOCK_REPLACED = (
-    "EBCA: bypassed in layers that do not ask for their context, because another node has replaced the block around "
-    "them. Remove that node to use EBCA there."
+    "EBCA: bypassed in layers whose transformer block another node has replaced. Remove that node to use EBCA there."
 )
 TEXT_REPLACED = (
     "EBCA: bypassed in cross-attention layers in which another node replaces or lengthens the text. Remove that node "
     "to use EBCA there."
 )
 LAYER_UNNAMED = (
-    "EBCA: bypassed in layers that do not say which they are, because another node has replaced the block around them. "
+    "EBCA: bypassed in layers that cannot be identified, because another node has replaced the block around them. "
     "Remove that node to use EBCA there."
 )
 KEYS_UNREAD = (
-    "EBCA: bypassed in layers in which another node has put an attention of its own that does not read the prompt it "
-    "is given, so that EBCA could not change the image there. Remove that node to use EBCA in these layers."
+    "EBCA: bypassed in layers in which another node has replaced the attention with one that ignores the prompt it is "
+    "given. Remove that node to use EBCA there."
 )
 EDITS_PLAIN = (
-    "EBCA: edits are mixed in with ComfyUI's own attention in some layers, because the attention that another node has "
-    "put there does not take a text of the edit's length."
+    "EBCA: some layers compute edits with ComfyUI's own attention, because the attention that another node has put "
+    "there does not take a text of the edit's length."
 )
 UPDATE_LENGTHS = (
     "EBCA: context update skipped: another node changes the prompt's length in the layers, so the token weights do not "
     "fit. It still works without token weights."
 )
 TOKEN_WEIGHTS_OTHER_TEXT = (
-    "EBCA: the token weights have no effect in some calls, because another node gives the model another text than the "
-    "prompt they were made for. Remove that node to use them there."
+    "EBCA: the token weights have no effect in some calls, because another node gives the model a different text from "
+    "the prompt they were made for. Remove that node to use them there."
 )
 UPDATE_MERGED = (
     "EBCA: context update skipped: another node merges image tokens, so the mask does not fit. It still works without "
     "a mask."
 )
 UPDATE_KEYS_ONLY = (
-    "EBCA: the context update changes the keys only, because another node gives keys and values different contexts."
+    "EBCA: the context update changes the keys only, because another node gives keys and values different contexts. "
+    "Remove that node to update the values too."
 )
 NO_NORM_TERM = (
-    "EBCA: gamma_norm has no effect on this model, because it normalises its keys: E(K) is constant there. Use "
+    "EBCA: gamma_norm has no effect on this model: the model normalises its keys, so E(K) is nearly constant. Use "
     "gamma_attn alone."
 )
 EDITS_MERGED = (
@@ -112,10 +112,10 @@ RECORDER_FAILED = (
 
 # --- a call ---
 
-TORCH_COMPILE = "EBCA: code compiled by torch.compile is not used while EBCA is on, because it would leave EBCA out."
+TORCH_COMPILE = "EBCA: code compiled by torch.compile is not used while EBCA is on, because it would bypass EBCA."
 CALL_WITHOUT_RUN_MASK = (
     "EBCA: use_noise_mask has no effect: another node calls the model without the options of the run, so the update "
-    "uses the whole image. Wire a mask, or use one of ComfyUI's own sampling nodes."
+    "uses the whole image. Connect a mask, or use one of ComfyUI's own sampling nodes."
 )
 CALL_WITHOUT_RUN_EDITS = (
     "EBCA: edits start again at each step: another node calls the model without the options of the run. Use one of "
@@ -157,11 +157,11 @@ NO_EFFECT = (
 )
 HOOKS_REMOVED = (
     "EBCA has no effect, or a part of it is missing: another node between EBCA's nodes and the sampler removes the "
-    "hooks of the nodes before it. Place EBCA's nodes behind that node."
+    "hooks of the nodes before it. Place EBCA's nodes after that node."
 )
 EDITS_CONTINUE = (
-    "EBCA: the edits start this stage of the image with their prompts as encoded: what their gammas have changed in an "
-    "earlier stage ended with it. For the result of a single run, sample in one stage or set the edits' gammas to 0."
+    "EBCA: the edits start this stage of the image with their prompts as encoded: context updates from an earlier "
+    "stage are not carried over. For the result of a single run, sample in one stage or set the edits' gammas to 0."
 )
 NEVER_ON = (
     "EBCA was off in this run: none of its steps lies between a start_percent and its end_percent. Widen the windows, "

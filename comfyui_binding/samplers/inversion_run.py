@@ -32,7 +32,7 @@ def inverts_to_noise(model: ModelPatcher) -> bool:
 
 
 def usual_fixed_point_iterations(model: ModelPatcher) -> int:
-    """0, as in the paper; 1 for flow-matching models, whose schedules take large steps near the finished picture."""
+    """0, as in the paper; 1 for flow-matching models, whose schedules take large steps near the finished image."""
     return int(is_flow_matching(_sampling_of(model)))
 
 

@@ -1,5 +1,4 @@
-"""The concepts of a prompt, that is, the things that the image should show: found by rules, or read from the `concepts`
-box.
+"""The concepts of a prompt, that is, what the image should show: found by rules, or read from the `concepts` box.
 
 A concept is a substring of the prompt, so that its tokens can be found in the prompt:
 
@@ -29,7 +28,7 @@ __all__ = [
 
 #: Longer lists are usually lists of tags.
 MAX_CONCEPTS = 8
-#: The strength was measured for three concepts. Ten at 0.1 each showed 36 % of prompts right, at 0.03 each 61 %
+#: The strength was measured for three concepts. Ten at 0.1 each gave 36 % correct images, ten at 0.03 each 61 %
 #: (docs/alignment.md).
 MEASURED_CONCEPTS = 3
 #: The largest alpha of EBCA Edit Context.
@@ -38,7 +37,7 @@ MAX_STRENGTH = 10.0
 
 @dataclass(frozen=True)
 class Concept:
-    """A thing that the image should show, and its strength; None is the strength of the node."""
+    """What the image should show, and its strength; None is the strength of the node."""
 
     text: str
     strength: float | None = None
@@ -60,7 +59,7 @@ def parse_concepts(box: str) -> list[Concept]:
     """
     concepts = [_parse_line(line.strip()) for line in box.splitlines() if line.strip()]
     if not concepts:
-        raise ValueError("The `concepts` box is empty. Write one thing a line, such as `a red balloon`.")
+        raise ValueError("The `concepts` box is empty. Write one concept per line, such as `a red balloon`.")
     if twice := _repeated([concept.text for concept in concepts]):
         raise ValueError(f"`{twice}` is in two lines of the `concepts` box. Remove one of them.")
     return concepts
@@ -93,12 +92,12 @@ def on_one_line(concepts: list[Concept], strength: float) -> str:
 
 
 def shared_strength(strength: float, count: int) -> float:
-    """The strength of each of `count` concepts. More than MEASURED_CONCEPTS share out the strength of so many."""
+    """The strength of each of `count` concepts; above MEASURED_CONCEPTS: strength * MEASURED_CONCEPTS / count."""
     return strength * min(1.0, MEASURED_CONCEPTS / max(count, 1))
 
 
 def find_concepts(prompt: str) -> list[str]:
-    """The things that a prompt names, in the order and the words of the prompt.
+    """The concepts that a prompt names, in the order and the words of the prompt.
 
     Weights are removed: `(a red car:1.3)` gives `a red car`. They are weights of the words in the prompt; the strength
     of a concept is a different number, which can be set in the `concepts` box.
@@ -136,7 +135,7 @@ def _without_markup(prompt: str) -> str:
     text = re.sub(r"\bBREAK\b|[\n\r;]|\.(?=\s)", ", ", text)
     text = re.sub(r"\s[&+]\s", " and ", text)
     if TAGS.search(re.sub(r"embedding:[^\s,]+", "", text.lower())):
-        ask("The prompt is a list of tags, and which of them are things is not known here")
+        ask("The prompt is a list of tags, and which of them are concepts is not known here")
     return " ".join(text.split()).rstrip(" .,!")
 
 
@@ -203,7 +202,7 @@ def _is_style(words: list[str], first: bool) -> bool:
 def _check_list(things: list[Phrase]) -> None:
     """Raises ConceptsNotFound if the list as a whole is not certain."""
     if not things:
-        ask("The prompt names no thing")
+        ask("The prompt names no concept")
     if len(things) > MAX_CONCEPTS:
         ask(f"The prompt has {len(things)} parts, more than the {MAX_CONCEPTS} that are split")
     for before, thing, after in zip(things, things[1:], [*things[2:], None]):

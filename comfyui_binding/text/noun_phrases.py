@@ -26,7 +26,9 @@ class ConceptsNotFound(ValueError):
 
 def ask(reason: str) -> NoReturn:
     """Raises ConceptsNotFound. reason: what is wrong with the prompt."""
-    raise ConceptsNotFound(f"{reason}. Write the concepts in the `concepts` box, one a line, such as `a red balloon`.")
+    raise ConceptsNotFound(
+        f"{reason}. Write the concepts in the `concepts` box, one per line, such as `a red balloon`."
+    )
 
 
 def doubt(word: str) -> NoReturn:
@@ -36,7 +38,7 @@ def doubt(word: str) -> NoReturn:
 
 def ask_twice(name: str) -> NoReturn:
     """Raises ConceptsNotFound for a name that occurs twice."""
-    ask(f"The prompt names `{name}` twice, and whether that is one thing is not certain")
+    ask(f"The prompt names `{name}` twice, and whether that is one concept is not certain")
 
 
 class WordToken(NamedTuple):

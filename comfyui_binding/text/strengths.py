@@ -1,4 +1,4 @@
-"""Numbers that users write behind a word, as in `a red balloon = 0.15`."""
+"""Numbers that users write after a word, as in `a red balloon = 0.15`."""
 
 from __future__ import annotations
 

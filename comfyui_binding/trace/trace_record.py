@@ -28,7 +28,7 @@ def matches_fingerprint(samples: Tensor, tensor: Tensor) -> bool:
     others = fingerprint(tensor).cpu()
     if samples.shape != others.shape or not torch.equal(samples.isfinite(), others.isfinite()):
         return False
-    samples, others = samples.nan_to_num(0, 0, 0), others.nan_to_num(0, 0, 0)  # a picture that broke up can be traced
+    samples, others = samples.nan_to_num(0, 0, 0), others.nan_to_num(0, 0, 0)  # an image that broke up can be traced
     return bool((samples - others).norm() <= 0.01 * samples.norm())
 
 
