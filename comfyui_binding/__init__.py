@@ -9,6 +9,8 @@ architectures/            all that is known about a model; one file for each kin
   unet.py                   SD 1.x to SDXL: their layers, and ComfyUI's attn2 patches
   transformer.py            transformers with text cross-attention: hooks on their modules
   transformer_families.py   one entry for each of them, from Wan to ACE-Step
+  joint_attention.py        transformers with text and image in one attention: edits only
+  joint_families.py         one entry for each of them
   refused_networks.py       the reasons why others are refused
   key_projection.py         G @ W_k, however ComfyUI stores W_k
   key_norms.py              the way back through a norm of the keys

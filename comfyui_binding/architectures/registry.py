@@ -9,9 +9,10 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..runtime.protocols import Architecture
 from ..runtime.torch_compile import uncompiled
+from . import joint_families, transformer_families
+from .joint_attention import JointTransformer
 from .refused_networks import refusal
 from .transformer import Transformer
-from .transformer_families import FAMILIES
 from .unet import UNet
 
 if TYPE_CHECKING:
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
 SUPPORTED = (
     "EBCA works with models that read text through cross-attention: SD 1.x, SD 2.x, SDXL (base and refiner), SSD-1B, "
     "Segmind Vega, KOALA, Wan 2.1 and 2.2, Anima, Cosmos 1, Cosmos-Predict2, LTX-Video, LTX-2, PixArt, Kandinsky 5, "
-    "HunyuanDiT, Stable Audio, ACE-Step, and their variants for inpainting, for editing and for videos from images."
+    "HunyuanDiT, Stable Audio, ACE-Step, and their variants for inpainting, for editing and for videos from images. "
+    "EBCA Compose and EBCA Concepts also work with Qwen-Image."
 )
 
 UNET = UNet()
-TRANSFORMERS = [Transformer(family) for family in FAMILIES]
+TRANSFORMERS = [
+    *map(Transformer, transformer_families.FAMILIES),
+    *map(JointTransformer, joint_families.FAMILIES),
+]
 
 
 def architecture_of(model: ModelPatcher) -> Architecture:
