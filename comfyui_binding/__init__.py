@@ -11,6 +11,8 @@ architectures/            everything that depends on the model; one file for eac
   unet.py                   SD 1.x to SDXL: their layers, and ComfyUI's attn2 patches
   transformer.py            transformers with text cross-attention: hooks on their modules
   transformer_families.py   one entry for each of them, from Wan to ACE-Step
+  joint_attention.py        transformers with text and image in one attention: edits only
+  joint_families.py         one entry for each of them
   host_attention.py         which of ComfyUI's attention functions is called
   refused_networks.py       the reasons why others are refused
   key_projection.py         G @ W_k, however ComfyUI stores W_k

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ebca_core import smallest_denominator
 from .architectures.registry import architecture_of, check_text_width, network_of
+from .runtime import notices
 from .runtime.settings import KEY, ContextUpdate, Edit, Settings
 from .sampling_hooks import install
 from .trace.trace_record import Trace
@@ -68,7 +69,7 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
     Raises ValueError for an edit of another width than the model's context, and for weights that could sum to -1 or
     less (earlier edits of the model count), and for a model that EBCA cannot reach.
     """
-    architecture_of(model)
+    edits = _without_unknown_updates(model, edits)
     edits = [replace(edit) for edit in edits if not edit.is_off]  # copies: one edit wired twice is two
     if not edits:
         return model
@@ -76,8 +77,6 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
         if edit.mask is not None and edit.weight != 0:
             _warn_of_black_mask(edit.mask, "an edit")
     settings = settings_of(model)
-    if any(edit.is_updated for edit in edits):
-        _check_updates(model, "gamma_attn and gamma_norm of EBCA Edit Context to 0")
     edits = [*settings.edits, *edits]
     for edit in edits:
         check_text_width(model, edit.context, "The edit")
@@ -86,17 +85,35 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
 
 
 def with_trace(model: ModelPatcher, trace: Trace) -> ModelPatcher:
-    """A clone of the model whose runs are recorded in a trace. Raises ValueError for a model that EBCA cannot reach."""
-    architecture_of(model)
+    """A clone of the model whose runs are recorded in a trace. Raises ValueError for one that EBCA cannot record."""
+    reason = architecture_of(model).why_no_trace(network_of(model))
+    if reason is not None:
+        raise ValueError(f"EBCA Trace cannot record {type(model.model).__name__}: {reason}. Remove the node.")
     settings = settings_of(model)
     return _with_settings(model, replace(settings, traces=(*settings.traces, trace)))
 
 
-def _check_updates(model: ModelPatcher, remedy: str = "gamma_attn and gamma_norm to 0, and use EBCA Compose") -> None:
+def _check_updates(model: ModelPatcher) -> None:
     """Raises ValueError for a model whose contexts cannot be updated."""
     reason = architecture_of(model).why_no_update(network_of(model))
     if reason is not None:
-        raise ValueError(f"EBCA cannot update the context of {type(model.model).__name__}: {reason}. Set {remedy}.")
+        raise ValueError(
+            f"EBCA cannot update the context of {type(model.model).__name__}: {reason}. Set gamma_attn and gamma_norm "
+            "to 0, and use EBCA Compose."
+        )
+
+
+def _without_unknown_updates(model: ModelPatcher, edits: list[Edit]) -> list[Edit]:
+    """The edits, without gammas on a model whose contexts cannot be updated; a log line then.
+
+    The gammas of EBCA Edit Context are not 0 unless the user sets them so: they are no reason to refuse its alpha.
+    """
+    reason = architecture_of(model).why_no_update(network_of(model))
+    if reason is None:
+        return edits
+    if any(edit.is_updated for edit in edits):
+        log.info(notices.NO_EDIT_UPDATE, type(model.model).__name__, reason)
+    return [replace(edit, gamma_attn=0.0, gamma_norm=0.0) for edit in edits]
 
 
 def _with_settings(model: ModelPatcher, settings: Settings) -> ModelPatcher:

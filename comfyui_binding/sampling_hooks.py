@@ -20,7 +20,7 @@ from torch import Tensor
 from .node_messages import show_on_node
 from .runtime import notices
 from .runtime.batch_layout import latent_shape, make_uuids_unique
-from .runtime.denoiser_call import DenoiserCall
+from .runtime.denoiser_call import DenoiserCall, EditsRefused
 from .runtime.notices import Notices
 from .runtime.sampling_run import Run
 from .runtime.settings import CALL_KEY, KEY, RUN_KEY, Settings
@@ -163,13 +163,18 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
         return executor(*_with_options(args, _without_network_wrapper(options)), **kwargs)
     sigma = float(args[1].flatten()[0]) if run.timeline.needs_sigma else None
     call = DenoiserCall(run, sigma, args[1].flatten()[:1], latent_shape(args[0], kwargs)[-2:])
-    if not call.is_active and run.recorder is None:
+    if run.is_refused or (not call.is_active and run.recorder is None):
         return executor(*_with_options(args, _without_network_wrapper(options)), **kwargs)
     run.active_calls += call.is_active
     run.note_on(call.updates)
     architecture, model = run.settings.architecture, executor.class_obj
-    with _eager(run, model, options), architecture.intercept(call, model, args, kwargs):
-        out = executor(*_with_options(args, {**options, CALL_KEY: call}), **kwargs)
+    try:
+        with _eager(run, model, options), architecture.intercept(call, model, args, kwargs):
+            out = executor(*_with_options(args, {**options, CALL_KEY: call}), **kwargs)
+    except EditsRefused as refusal:
+        run.is_refused = True
+        run.notices.bypassed(str(refusal))
+        return executor(*_with_options(args, _without_network_wrapper(options)), **kwargs)
     call.commit()
     return out
 

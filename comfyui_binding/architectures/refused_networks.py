@@ -24,7 +24,7 @@ REASONS = {
             "cogvideo.model", "ernie.model", "flux.model", "genmo.joint_model.asymm_models_joint", "hidream.model",
             "hidream_o1.model", "hunyuan_video.model", "ideogram4.model", "joyimage.model", "krea2.model", "lens.model",
             "lumina.model", "mage_flow.model", "minimax.model", "modules.diffusionmodules.mmdit", "omnigen.omnigen2",
-            "pixeldit.model", "pixeldit.pid", "qwen_image.model", "seedvr.model",
+            "pixeldit.model", "pixeldit.pid", "seedvr.model",
         ),
         _JOINT,
     ),

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..runtime.protocols import Architecture
 from ..runtime.torch_compile import uncompiled
+from . import joint_families, transformer_families
+from .joint_attention import JointTransformer
 from .refused_networks import refusal
 from .transformer import Transformer
-from .transformer_families import FAMILIES
 from .unet import UNet
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
 SUPPORTED = (
     "EBCA works with models that read text through cross-attention: SD 1.x, SD 2.x, SDXL (base and refiner), SSD-1B, "
     "Segmind Vega, KOALA, Wan 2.1 and 2.2, Anima, Cosmos 1, Cosmos-Predict2, LTX-Video, LTX-2, PixArt, Kandinsky 5, "
-    "HunyuanDiT, Stable Audio, ACE-Step, and their variants for inpainting, for editing and for videos from images."
+    "HunyuanDiT, Stable Audio, ACE-Step, and their variants for inpainting, for editing and for videos from images. "
+    "EBCA Compose and EBCA Concepts also work with Qwen-Image."
 )
 
 UNET = UNet()
-TRANSFORMERS = [Transformer(family) for family in FAMILIES]
+TRANSFORMERS = [
+    *map(Transformer, transformer_families.FAMILIES),
+    *map(JointTransformer, joint_families.FAMILIES),
+]
 
 
 def architecture_of(model: ModelPatcher) -> Architecture:
@@ -57,13 +62,19 @@ def layer_names(model: ModelPatcher) -> tuple[str, ...]:
     return architecture_of(model).layer_names(network_of(model))
 
 
+def context_width(model: ModelPatcher) -> int | None:
+    """Width c of the text context that a MODEL reads; None where it is not known."""
+    network = network_of(model)
+    architecture = _architecture_of(network)
+    return None if architecture is None else architecture.context_width(network, model.model.model_config)
+
+
 def check_text_width(model: ModelPatcher, text: Tensor, what: str) -> None:
     """Raises ValueError where a text [b, t, c] has another width than a MODEL is known to read."""
-    network, config = network_of(model), model.model.model_config
-    architecture = _architecture_of(network)
-    width = None if architecture is None else architecture.context_width(network, config)
+    width = context_width(model)
     if width is not None and text.shape[-1] != width:
+        name = type(model.model.model_config).__name__
         raise ValueError(
-            f"{what} is encoded with width {text.shape[-1]}, but {type(config).__name__} reads text of width {width}. "
-            "Encode it with the CLIP of the checkpoint that the model comes from."
+            f"{what} is encoded with width {text.shape[-1]}, but {name} reads text of width {width}. Encode it with "
+            "the CLIP of the checkpoint that the model comes from."
         )

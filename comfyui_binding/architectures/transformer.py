@@ -8,7 +8,7 @@ look like (transformer_families.py).
 
 from __future__ import annotations
 
-import threading
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass
@@ -16,8 +16,6 @@ from functools import partial
 from typing import Any
 
 import comfy.ldm.modules.attention as host
-import comfy.sampler_helpers
-import comfy.samplers
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from einops import rearrange
@@ -31,9 +29,11 @@ from ..runtime.sampling_run import Run
 from ..runtime.settings import KEY, Edit
 from ..runtime.text_attention import EncodedText, hidden_tokens
 from ..runtime.torch_compile import uncompiled
-from .host_attention import exchanged_attention, preferred_attention
+from .edit_conds import conds_of
+from .host_attention import attention_without_ebca, exchanged_attention, preferred_attention
 from .key_norms import through_norm
 from .key_projection import is_unpatched, project_to_context, together
+from .module_hooks import in_this_thread
 
 #: Positions among the arguments of BaseModel.apply_model.
 CONTEXT, TRANSFORMER_OPTIONS = 3, 5
@@ -77,6 +77,12 @@ class Grid:
 
     size: tuple[int, ...]
     before: int = 0
+
+    @classmethod
+    def of_patches(cls, sides: Sequence[int], patch_size: Sequence[int], before: int = 0) -> Grid:
+        """The patches of an input whose last dimensions, `sides`, are rounded up."""
+        sides = sides[-len(patch_size) :]
+        return cls(tuple(math.ceil(side / patch) for side, patch in zip(sides, patch_size, strict=True)), before)
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,9 @@ class Transformer:
     def why_no_update(self, network: Module) -> str | None:
         return self.family.why_no_update(network)
 
+    def why_no_trace(self, network: Module) -> str | None:
+        return None
+
     def unread_layers(self, network: Module) -> frozenset[str]:
         return unread_layers(self.family, self.layer_names(network))
 
@@ -190,14 +199,8 @@ class Transformer:
     ) -> Mapping[str, EncodedText]:
         """Run the network on an edit's prompt up to its first cross-attention, and note what that is given."""
         x, timestep, concat, *_ = args
-        batch, images = x.shape[0], edit.conditioning[0][0].shape[0]
-        conds = {"edit": comfy.sampler_helpers.convert_cond(edit.conditioning)}
-        (cond,) = comfy.samplers.process_conds(model, x, conds, x.device)["edit"]
-        own = {
-            name: _copied(one.process_cond(batch_size=images, area=None).cond, x.device)
-            for name, one in cond["model_conds"].items()
-            if name != "c_concat"
-        }
+        batch, images = x.shape[0], edit.context.shape[0]
+        own = conds_of(model, edit, x)
         context = own.pop("c_crossattn")
         others = {name: _first_rows(value, batch, images) for name, value in kwargs.items()}
         others |= {name: None for name in TEXT_MASKS if name in others}  # of the prompt's text
@@ -214,7 +217,7 @@ class Transformer:
             if _is_picture(family, module_args, grid):
                 raise _TextRead(_texts_of(family, module, module_args, module_kwargs, images, kwargs, context))
 
-        handle = reader.register_forward_pre_hook(_in_this_thread(note), with_kwargs=True)
+        handle = reader.register_forward_pre_hook(in_this_thread(note), with_kwargs=True)
         try:
             model.apply_model(x, timestep, concat, context, None, options, **kwargs)
         except _TextRead as read:
@@ -401,20 +404,6 @@ def _words(context: Tensor, mask: Tensor | None, not_words: slice | Tensor | Non
     return words
 
 
-def _in_this_thread(hook: Callable) -> Callable:
-    """A hook that acts in this thread alone: threads may share a network.
-
-    In another thread it may even get fewer arguments than it was registered for, because PyTorch registers and removes
-    a hook in several steps.
-    """
-    thread = threading.get_ident()
-
-    def guarded(*given):
-        return hook(*given) if threading.get_ident() == thread else None
-
-    return guarded
-
-
 class _CallHooks:
     """The hooks of one call."""
 
@@ -447,9 +436,9 @@ class _CallHooks:
                     continue
                 if self._family.blocks is not None:
                     block = self._family.blocks.around(self._network, name)
-                    note = _in_this_thread(self._note_block)
+                    note = in_this_thread(self._note_block)
                     stack.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
-                enter = _in_this_thread(partial(self._enter, name))
+                enter = in_this_thread(partial(self._enter, name))
                 stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 self._hook_parts(name, self._family.parts(module), stack)
             yield
@@ -460,10 +449,10 @@ class _CallHooks:
 
     def _hook_parts(self, name: str, parts: Parts, stack: ExitStack) -> None:
         if parts.k_norm is not None and not parts.heads_first:
-            stack.callback(parts.k_norm.register_forward_pre_hook(_in_this_thread(self._note_z)).remove)
+            stack.callback(parts.k_norm.register_forward_pre_hook(in_this_thread(self._note_z)).remove)
         if parts.out is not None:
-            stack.callback(parts.q.register_forward_hook(_in_this_thread(self._note_q)).remove)
-            replace = _in_this_thread(partial(self._replace_output, name))
+            stack.callback(parts.q.register_forward_hook(in_this_thread(self._note_q)).remove)
+            replace = in_this_thread(partial(self._replace_output, name))
             stack.callback(parts.out.register_forward_pre_hook(replace).remove)
 
     # --- a module ---
@@ -523,8 +512,7 @@ class _CallHooks:
 
     def _override(self, name: str, visit: _Visit, other: Callable | None, function: Callable, *args, **kwargs):
         """Attention override of a module: its attention, with EBCA's part."""
-        chosen = getattr((visit.preferred | kwargs).get("preferred_attention"), "function", None)
-        own = chosen or function if other is None else partial(other, function)
+        own = attention_without_ebca(function, other, visit.preferred | kwargs)
         out = own(*args, **kwargs)
         call, visit.calls = visit.calls, visit.calls + 1
         if visit.is_done or call != visit.attention_call:
@@ -664,11 +652,6 @@ def _packed(family: Family, text: Tensor) -> Tensor:
 def _flat(tensor: Tensor, has_heads: bool) -> Tensor:
     """[b, h, n, d] or [b, n, (h d)] -> [b, n, (h d)]."""
     return tensor.transpose(1, 2).flatten(2) if has_heads else tensor
-
-
-def _copied(value: Any, device: torch.device) -> Any:
-    """A tensor's copy: some networks write into their inputs."""
-    return value.to(device, copy=True) if torch.is_tensor(value) else value
 
 
 def _first_rows(value: Any, batch: int, rows: int) -> Any:

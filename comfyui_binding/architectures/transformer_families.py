@@ -18,6 +18,8 @@ from torch.nn import Module
 
 from .transformer import Blocks, Family, Grid, Parts
 
+_patches = Grid.of_patches
+
 
 def _in_blocks(attribute: str, blocks: str = "blocks", letter: str = "b"):
     """Layers b0.0, b1.0, ...: one module in each block."""
@@ -26,12 +28,6 @@ def _in_blocks(attribute: str, blocks: str = "blocks", letter: str = "b"):
         return {f"{letter}{index}.0": getattr(block, attribute) for index, block in enumerate(getattr(network, blocks))}
 
     return layers
-
-
-def _patches(sides: Sequence[int], patch_size: Sequence[int], before: int = 0) -> Grid:
-    """The patches of an input whose last dimensions, `sides`, are rounded up."""
-    sides = sides[-len(patch_size) :]
-    return Grid(tuple(math.ceil(side / patch) for side, patch in zip(sides, patch_size, strict=True)), before)
 
 
 # --- Wan ---

@@ -85,6 +85,9 @@ class UNet:
         """Why contexts cannot be updated in a supported U-Net; None where they can."""
         return None
 
+    def why_no_trace(self, network: UNetModel) -> str | None:
+        return None
+
     def unread_layers(self, network: UNetModel) -> frozenset[str]:
         """The layers whose update no other layer reads."""
         return frozenset(self.layer_names(network)[-1:])

@@ -26,7 +26,7 @@ from .carried_contexts import CallKey
 from .sampling_run import Run
 from .settings import ContextUpdate, Edit
 from .tensor_cache import rows_of_images
-from .text_attention import EncodedText, TextAttention
+from .text_attention import EncodedText, ImageTokens, TextAttention
 
 #: By how much of its norm a text must change to count as another one.
 ANOTHER_TEXT = 0.25
@@ -111,6 +111,13 @@ class ContextTrack:
         return True
 
 
+class EditsRefused(Exception):
+    """Ends a call of the model in which edits cannot be mixed in; it is made again without EBCA, as is every later one.
+
+    The message is for the log.
+    """
+
+
 class DenoiserCall(SharedOnDeepcopy):
     """One call of the model with EBCA on; `begin` to `finish` is one pass of its network.
 
@@ -129,6 +136,7 @@ class DenoiserCall(SharedOnDeepcopy):
         self.updates = run.timeline.updates(sigma)
         self._weights = run.timeline.weights(sigma)
         self._gammas = run.timeline.gammas(sigma)
+        self._has_edit_masks = any(edit.mask is not None for edit in self._weights)
         self._carried_on: dict[CallKey, Tensor] = {}
         #: The edits' texts as the layers read them, by stream, where that is not their encoded context.
         self.texts: Mapping[Edit, Mapping[str, EncodedText]] = {}
@@ -170,7 +178,6 @@ class DenoiserCall(SharedOnDeepcopy):
         self._prompts = self._prompt_track()
         self._composes = bool(self._weights or self._gammas)
         self._edits = self._edit_tracks() if self._composes else []
-        self._has_edit_masks = any(edit.mask is not None for edit in self._weights)
         self._recorder = None
         if self.run.recorder is not None:
             self._instrument(self._start_recording, layers)
@@ -425,9 +432,7 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.layers_without_edits.discard(layer.name)
         elif layer.name in self.run.layers_without_edits:  # then the copies of the negative prompt rest too
             return out
-        masks_fit = not self._has_edit_masks or _is_on_grid(layer)
-        if not masks_fit:
-            self.run.notices.warn_once(notices.EDITS_MERGED if layer.grid != () else notices.MASKS_WITHOUT_PICTURE)
+        masks_fit = self.masks_fit(layer)
         tracks = [
             track for track in self._edits
             if (masks_fit or not self._needs_masks(track)) and self._acts(track, layer)
@@ -440,8 +445,8 @@ class DenoiserCall(SharedOnDeepcopy):
             for track in tracks:
                 if track.chunk is chunk and track.v is not None:
                     outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text.mask))
-                    weight = track.weight
-                    weights.append(self._masked_weight(track, layer, masks_fit) if weight is None else weight)
+                    is_masked = track.weight is None
+                    weights.append(self.weight_of(track.edit, chunk, layer, masks_fit) if is_masked else track.weight)
             if outs:
                 out[rows] += mix_contexts(out[rows], outs, weights)
         changes = self._move_edits(layer, [track for track in tracks if track.updates])
@@ -502,22 +507,29 @@ class DenoiserCall(SharedOnDeepcopy):
             track.move(change, layer.stream)
         return changes
 
+    def weight_of(self, edit: Edit | None, chunk: Chunk, image: ImageTokens, masks_fit: bool) -> float | Tensor:
+        """The weight of an edit (None: of all) for a prompt; where one has a mask, for each image token, [b, n, 1].
+
+        masks_fit: as `masks_fit` says; where they do not, edits with a mask have no weight.
+        """
+        weights = [
+            self._weights[one] * (1.0 if one.mask is None else self._mask_rows(one.mask, [chunk], image))
+            for one in self._weighted(edit)
+            if masks_fit or one.mask is None
+        ]
+        return composition_weight_sum(weights) if weights else 0.0
+
+    def masks_fit(self, image: ImageTokens) -> bool:
+        """Whether edits have no masks, or these fit the image tokens of a layer; a warning where they do not."""
+        if not self._has_edit_masks or _is_on_grid(image):
+            return True
+        self.run.notices.warn_once(notices.EDITS_MERGED if image.grid != () else notices.MASKS_WITHOUT_PICTURE)
+        return False
+
     def _needs_masks(self, track: ContextTrack) -> bool:
         """Whether a track is left out of a layer whose image tokens the edits' masks do not fit."""
         weighted = self._weighted(track.edit)
         return bool(weighted) and all(edit.mask is not None for edit in weighted)
-
-    def _masked_weight(self, track: ContextTrack, layer: TextAttention, masks_fit: bool) -> float | Tensor:
-        """A track's weight where an edit has a mask: one for each image token, [b, n, 1].
-
-        masks_fit: whether the masks fit the layer's image tokens; where not, edits with a mask have no weight there.
-        """
-        chunks = [track.chunk]
-        return composition_weight_sum([
-            self._weights[edit] * (1.0 if edit.mask is None else self._mask_rows(edit.mask, chunks, layer))
-            for edit in self._weighted(track.edit)
-            if masks_fit or edit.mask is None
-        ])
 
     # --- what is known about a layer ---
 
@@ -529,13 +541,13 @@ class DenoiserCall(SharedOnDeepcopy):
         """Whether the layer's context has the call's tokens, so that it is known whose word each of them is."""
         return layer.context.shape[:2] == self._network_context.shape[:2]
 
-    def _mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], layer: TextAttention) -> Tensor:
+    def _mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], image: ImageTokens) -> Tensor:
         """Mask [b, height, width] -> [rows of the chunks, n, 1]."""
-        rows = self.run.cache.mask_rows(mask, chunks, self.latent_size, layer.grid, layer.q)
-        before = layer.tokens_before_grid
+        rows = self.run.cache.mask_rows(mask, chunks, self.latent_size, image.grid, image.q)
+        before = image.tokens_before_grid
         if before is None:
             return rows
-        return pad(rows, (0, 0, before, layer.q.shape[1] - before - rows.shape[1]))  # tokens of no image have weight 0
+        return pad(rows, (0, 0, before, image.q.shape[1] - before - rows.shape[1]))  # tokens of no image have weight 0
 
     def _known_repeats(self) -> Tensor | None:
         """The copies in each row [b, 1, 1]; None where every row has one. Needs the prompts' own lengths.
@@ -645,12 +657,12 @@ def _rows_of(layer: TextAttention, rows: slice) -> EncodedText:
     )
 
 
-def _is_on_grid(layer: TextAttention) -> bool:
-    """Whether the layer's image tokens are the positions of its grid, so that masks and maps fit."""
-    if not layer.grid:
+def _is_on_grid(image: ImageTokens) -> bool:
+    """Whether the image tokens of a layer are the positions of its grid, so that masks and maps fit."""
+    if not image.grid:
         return False
-    tokens, before = math.prod(layer.grid), layer.tokens_before_grid
-    return layer.q.shape[1] == tokens if before is None else layer.q.shape[1] >= before + tokens
+    tokens, before = math.prod(image.grid), image.tokens_before_grid
+    return image.q.shape[1] == tokens if before is None else image.q.shape[1] >= before + tokens
 
 
 def _copies(text: Tensor, own: int) -> Tensor:

@@ -20,6 +20,11 @@ TILES = "another node samples the image in tiles"
 FRAMES = "another node samples some images of the batch at a time, and EBCA cannot tell which"
 ROWS = "another node changes the rows of the batch"
 
+# --- why edits' texts cannot be kept apart in joint attention ---
+
+FORWARD = "another node has replaced a forward pass of the model's network"
+TOKENS = "another node changes which tokens the model's attention reads, or how"
+
 
 def update_skipped(reason: str) -> str:
     return f"EBCA: context update skipped: {reason}. Remove that node to use the update there."
@@ -94,6 +99,9 @@ MASKS_WITHOUT_PICTURE = (
 EDITS_NEGATIVE_LENGTH = (
     "EBCA: edits skipped on the negative prompt in some layers: another node changes its length between layers. Remove "
     "that node to use edits there."
+)
+NO_EDIT_UPDATE = (
+    "EBCA: gamma_attn and gamma_norm of the edits have no effect on %s: %s. Their alphas act as usual."
 )
 MAPS_LENGTHS = (
     "EBCA Trace: attention maps not recorded: another node changes the prompt's length in the layers. Remove that node "

@@ -31,13 +31,19 @@ class Architecture(Protocol):
     def why_no_update(self, network: Module) -> str | None:
         """Why contexts cannot be updated in a supported network; None where they can."""
 
+    def why_no_trace(self, network: Module) -> str | None:
+        """Why nothing can be recorded in a supported network; None where it can."""
+
     def unread_layers(self, network: Module) -> frozenset[str]:
         """The layers whose update no other layer reads."""
 
     def intercept(
         self, call: DenoiserCall, model: Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> AbstractContextManager:
-        """Have the layers of a model's network consult a call while this lasts; args and kwargs of apply_model."""
+        """Have the layers of a model's network consult a call while this lasts; args and kwargs of apply_model.
+
+        Raises EditsRefused, and so does the call of the model, where edits cannot be mixed in.
+        """
 
 
 class RunTrace(Protocol):

@@ -56,6 +56,8 @@ class Run(SharedOnDeepcopy):
         self._token_weights: dict[tuple[TokenWeights, Hashable], Tensor | None] = {}
         #: What is recorded for traces, where there are any.
         self.recorder: RunRecorder | None = None
+        #: Whether edits were refused: calls go on without EBCA.
+        self.is_refused = False
         self.calls = 0
         self.active_calls = 0
         #: ||change|| / ||context|| of the prompts at the end of each call with an update, on the device.
