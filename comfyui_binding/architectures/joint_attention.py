@@ -246,7 +246,7 @@ class _JointCall:
     def _mix(self, image: Tensor, outs: Sequence[Tensor], chunk: Chunk) -> None:
         """Mix what the image reads with the edits' texts into what it reads with the prompt's, [b, n, (h d)]."""
         tokens = _Image(image, self._grid.size, self._grid.before)
-        fit = self._call.masks_fit(tokens)
+        fit = not self._call.has_edit_masks or self._call.masks_fit(tokens)
         image += mix_contexts(image, outs, [self._call.weight_of(edit, chunk, tokens, fit) for edit in self._texts])
 
 

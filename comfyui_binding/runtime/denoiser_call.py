@@ -136,7 +136,7 @@ class DenoiserCall(SharedOnDeepcopy):
         self.updates = run.timeline.updates(sigma)
         self._weights = run.timeline.weights(sigma)
         self._gammas = run.timeline.gammas(sigma)
-        self._has_edit_masks = any(edit.mask is not None for edit in self._weights)
+        self.has_edit_masks = any(edit.mask is not None for edit in self._weights)
         self._carried_on: dict[CallKey, Tensor] = {}
         #: The edits' texts as the layers read them, by stream, where that is not their encoded context.
         self.texts: Mapping[Edit, Mapping[str, EncodedText]] = {}
@@ -432,7 +432,7 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.layers_without_edits.discard(layer.name)
         elif layer.name in self.run.layers_without_edits:  # then the copies of the negative prompt rest too
             return out
-        masks_fit = self.masks_fit(layer)
+        masks_fit = not self.has_edit_masks or self.masks_fit(layer)
         tracks = [
             track for track in self._edits
             if (masks_fit or not self._needs_masks(track)) and self._acts(track, layer)
@@ -510,7 +510,7 @@ class DenoiserCall(SharedOnDeepcopy):
     def weight_of(self, edit: Edit | None, chunk: Chunk, image: ImageTokens, masks_fit: bool) -> float | Tensor:
         """The weight of an edit (None: of all) for a prompt; where one has a mask, for each image token, [b, n, 1].
 
-        masks_fit: as `masks_fit` says; where they do not, edits with a mask have no weight.
+        masks_fit: whether there are no masks or they fit; where they do not, edits with a mask have no weight.
         """
         weights = [
             self._weights[one] * (1.0 if one.mask is None else self._mask_rows(one.mask, [chunk], image))
@@ -520,8 +520,8 @@ class DenoiserCall(SharedOnDeepcopy):
         return composition_weight_sum(weights) if weights else 0.0
 
     def masks_fit(self, image: ImageTokens) -> bool:
-        """Whether edits have no masks, or these fit the image tokens of a layer; a warning where they do not."""
-        if not self._has_edit_masks or _is_on_grid(image):
+        """Whether the edits' masks fit the image tokens of a layer; a warning where they do not."""
+        if _is_on_grid(image):
             return True
         self.run.notices.warn_once(notices.EDITS_MERGED if image.grid != () else notices.MASKS_WITHOUT_PICTURE)
         return False
