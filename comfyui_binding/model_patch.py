@@ -50,12 +50,13 @@ def with_update(model: ModelPatcher, update: ContextUpdate) -> ModelPatcher:
     if update.gamma_attn == 0 and (update.token_weights is not None or update.mask is not None):
         log.warning("EBCA: token weights and mask have no effect: they act on the attention term, and gamma_attn is 0.")
         update = replace(update, token_weights=None, mask=None)
-    usual = USUAL_GAMMA_ATTN * USUAL_LAYERS / len(names)
+    count = len(names) // len(architecture.unread_layers(network))  # a text is updated in the layers of its stream
+    usual = USUAL_GAMMA_ATTN * USUAL_LAYERS / count
     if update.layers is None and update.gamma_attn > 3 * usual:
         log.info(
             "EBCA: gamma_attn is %g. It acts once in each layer, and this model has %d layers instead of the %d of SD "
             "1.5: %.1g is a value to start from.",
-            update.gamma_attn, len(names), USUAL_LAYERS, usual,
+            update.gamma_attn, count, USUAL_LAYERS, usual,
         )  # fmt: skip
     settings = settings_of(model)
     return _with_settings(model, replace(settings, updates=(*settings.updates, update)))

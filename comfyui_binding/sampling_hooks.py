@@ -166,6 +166,7 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
     if not call.is_active and run.recorder is None:
         return executor(*_with_options(args, _without_network_wrapper(options)), **kwargs)
     run.active_calls += call.is_active
+    run.note_on(call.updates)
     architecture, model = run.settings.architecture, executor.class_obj
     with _eager(run, model, options), architecture.intercept(call, model, args, kwargs):
         out = executor(*_with_options(args, {**options, CALL_KEY: call}), **kwargs)
@@ -198,9 +199,8 @@ def _show_summary(run: Run) -> None:
     if not nodes:
         return
     try:
-        summary = run.summary()
         for node_id in nodes:
-            show_on_node(node_id, summary)
+            show_on_node(node_id, run.summary(node_id))
     except Exception:
         log.exception("EBCA could not show on its node what the context update did; the image is not affected.")
 

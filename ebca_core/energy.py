@@ -49,13 +49,14 @@ def attention_term(
 # --- E(K): low where no single token dominates ---
 
 
-def norm_energy(keys: Tensor) -> Tensor:
+def norm_energy(keys: Tensor, repeats: Tensor | None = None) -> Tensor:
     """E(K) of a prompt: 1/2 * logsumexp over text tokens t of ||k_t||^2, over all heads together.
 
-    keys [b, t, (h d)] -> energies [b], in float32 at least. Paper, section 3.1, in the form whose gradient is
-    `norm_term` (the paper has the 1/2 inside the logsumexp).
+    keys [b, t, (h d)], repeats [b, 1, 1] as in `norm_term` -> energies [b] of the prompt's own tokens, in float32 at
+    least. Paper, section 3.1, in the form whose gradient is `norm_term` (the paper has the 1/2 inside the logsumexp).
     """
-    return 0.5 * _logsumexp(_precise(keys).square().sum(dim=-1))
+    energy = 0.5 * _logsumexp(_precise(keys).square().sum(dim=-1))
+    return energy if repeats is None else energy - 0.5 * repeats.flatten().to(energy).log()
 
 
 def norm_term(keys: Tensor, repeats: Tensor | None = None) -> Tensor:
@@ -130,11 +131,8 @@ def energy_values(
 
     keys [b, t, (h d)], queries [b, n, (h d)], repeats [b, 1, 1] as in `norm_term`.
     """
-    attention, norm = energy.attention_energy(keys, queries, heads).sum(dim=1), energy.norm_energy(keys)
-    if repeats is None:
-        return attention, norm
-    repeats = repeats.flatten()
-    return attention / repeats, norm - 0.5 * repeats.log()
+    attention = energy.attention_energy(keys, queries, heads).sum(dim=1)
+    return attention if repeats is None else attention / repeats.flatten(), energy.norm_energy(keys, repeats)
 
 
 # --- the layer's output ---

@@ -9,7 +9,7 @@ look like (transformer_families.py).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -158,7 +158,7 @@ class Transformer:
         return self.family.why_no_update(network)
 
     def unread_layers(self, network: Module) -> frozenset[str]:
-        return frozenset({self.family.stream(name): name for name in self.layer_names(network)}.values())
+        return unread_layers(self.family, self.layer_names(network))
 
     @contextmanager
     def intercept(self, call: DenoiserCall, model: Module, args: Sequence[Any], kwargs: Mapping[str, Any]):
@@ -169,7 +169,9 @@ class Transformer:
             run.notices.bypassed(notices.network_replaced(type(network).__name__))
             yield
             return
-        call.texts = {edit: self._encoded(run, model, edit, args, kwargs) for edit in call.edits}
+        rows = run.layout.rows(args[TRANSFORMER_OPTIONS], args[0].shape[0], call.latent_size)
+        if any(chunk.entry.positive for chunk in rows.chunks):  # no other prompt reads the edits
+            call.texts = {edit: self._encoded(run, model, edit, args, kwargs) for edit in call.edits}
         hooks = _CallHooks(self.family, call, network, args, kwargs)
         with hooks.installed():
             yield
@@ -222,6 +224,11 @@ class Transformer:
         raise RuntimeError(f"EBCA: the network did not reach its layer {name}. Please report the model.")
 
 
+def unread_layers(family: Family, names: Iterable[str]) -> frozenset[str]:
+    """The last layer of each stream, of all layers in the order of a call."""
+    return frozenset({family.stream(name): name for name in names}.values())
+
+
 class _TextRead(Exception):
     """Ends a call of the network that was made to read a text."""
 
@@ -266,7 +273,6 @@ class TransformerAttention:
     modulation: tuple[Tensor, Tensor] | None
     rotate: Callable[[Tensor, bool], Tensor] | None
     values_follow: Tensor | None = None
-    refused_edits: bool = False
 
     @property
     def normalises_keys(self) -> bool:
@@ -420,6 +426,7 @@ class _CallHooks:
         self._call = call
         self._network = network
         self._layers = dict(family.layers(network))
+        self._unread = unread_layers(family, self._layers)
         self._options = args[TRANSFORMER_OPTIONS]
         self._batch = args[0].shape[0]
         self._grid = partial(family.grid, network, latent_shape(args[0], conds), conds)
@@ -485,7 +492,7 @@ class _CallHooks:
                 call.finish()  # the network runs again in the same call
             self._first = name
             rows = call.run.layout.rows(self._options, self._batch, call.latent_size)
-            call.begin(list(self._layers), rows, text, stream)
+            call.begin(list(self._layers), self._unread, rows, text, stream)
         moved = call.context(name, text, stream)
         parts = family.parts(module)
         mask = _text_mask(kwargs)

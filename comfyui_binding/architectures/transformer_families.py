@@ -1,4 +1,5 @@
-"""The transformers that read text by cross-attention, one entry a family. To support another, add an entry.
+"""The transformers that read text by cross-attention, one entry a family. To support another, add an entry, and
+its name to SUPPORTED in registry.py.
 
 A family is one class of network, not its subclasses: a subclass that reads its text in another way would be updated
 wrongly, and nobody would notice. It is named, not imported: a ComfyUI need not have all of them.

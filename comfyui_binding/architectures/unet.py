@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..runtime import notices
 from ..runtime.denoiser_call import DenoiserCall
+from ..runtime.notices import Notices
 from ..runtime.settings import CALL_KEY
 from ..shared_on_deepcopy import SharedOnDeepcopy
 from .host_attention import exchanged_attention, preferred_attention
@@ -138,7 +139,8 @@ def unet_forward(executor: WrapperExecutor, *args, **kwargs):
         return executor(*args, **kwargs)
     run.cache.prefetch(context)
     patches = Attn2Patches(call, unet)
-    call.begin(patches.names, run.layout.rows(options, x.shape[0], call.latent_size), context)
+    names = patches.names
+    call.begin(names, names[-1:], run.layout.rows(options, x.shape[0], call.latent_size), context)
     with replaced_entries(options, patches.entries(options)):
         out = executor(*args, **kwargs)
     call.finish()
@@ -187,7 +189,7 @@ class UNetAttention:
     #: Keyword arguments of ComfyUI's attention functions that belong to the layer.
     attn_precision: torch.dtype | None
     preferred: Mapping[str, Any]
-    refused_edits: bool = False
+    notices: Notices
     stream: str = ""
     text_mask: Tensor | None = None
     words: Tensor | None = None
@@ -227,7 +229,7 @@ class UNetAttention:
         except Exception:  # a pack may know no text but the prompt's, of its length
             out = None
         if out is None or out.shape != q.shape:
-            self.refused_edits = True
+            self.notices.warn_once(notices.EDITS_PLAIN)
             return None
         return out
 
@@ -351,6 +353,7 @@ class Attn2Patches(SharedOnDeepcopy):
             self._exchanged,
             extra_options.get("attn_precision", module.attn_precision),
             preferred,
+            self._call.run.notices,
         )
         if not is_asked:
             self._call.run.notices.bypassed(notices.BLOCK_REPLACED)

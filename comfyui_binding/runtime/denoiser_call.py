@@ -9,7 +9,7 @@ between layers stays in force.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,8 @@ class RowUpdate:
     token_weights: Mapping[Chunk, Tensor] | None = None
     #: Whether it must be known which rows belong to which prompt and image.
     needs_rows: bool = False
+    #: The node of the graph that asks for the update.
+    node_id: str | None = None
 
 
 @dataclass(eq=False)
@@ -123,7 +125,8 @@ class DenoiserCall(SharedOnDeepcopy):
         self.sigma = sigma
         self.latent_size = latent_size
         self._sigma_on_device = sigma_on_device
-        self._updates = run.timeline.updates(sigma)
+        #: The context updates that are on.
+        self.updates = run.timeline.updates(sigma)
         self._weights = run.timeline.weights(sigma)
         self._gammas = run.timeline.gammas(sigma)
         self._carried_on: dict[CallKey, Tensor] = {}
@@ -132,7 +135,7 @@ class DenoiserCall(SharedOnDeepcopy):
 
     @property
     def is_active(self) -> bool:
-        return bool(self._updates or self._weights or self._gammas)
+        return bool(self.updates or self._weights or self._gammas)
 
     @property
     def edits(self) -> list[Edit]:
@@ -147,14 +150,16 @@ class DenoiserCall(SharedOnDeepcopy):
 
     # --- one pass of the network ---
 
-    def begin(self, layers: Sequence[str], rows: CallRows, context: Tensor, stream: str = "") -> None:
+    def begin(
+        self, layers: Sequence[str], unread: Collection[str], rows: CallRows, context: Tensor, stream: str = ""
+    ) -> None:
         """Plan a pass. layers: their names, in the order of the pass; context [b, t, c]: what the network was given.
 
-        stream: which of the network's texts the context is.
+        unread: the layers whose update no other layer reads. stream: which of the network's texts the context is.
         """
         self.chunks = chunks = rows.chunks
         self._why_rows_unknown = notices.REGIONS if chunks else rows.reason
-        self._first, self._last = layers[0], layers[-1]
+        self._first, self._unread = layers[0], unread
         self._network_context = context
         self._contexts = {stream: context}
         self._may_repeat = self.run.settings.architecture.repeats_prompts
@@ -174,6 +179,7 @@ class DenoiserCall(SharedOnDeepcopy):
     def restart(self) -> None:
         """The network starts again from its first layer."""
         self._updated_layers = 0
+        self._acted: set[str | None] = set()
         for track in (self._prompts, *self._edits):
             track.begin()
         if self._recorder is not None:
@@ -198,7 +204,7 @@ class DenoiserCall(SharedOnDeepcopy):
         own_rows = bool(self.chunks) and layer.q.shape[0] == layer.k.shape[0] == self._network_context.shape[0]
         if self._composes:
             out = self._compose(layer, out, own_rows)
-        change = self._update_prompts(layer, own_rows) if layer.name != self._last else None  # read by no layer
+        change = None if layer.name in self._unread else self._update_prompts(layer, own_rows)
         if self._recorder is not None:
             self._instrument(self._record_prompts, layer, change, own_rows)
         return out
@@ -215,7 +221,8 @@ class DenoiserCall(SharedOnDeepcopy):
             (self._contexts[stream], changes.get(self._contexts[stream].shape))
             for stream, changes in self._prompts.changes.items()
         ]
-        self.run.note_update([(text, change) for text, change in moved if change is not None], self._updated_layers)
+        moved = [(text, change) for text, change in moved if change is not None]
+        self.run.note_update(moved, self._updated_layers, self._acted)
         if self._recorder is not None:
             self._instrument(self.run.recorder.add, self._recorder, self._sigma_on_device)
 
@@ -223,12 +230,12 @@ class DenoiserCall(SharedOnDeepcopy):
 
     def _prompt_track(self) -> ContextTrack:
         """One track for all rows: every layer's steps start from the same context and are summed."""
-        scale = max((max(update.gamma_attn, update.gamma_norm) for update in self._updates), default=1.0)
+        scale = max((max(update.gamma_attn, update.gamma_norm) for update in self.updates), default=1.0)
         everything = [(slice(0, self._network_context.shape[0]), self.chunks)]
         positive = [(chunk.rows, [chunk]) for chunk in self.chunks if chunk.entry.positive]
         updates = [
             self._row_update(update, scale, rows, chunks)
-            for update in self._updates
+            for update in self.updates
             for rows, chunks in (positive if update.positive_only and self.chunks else everything)
         ]
         return ContextTrack(updates, scale)
@@ -249,6 +256,7 @@ class DenoiserCall(SharedOnDeepcopy):
             update.mask,
             weights or None,
             update.positive_only or update.token_weights is not None or update.mask is not None,
+            update.node_id,
         )
 
     def _update_prompts(self, layer: TextAttention, own_rows: bool) -> Tensor | None:
@@ -278,6 +286,7 @@ class DenoiserCall(SharedOnDeepcopy):
                 None if repeats is None else repeats[rows],
                 update.energy,
             )
+            self._acted.add(update.node_id)
             if total is None and step.shape == layer.k.shape:
                 total = step
             else:
@@ -416,10 +425,13 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.layers_without_edits.discard(layer.name)
         elif layer.name in self.run.layers_without_edits:  # then the copies of the negative prompt rest too
             return out
-        if self._has_edit_masks and not _is_on_grid(layer):
+        masks_fit = not self._has_edit_masks or _is_on_grid(layer)
+        if not masks_fit:
             self.run.notices.warn_once(notices.EDITS_MERGED if layer.grid != () else notices.MASKS_WITHOUT_PICTURE)
-            return out
-        tracks = [track for track in self._edits if self._acts(track, layer)]
+        tracks = [
+            track for track in self._edits
+            if (masks_fit or not self._needs_masks(track)) and self._acts(track, layer)
+        ]
         _make_keys_and_values(layer, tracks)
         if layer.has_attention_override:
             out = out.clone()  # the pack that computed it may keep it
@@ -428,11 +440,10 @@ class DenoiserCall(SharedOnDeepcopy):
             for track in tracks:
                 if track.chunk is chunk and track.v is not None:
                     outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text.mask))
-                    weights.append(self._masked_weight(track, layer) if track.weight is None else track.weight)
+                    weight = track.weight
+                    weights.append(self._masked_weight(track, layer, masks_fit) if weight is None else weight)
             if outs:
                 out[rows] += mix_contexts(out[rows], outs, weights)
-        if layer.refused_edits:
-            self.run.notices.warn_once(notices.EDITS_PLAIN)
         changes = self._move_edits(layer, [track for track in tracks if track.updates])
         if self._recorder is not None:
             self._instrument(self._record_edits, layer, tracks, changes)
@@ -491,12 +502,21 @@ class DenoiserCall(SharedOnDeepcopy):
             track.move(change, layer.stream)
         return changes
 
-    def _masked_weight(self, track: ContextTrack, layer: TextAttention) -> float | Tensor:
-        """A track's weight where an edit has a mask: one for each image token, [b, n, 1]."""
+    def _needs_masks(self, track: ContextTrack) -> bool:
+        """Whether a track is left out of a layer whose image tokens the edits' masks do not fit."""
+        weighted = self._weighted(track.edit)
+        return bool(weighted) and all(edit.mask is not None for edit in weighted)
+
+    def _masked_weight(self, track: ContextTrack, layer: TextAttention, masks_fit: bool) -> float | Tensor:
+        """A track's weight where an edit has a mask: one for each image token, [b, n, 1].
+
+        masks_fit: whether the masks fit the layer's image tokens; where not, edits with a mask have no weight there.
+        """
         chunks = [track.chunk]
         return composition_weight_sum([
             self._weights[edit] * (1.0 if edit.mask is None else self._mask_rows(edit.mask, chunks, layer))
             for edit in self._weighted(track.edit)
+            if masks_fit or edit.mask is None
         ])
 
     # --- what is known about a layer ---
@@ -556,7 +576,8 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.recorder.stop()
 
     def _start_recording(self, layers: Sequence[str]) -> None:
-        self._recorder = self.run.recorder.call_recorder(layers, self.chunks, self._network_context, self._repeats)
+        call = (layers, self._unread, self.chunks, self._network_context, self._repeats)
+        self._recorder = self.run.recorder.call_recorder(*call)
 
     def _record_edits(
         self, layer: TextAttention, tracks: Sequence[ContextTrack], changes: Mapping[ContextTrack, Tensor]

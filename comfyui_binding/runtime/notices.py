@@ -226,7 +226,8 @@ class Notices:
 
     def settle(self) -> None:
         """Log what `warn_if` has found. The host waits for the device."""
-        pending, self._pending = self._pending, {}
+        with self._lock:
+            pending, self._pending = self._pending, {}
         for (message, _), flag in pending.items():
             if bool(flag):
                 self.warn_once(message)

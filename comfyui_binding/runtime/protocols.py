@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -68,7 +68,12 @@ class RunRecorder(Protocol):
     wants_maps: bool
 
     def call_recorder(
-        self, names: Sequence[str], chunks: Sequence[Chunk], context: Tensor, repeats: Tensor | None
+        self,
+        names: Sequence[str],
+        unread: Collection[str],
+        chunks: Sequence[Chunk],
+        context: Tensor,
+        repeats: Tensor | None,
     ) -> CallRecorder | None:
         """A recorder for one pass of the network; None once recording has failed."""
 

@@ -64,8 +64,6 @@ class TextAttention(Protocol):
     tokens_before_grid: int | None
     #: Whether another node has set an attention function of its own for the layer, or replaced its attention.
     has_attention_override: bool
-    #: Whether another node's attention in the layer has not taken an edit's text, so that ComfyUI's has read it.
-    refused_edits: bool
 
     def keys(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
         """The layer's keys of other contexts: [b, t, c] each -> [b, t, (h d)]."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -73,11 +73,13 @@ class MapSum:
 class CallRecorder:
     """Records one pass of the network: E(K|Q), E(K) and the update size [columns], one column for a layer and row.
 
-    names: of the layers, in the order of the pass; context [b, t, c]: the prompts as the network got them; repeats
-    [b, 1, 1]: how many copies of a prompt's own tokens they hold, None for one.
+    names: of the layers, in the order of the pass; unread: those whose update no other layer reads; context [b, t, c]:
+    the prompts as the network got them; repeats [b, 1, 1]: how many copies of a prompt's own tokens they hold, None for
+    one.
     """
 
     names: Sequence[str]
+    unread: Collection[str]
     chunks: Sequence[Chunk]
     context: Tensor
     repeats: Tensor | None
@@ -100,7 +102,7 @@ class CallRecorder:
             for image in chunk.images
         ]
         size = self._relative_size(change, scale, layer.context)
-        if layer.name == self.names[-1]:  # no layer reads the update of the last one
+        if layer.name in self.unread:
             size = torch.full_like(size, torch.nan)
         self._note(roles, _energies(layer.k, layer.q, layer.heads, repeats, self.energy), size)
 
@@ -174,12 +176,17 @@ class RunRecorder:
         self._lock = threading.Lock()
 
     def call_recorder(
-        self, names: Sequence[str], chunks: Sequence[Chunk], context: Tensor, repeats: Tensor | None
+        self,
+        names: Sequence[str],
+        unread: Collection[str],
+        chunks: Sequence[Chunk],
+        context: Tensor,
+        repeats: Tensor | None,
     ) -> CallRecorder | None:
         """The recorder of one pass; None once recording has failed."""
         if self.has_failed:
             return None
-        return CallRecorder(names, chunks, context, repeats, self.wants_maps, self._energy)
+        return CallRecorder(names, unread, chunks, context, repeats, self.wants_maps, self._energy)
 
     def stop(self) -> None:
         """Record no more: an instrument that fails must not cost the image."""
