@@ -376,7 +376,7 @@ class Attn2Patches(SharedOnDeepcopy):
         """What another pack's attention returns for other keys and values; None if it is known to read them.
 
         If it returns the same, whatever EBCA does to the text would be lost in the layer. It is asked once a run and
-        layer, and again in each call as long as the answer is no. The host waits for the answer.
+        layer, and again in each call while the result is the same. The host waits for the answer.
         """
         if self._answers(layer).get("reads keys") == layer.others:
             return None
@@ -396,7 +396,7 @@ class Attn2Patches(SharedOnDeepcopy):
 
 
 def grid_of(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int] | None:
-    """Rows and columns of a layer's image tokens, where nobody says so: the latent's, halved as often as it takes."""
+    """Rows and columns of a layer's image tokens, where they are not given: the latent's, halved until it fits."""
     rows, columns = latent_size
     while rows * columns > tokens and (rows, columns) != (1, 1):
         rows, columns = (rows + 1) // 2, (columns + 1) // 2

@@ -1,4 +1,4 @@
-"""What an architecture hands to a DenoiserCall: one text cross-attention layer at work."""
+"""What an architecture gives to a DenoiserCall: one call of a text cross-attention layer."""
 
 from __future__ import annotations
 

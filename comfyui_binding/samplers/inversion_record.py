@@ -158,7 +158,7 @@ def without_names(record: InversionRecord) -> InversionRecord:
     return replace(record, loaded=[], caption="")
 
 
-# --- does what follows fit? ---
+# --- do the nodes after it fit? ---
 
 
 def model_mismatches(record: InversionRecord, family: str, loaded: list[str]) -> list[str]:
