@@ -289,7 +289,7 @@ def test_maps_of_large_images_are_pooled(comfy):
     model, trace = traced(comfy, toy.model(), attention_maps=True)
     run(model, latent=toy.latent(1, 48, 80), steps=1)
     (maps,) = trace.record.maps
-    assert [tuple(grid.shape[-2:]) for grid in maps.by_grid] == [(19, 32)]
+    assert [tuple(grid.shape[-2:]) for grid in maps.by_grid] == [(19, 32), (19, 32)]  # of 24 x 40 and of 48 x 80
     for grid in maps.by_grid:
         assert torch.allclose(grid.sum(dim=1), torch.ones_like(grid.sum(dim=1)), atol=1e-5)
 

@@ -253,6 +253,11 @@ def _check_phrase(phrase: Phrase) -> None:
 # --- the things -------------------------------------------------------------------------------------------------------
 
 
+def first_phrase(tokens: list[WordToken]) -> Phrase:
+    """The noun phrase that a text begins with."""
+    return _noun_phrase(tokens, 0, "start")[0] if tokens else ask("It is empty")
+
+
 def find_things(tokens: list[WordToken]) -> list[Phrase]:
     """The noun phrases that are things, in order."""
     things: list[Phrase] = []

@@ -26,6 +26,7 @@ from ..runtime.batch_layout import Chunk
 from ..runtime.notices import Notices
 from ..runtime.settings import Settings
 from ..runtime.text_attention import hidden_tokens
+from .map_pooling import pooled
 from .trace_record import TraceRecord, WordMaps, fingerprint
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class CallRecorder:
     energy: ContextEnergy = EBCA
     columns: list[Column] = field(default_factory=list)
     values: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    #: Maps [b, t, rows, columns] of a positive prompt, by the size of their grid.
+    #: Maps [b, t, rows, columns] of a positive prompt, by the grid of the layers that they are of.
     maps: dict[tuple[Chunk, tuple[int, int]], MapSum] = field(default_factory=dict)
 
     def begin(self) -> None:
@@ -130,8 +131,8 @@ class CallRecorder:
                     if self.repeats is not None:  # what is no repetition is another node's text
                         count = (self.repeats[chunk.rows].flatten() == maps.shape[1]).to(count)
                     maps = maps.sum(dim=1)
-                maps = _pooled(maps.unflatten(2, (-1, *layer.grid[-2:])).mean(dim=2))
-                _add(self.maps, (chunk, tuple(maps.shape[-2:])), MapSum(maps, maps.new_ones(())).times(count))
+                maps = pooled(maps.unflatten(2, (-1, *layer.grid[-2:])).mean(dim=2), MAP_SIDE)
+                _add(self.maps, (chunk, layer.grid[-2:]), MapSum(maps, maps.new_ones(())).times(count))
 
     def holds_tokens_of(self, chunk: Chunk) -> bool:
         """Whether a prompt's rows can hold its tokens: their number is a multiple of the prompt's own."""
@@ -164,7 +165,7 @@ class RunRecorder:
         self._energy = energy
         self._names: list[str] = []
         self._calls: list[tuple[Tensor, list[Column], Tensor, Tensor]] = []
-        #: Maps [t, rows, columns] of one prompt and image, by the size of their grid.
+        #: Maps [t, rows, columns] of one prompt and image, by the grid of the layers that they are of.
         self._maps: dict[tuple[Hashable, tuple[int, int], int], MapSum] = {}
         #: Of the last call for a prompt and image.
         self._sigmas: dict[tuple[Hashable, int], Tensor] = {}
@@ -360,24 +361,6 @@ def _in_parts(
 def _norm(context: Tensor) -> Tensor:
     """[b, t, c] -> [b]."""
     return torch.linalg.vector_norm(context, dim=(1, 2), dtype=torch.float32)
-
-
-def _pooled(maps: Tensor) -> Tensor:
-    """Maps [b, t, rows, columns] on a grid of at most MAP_SIDE tokens a side."""
-    scale = min(1.0, MAP_SIDE / max(maps.shape[-2:]))
-    grid = [max(1, round(side * scale)) for side in maps.shape[-2:]]
-    if grid == list(maps.shape[-2:]):
-        return maps
-    rows, columns = (_averages(*sizes, maps) for sizes in zip(maps.shape[-2:], grid, strict=True))
-    return rows @ maps @ columns.T
-
-
-def _averages(size: int, parts: int, like: Tensor) -> Tensor:
-    """The matrix [parts, size] that averages over parts of a side, as adaptive pooling does, which MPS has in part."""
-    part = torch.arange(parts, dtype=torch.float32, device=like.device).unsqueeze(1)
-    place = torch.arange(size, dtype=torch.float32, device=like.device)
-    is_inside = ((part * size / parts).floor() <= place) & (place < ((part + 1) * size / parts).ceil())
-    return (is_inside / is_inside.sum(dim=1, keepdim=True)).to(like.dtype)
 
 
 def _add(sums: dict[Key, MapSum], key: Key, one: MapSum) -> None:

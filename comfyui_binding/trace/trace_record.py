@@ -34,8 +34,9 @@ def matches_fingerprint(samples: Tensor, tensor: Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class WordMaps:
-    """Where a positive prompt's tokens were read: [b, t, rows, columns] for each size of grid, means over the layers of
-    that size, their heads and the steps. weights: how many maps, one a layer and step, each of them stands for."""
+    """Where a positive prompt's tokens were read: [b, t, rows, columns] for each grid that layers have, coarsest first,
+    means over these layers, their heads and the steps. Maps of fine grids are pooled. weights: how many maps, one a
+    layer and step, each of them stands for."""
 
     by_grid: Sequence[Tensor]
     weights: Sequence[int]

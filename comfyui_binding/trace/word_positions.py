@@ -42,8 +42,8 @@ def is_prompt_of(record: TraceRecord, clip: CLIP, text: str) -> bool:
     return all(matches_fingerprint(prompt, context[0]) for prompt in record.prompts)
 
 
-def maps_of_prompt(record: TraceRecord, tokens: int, images: int) -> WordMaps:
-    """The maps of the one positive prompt of a run, which has so many tokens and images.
+def maps_of_prompt(record: TraceRecord, tokens: int, images: int | None = None) -> WordMaps:
+    """The maps of the one positive prompt of a run, which has so many tokens and, where it is given, images.
 
     Raises ValueError where a run has no such maps.
     """
@@ -63,7 +63,7 @@ def maps_of_prompt(record: TraceRecord, tokens: int, images: int) -> WordMaps:
             f"text has {tokens} tokens, but the positive prompt of the traced run has {maps.tokens}. Connect one text "
             "to CLIP Text Encode and to this node."
         )
-    if maps.images != images:
+    if images is not None and maps.images != images:
         raise ValueError(
             f"image has {images} image(s), but the traced run made {maps.images}. Connect the VAE Decode of the "
             "sampler that ran with this trace."
