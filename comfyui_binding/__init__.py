@@ -34,6 +34,7 @@ runtime/                  one sampling run; knows no architecture, no trace and 
 
 text/                     prompts
   tokenized_prompt.py       the tokens and words of a prompt
+  vocabularies.py           what the pieces of a text encoder's vocabulary spell
   token_weights.py          words of a prompt -> one weight per token
   concepts.py               the concepts in a prompt, by rules (noun_phrases.py, concept_words.py)
   strengths.py              numbers after a word, as in `shirt = 2.5`

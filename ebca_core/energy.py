@@ -49,13 +49,15 @@ def attention_term(
 # --- E(K): low where no single token dominates ---
 
 
-def norm_energy(keys: Tensor, repeats: Tensor | None = None) -> Tensor:
+def norm_energy(keys: Tensor, repeats: Tensor | None = None, words: Tensor | None = None) -> Tensor:
     """E(K) of a prompt: 1/2 * logsumexp over text tokens t of ||k_t||^2, over all heads together.
 
-    keys [b, t, (h d)], repeats [b, 1, 1] as in `norm_term` -> energies [b] of the prompt's own tokens, in float32 at
-    least. Paper, section 3.1, in the form whose gradient is `norm_term` (the paper has the 1/2 inside the logsumexp).
+    keys [b, t, (h d)], repeats [b, 1, 1] as in `norm_term`, words [b, t]: the tokens that count, None for all ->
+    energies [b] of the prompt's own tokens, in float32 at least. Paper, section 3.1, in the form whose gradient is
+    `norm_term` (the paper has the 1/2 inside the logsumexp).
     """
-    energy = 0.5 * _logsumexp(_precise(keys).square().sum(dim=-1))
+    norms = _precise(keys).square().sum(dim=-1)
+    energy = 0.5 * _logsumexp(norms if words is None else norms.masked_fill(~words, -torch.inf))
     return energy if repeats is None else energy - 0.5 * repeats.flatten().to(energy).log()
 
 
@@ -125,14 +127,23 @@ def key_step(
 
 
 def energy_values(
-    keys: Tensor, queries: Tensor, heads: int, repeats: Tensor | None = None, energy: ContextEnergy = EBCA
+    keys: Tensor,
+    queries: Tensor,
+    heads: int,
+    repeats: Tensor | None = None,
+    energy: ContextEnergy = EBCA,
+    words: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """E(K | Q), summed over the tokens, and E(K) of each row [b], of the prompt's own tokens.
 
-    keys [b, t, (h d)], queries [b, n, (h d)], repeats [b, 1, 1] as in `norm_term`.
+    keys [b, t, (h d)], queries [b, n, (h d)], repeats [b, 1, 1] as in `norm_term`. words [b, t]: the tokens that count,
+    None for all; both energies of a row without words are 0.
     """
-    attention = energy.attention_energy(keys, queries, heads).sum(dim=1)
-    return attention if repeats is None else attention / repeats.flatten(), energy.norm_energy(keys, repeats)
+    attention, norm = energy.attention_energy(keys, queries, heads), energy.norm_energy(keys, repeats, words)
+    if words is not None:
+        attention, norm = attention.where(words, 0.0), norm.where(words.any(dim=1), 0.0)
+    attention = attention.sum(dim=1)
+    return attention if repeats is None else attention / repeats.flatten(), norm
 
 
 # --- the layer's output ---

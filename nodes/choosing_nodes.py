@@ -170,7 +170,7 @@ def _records(traces: Sequence[Trace], images: int, samples: Tensor | None) -> li
 
 def _objects(record: TraceRecord, scored: ScoredConcepts) -> Tensor:
     """The maps of the scored concepts in one run, [b, i, rows, columns]."""
-    return object_maps(maps_of_prompt(record, scored.length), list(scored.places.values()))
+    return object_maps(maps_of_prompt(record, scored.prompt), list(scored.places.values()))
 
 
 def _table(order: Sequence[int], scores: Sequence[float], scored: ScoredConcepts) -> str:

@@ -144,9 +144,9 @@ class EBCAAttentionMaps(io.ComfyNode):
 
     @classmethod
     def execute(cls, trace, image, clip, text, words, latent=None) -> io.NodeOutput:
-        positions, tokens = positions_of_words(clip, text, words)
+        positions, prompt = positions_of_words(clip, text, words)
         record = trace.recorded() if latent is None else trace.recorded_with(latent["samples"])
-        maps = maps_of_prompt(record, tokens, image.shape[0])
+        maps = maps_of_prompt(record, prompt, image.shape[0])
         warn_of_other_text("EBCA Attention Maps", record, clip, text)
         sheet = drawn(_sheets, image, maps, positions)
         return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))

@@ -218,8 +218,8 @@ def traced_caption(comfy):
 
 def test_words_are_at_their_tokens(comfy, pack):
     """Every word of the caption is one token of CLIP's vocabulary; the start token comes first."""
-    found, tokens = pack.comfyui_binding.trace.word_positions.positions_of_words(toy.clip(), CAPTION, "")
-    assert tokens == 77
+    found, prompt = pack.comfyui_binding.trace.word_positions.positions_of_words(toy.clip(), CAPTION, "")
+    assert prompt.length == 77
     assert found == {"a": [1, 4, 7], "lion": [2, 8], "with": [3], "crown": [5], "and": [6]}
     found, _ = pack.comfyui_binding.trace.word_positions.positions_of_words(toy.clip(), CAPTION, "crown, a lion\nand")
     assert found == {"crown": [5], "a lion": [1, 2, 7, 8], "and": [6]}

@@ -311,7 +311,9 @@ def stand_in(tokenizer):
 OTHER = {
     "sd3_clip.SD3Tokenizer": "g, l, t5xxl",
     "flux.FluxTokenizer": "l, t5xxl",
-    "pixart_t5.PixArtTokenizer": "t5xxl",
+    "ace15.ACE15Tokenizer": (
+        "lm_prompt, lm_prompt_negative, lyrics, qwen3_06b, lm_metadata): it writes tempo, key and length of the music"
+    ),
     "z_image.ZImageTokenizer": "qwen3_4b",
     "sam3_clip.SAM3TokenizerWrapper": "sam3_clip",
 }
@@ -321,7 +323,7 @@ OTHER = {
 def test_other_text_encoders_are_refused(weigh, name, tokens):
     module, cls = name.split(".")
     module = pytest.importorskip(f"comfy.text_encoders.{module}", exc_type=ImportError)
-    came = f"This CLIP is not supported ({cls}, tokens for {tokens})"
+    came = f"This CLIP is not supported ({cls}, tokens for {tokens}"
     with pytest.raises(ValueError, match=re.escape(came)):
         weigh(stand_in(getattr(module, cls)()), "a shirt", "shirt = 2")
 

@@ -28,11 +28,11 @@ def watched_run(comfy, model, family, **options):
     return trace.record, seen
 
 
-def energies(call, family, row):
+def energies(call, family, row, words=slice(None)):
     """E(K|Q), summed over the tokens, and E(K)."""
     by_hand = transformer_oracle.FAMILIES[family]
     with torch.inference_mode():
-        k, q = by_hand.keys(call.module, call.text[row]).double(), call.queries(family, row).double()
+        k, q = by_hand.keys(call.module, call.text[row, words]).double(), call.queries(family, row).double()
         attention = transformer_oracle.energy(k, q, by_hand.heads(call.module)).sum()
         return float(attention), float(0.5 * torch.logsumexp(k.square().sum(dim=-1), dim=0))
 
@@ -42,7 +42,7 @@ def test_energies_and_update_sizes_are_those_of_the_layers(comfy, pack, family):
     model = Ebca([update(family)]).on(comfy, pack, toy_dit.model(family))
     record, seen = watched_run(comfy, model, family)
     assert record.roles == ("positive", "negative")
-    assert sorted(record.layers) == sorted(f"{transformer_oracle.block_of(call.path)}.0" for call in seen)
+    assert list(record.layers) == [f"{transformer_oracle.block_of(call.path)}.0" for call in seen]  # VACE's in turns
     for row, role in ((1, 0), (0, 1)):  # ComfyUI puts the negative prompt first
         for call, following in pairwise([*seen, None]):
             layer = record.layers.index(f"{transformer_oracle.block_of(call.path)}.0")
@@ -68,6 +68,49 @@ def test_energies_of_an_edit_are_those_of_its_text(comfy, pack, family):
     assert record.roles == ("positive", "negative", "edit0")
     prompt, edit = record.values[:2, ..., 0], record.values[:2, ..., 2]  # of one text: the prompt's
     assert relative_error(edit, prompt) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["wan", "predict2", "ltxv"])
+def test_padding_has_no_energy(comfy, family):
+    """Rows of zeros, which Wan's text embedding makes rows of one value, and masked tokens."""
+    words, prompts = (7, 4), []
+    for seed, count in enumerate(words):
+        ((text, options),) = toy_dit.conditioning(family, seed)
+        if family == "ltxv":
+            options["attention_mask"][:, count:] = 0
+        else:
+            text[:, count:] = 0
+        prompts.append([[text, options]])
+    edit = toy_dit.conditioning(family, 5)
+    if family != "ltxv":
+        edit[0][0][:, 3:] = 0
+    model = node(comfy, "EBCACompose").execute(model=toy_dit.model(family), edits={"edit0": edit_of(comfy, edit)})[0]
+    record, seen = watched_run(comfy, model, family, positive=prompts[0], negative=prompts[1])
+    for index, call in enumerate(seen):
+        for row, role, count in ((1, 0, words[0]), (0, 1, words[1])):
+            expected = energies(call, family, row, slice(0, count))
+            assert record.values[:2, 0, index, role].tolist() == pytest.approx(expected, rel=1e-5)
+    if family != "ltxv":
+        alone = [[edit[0][0][:, :3], edit[0][1]]]
+        model = node(comfy, "EBCACompose").execute(
+            model=toy_dit.model(family), edits={"edit0": edit_of(comfy, alone)}
+        )[0]
+        expected, _ = watched_run(comfy, model, family, positive=prompts[0], negative=prompts[1])
+        assert relative_error(record.values[:2, 0, 0, 2], expected.values[:2, 0, 0, 2]) < 1e-5
+
+
+def edit_of(comfy, conditioning):
+    inputs = dict(direction="add", alpha=0.5, start_percent=0.0, end_percent=1.0, gamma_attn=0.0, gamma_norm=0.0)
+    return node(comfy, "EBCAEditContext").execute(
+        conditioning=conditioning, gamma_start_percent=0.0, gamma_end_percent=1.0, **inputs
+    )[0]
+
+
+def test_prompt_of_zeros_has_the_energy_zero(comfy):
+    """As ConditioningZeroOut makes it."""
+    ((text, options),) = toy_dit.conditioning("wan", 1)
+    record, _ = watched_run(comfy, toy_dit.model("wan"), "wan", negative=[[torch.zeros_like(text), options]])
+    assert torch.equal(record.values[:2, 0, :, 1], torch.zeros(2, 3))
 
 
 def mean_maps(seen, family, grid, before=0):

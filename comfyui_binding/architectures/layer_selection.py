@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-#: In the order of a call.
 LETTERS = "dmubva"
 _BLOCK = rf"([{LETTERS}])(\d+)(?:\.(\d+))?"
 
@@ -27,12 +26,6 @@ class LayerName(NamedTuple):
 def parse_name(name: str) -> LayerName:
     block, depth = name[1:].split(".")
     return LayerName(name[0], int(block), int(depth))
-
-
-def layer_sort_key(name: str) -> tuple[int, int, int]:
-    """Sorts names in the order in which a call passes the layers."""
-    letter, block, depth = parse_name(name)
-    return LETTERS.index(letter), block, depth
 
 
 def parse_blocks(names: Sequence[str], text: str) -> frozenset[str] | None:

@@ -121,6 +121,8 @@ class Family:
     #: Tokens of the text that are no words, from the keyword arguments and the context [b, t, c] of apply_model: where
     #: they are, or for each text, [b, t].
     not_words: Callable[[Mapping[str, Any], Tensor], slice | Tensor] | None = None
+    #: How many of them are in front of the prompt's.
+    tokens_before_text: int = 0
     #: Which of a module's attention calls reads the text.
     attention_call: Callable[[Module], int] = lambda module: 0
     #: Whether the text that layers read depends on the noise level.
@@ -150,6 +152,7 @@ class Transformer:
     def __init__(self, family: Family):
         self.family = family
         self.text_depends_on_sigma = family.text_depends_on_sigma
+        self.tokens_before_text = family.tokens_before_text
 
     def layer_names(self, network: Module) -> tuple[str, ...]:
         return tuple(self.family.layers(network))
@@ -311,6 +314,9 @@ class TransformerAttention:
         read = [self.read_context[context] if isinstance(context, slice) else context for context in contexts]
         return [change * is_word(*text) for change, *text in zip(changes, read, words, strict=True)]
 
+    def words_of(self, text: EncodedText) -> Tensor | None:
+        return is_word(text.context, text.words).squeeze(-1) != 0
+
     def _modulated(self, context: Tensor) -> Tensor:
         """A text as the module reads it. The rows of a prompt are the images of the call, as its first ones are."""
         if self.modulation is None:
@@ -418,6 +424,7 @@ class _CallHooks:
         self._unread = unread_layers(family, self._layers)
         self._options = args[TRANSFORMER_OPTIONS]
         self._batch = args[0].shape[0]
+        self._given_context = args[CONTEXT]
         self._grid = partial(family.grid, network, latent_shape(args[0], conds), conds)
         self._not_words = family.not_words and family.not_words(conds, args[CONTEXT])
         self._rotate = family.rotate and partial(family.rotate, network)
@@ -481,7 +488,7 @@ class _CallHooks:
                 call.finish()  # the network runs again in the same call
             self._first = name
             rows = call.run.layout.rows(self._options, self._batch, call.latent_size)
-            call.begin(list(self._layers), self._unread, rows, text, stream)
+            call.begin(list(self._layers), self._unread, rows, text, stream, self._given_context)
         moved = call.context(name, text, stream)
         parts = family.parts(module)
         mask = _text_mask(kwargs)

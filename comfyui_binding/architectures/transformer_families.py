@@ -295,6 +295,7 @@ FAMILIES = [
         text=(1, "encoder_hidden_states"),
         text_width=lambda network: network.genre_embedder.in_features,
         not_words=lambda conds, context: slice(0, 1),  # the speaker; tags and lyrics follow
+        tokens_before_text=1,
         rotate=_ace_rotate,
     ),
     Family(

@@ -24,6 +24,7 @@ from ..runtime import notices
 from ..runtime.denoiser_call import DenoiserCall
 from ..runtime.notices import Notices
 from ..runtime.settings import CALL_KEY
+from ..runtime.text_attention import EncodedText
 from ..shared_on_deepcopy import SharedOnDeepcopy
 from .host_attention import exchanged_attention, preferred_attention
 from .key_projection import is_unpatched, project_to_context, together
@@ -55,6 +56,7 @@ class UNet:
 
     #: ComfyUI repeats prompts to a common length.
     repeats_prompts = True
+    tokens_before_text = 0
     text_depends_on_sigma = False
 
     def __init__(self):
@@ -198,6 +200,9 @@ class UNetAttention:
     words: Tensor | None = None
     normalises_keys: bool = False
     tokens_before_grid: int | None = None
+
+    def words_of(self, text: EncodedText) -> Tensor | None:
+        return None
 
     @property
     def others(self) -> list[Callable]:

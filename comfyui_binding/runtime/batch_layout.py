@@ -61,17 +61,18 @@ class BatchLayout:
     ):
         """latent_size, images: height, width and batch of the run's latent, where they are known."""
         self._by_uuid = _by_uuid(conds, latent_size, repeats_prompts)
-        self._texts = _positive_texts(conds) if repeats_prompts else {}
+        self._texts = _positive_texts(conds)
+        self._encoded = self._texts if repeats_prompts else _encoded_texts(conds)
         self._latent_size = latent_size
         self._images = images
 
     @property
-    def positive_texts(self) -> Mapping[Hashable, Tensor]:
-        """{uuid: text [b, t, c]} of the positive prompts, where the network reads them as they were encoded."""
-        return self._texts
+    def encoded_texts(self) -> Mapping[Hashable, Tensor]:
+        """{uuid: text [b, t, c]} of the positive prompts, as the text encoder made them."""
+        return self._encoded
 
     def text_of(self, chunk: Chunk) -> Tensor | None:
-        """The text [b, t, c] that the guider has for a positive prompt; None where it is not known."""
+        """The text [b, t, c] that a call gets for a positive prompt; None where it is not known."""
         return self._texts.get(chunk.cond[0])
 
     def rows(self, transformer_options: Mapping[str, Any], batch: int, size: tuple[int, int]) -> CallRows:
@@ -139,6 +140,13 @@ def make_uuids_unique(conds: Mapping[str, list[dict]]) -> None:
 def _positive_texts(conds: Mapping[str, Sequence[dict]]) -> dict[Hashable, Tensor]:
     contexts = {entry["uuid"]: entry.get("model_conds", {}).get("c_crossattn") for entry in conds.get("positive", ())}
     return {cond: context.cond for cond, context in contexts.items() if context is not None and context.cond.ndim == 3}
+
+
+def _encoded_texts(conds: Mapping[str, Sequence[dict]]) -> dict[Hashable, Tensor]:
+    """Some models change a text before its calls: Anima and LTX-2 by an adapter, Stable Audio by rows behind it."""
+    return {
+        entry["uuid"]: entry["cross_attn"] for entry in conds.get("positive", ()) if entry.get("cross_attn") is not None
+    }
 
 
 def _by_uuid(

@@ -43,10 +43,11 @@ class RowUpdate:
     gamma_norm: float
     energy: ContextEnergy = EBCA
     #: Of the prompts' update: the names of the layers that compute it (None: all), its mask, and the token weights
-    #: [images, t] of those prompts that have any.
+    #: [images, t] of those prompts that have any, all of whose tokens are a layer's unless the prompts are known.
     layers: frozenset[str] | None = None
     mask: Tensor | None = None
     token_weights: Mapping[Chunk, Tensor] | None = None
+    knows_prompts: bool = False
     #: Whether it must be known which rows belong to which prompt and image.
     needs_rows: bool = False
     #: The node of the graph that asks for the update.
@@ -159,18 +160,27 @@ class DenoiserCall(SharedOnDeepcopy):
     # --- one pass of the network ---
 
     def begin(
-        self, layers: Sequence[str], unread: Collection[str], rows: CallRows, context: Tensor, stream: str = ""
+        self,
+        layers: Sequence[str],
+        unread: Collection[str],
+        rows: CallRows,
+        context: Tensor,
+        stream: str = "",
+        given: Tensor | None = None,
     ) -> None:
-        """Plan a pass. layers: their names, in the order of the pass; context [b, t, c]: what the network was given.
+        """Plan a pass. layers: their names, in the order of the pass; context [b, t, c]: what the first of them reads.
 
-        unread: the layers whose update no other layer reads. stream: which of the network's texts the context is.
+        unread: the layers whose update no other layer reads. stream: which of the network's texts the context is;
+        given: what the network was given, if it is another text.
         """
         self.chunks = chunks = rows.chunks
         self._why_rows_unknown = notices.REGIONS if chunks else rows.reason
         self._first, self._unread = layers[0], unread
         self._network_context = context
+        self._given = context if given is None else given
         self._contexts = {stream: context}
         self._may_repeat = self.run.settings.architecture.repeats_prompts
+        self._tokens_before_text = self.run.settings.architecture.tokens_before_text
         self._lengths_known = bool(chunks) and all(chunk.entry.tokens for chunk in chunks)
         self._repeats = self._known_repeats() if self._lengths_known else None
         self._token_weights: dict[tuple[RowUpdate, int], Tensor] = {}
@@ -248,8 +258,9 @@ class DenoiserCall(SharedOnDeepcopy):
         return ContextTrack(updates, scale)
 
     def _row_update(self, update: ContextUpdate, scale: float, rows: slice, chunks: Sequence[Chunk]) -> RowUpdate:
-        weights = None
+        weights, knows_prompts = None, False
         if update.token_weights is not None:
+            knows_prompts = update.token_weights.pieces is not None
             found = {chunk: self.run.token_weights_of(update.token_weights, chunk) for chunk in chunks}
             cast = self.run.cache.cast  # before the layers: a copy to the device makes the host wait
             weights = {c: cast(values, self._network_context) for c, values in found.items() if values is not None}
@@ -262,6 +273,7 @@ class DenoiserCall(SharedOnDeepcopy):
             update.layers,
             update.mask,
             weights or None,
+            knows_prompts,
             update.positive_only or update.token_weights is not None or update.mask is not None,
             update.node_id,
         )
@@ -346,23 +358,34 @@ class DenoiserCall(SharedOnDeepcopy):
         ones = torch.ones(len(chunk.images), tokens, 1, dtype=keys.dtype, device=keys.device)
         if values is None:
             return ones
-        is_own = self._holds_prompt(chunk)
-        if is_own is False or tokens % values.shape[1]:
+        is_own, values = self._holds_prompt(chunk), self._for_all_tokens(values, tokens, update.knows_prompts)
+        if is_own is False or values is None:
             self.run.notices.warn_once(notices.TOKEN_WEIGHTS_OTHER_TEXT)
             return ones
-        rows = rows_of_images(values, chunk).to(keys)
-        rows = rows.repeat(1, tokens // values.shape[1]).unsqueeze(-1)
+        rows = rows_of_images(values, chunk).to(keys).unsqueeze(-1)
         if is_own is True:
             return rows
         self.run.notices.warn_if(is_own.logical_not().any(), notices.TOKEN_WEIGHTS_OTHER_TEXT)
         return torch.where(is_own, rows, ones)
+
+    def _for_all_tokens(self, values: Tensor, tokens: int, is_prompt_known: bool) -> Tensor | None:
+        """Weights [b, t] of a prompt -> of the tokens that a layer reads; None where they cannot be the prompt's.
+
+        ComfyUI repeats prompts, or the network has tokens of its own around them.
+        """
+        own = values.shape[1]
+        if self._may_repeat:
+            return None if tokens % own else values.repeat(1, tokens // own)
+        before = self._tokens_before_text if is_prompt_known else 0
+        after = tokens - before - own
+        return None if after < 0 or (after and not is_prompt_known) else pad(values, (before, after), value=1.0)
 
     def _holds_prompt(self, chunk: Chunk) -> bool | Tensor:
         """Whether a prompt's rows of the call hold the text that the guider has for it: True, False or [images, 1, 1].
 
         Noise that another node adds to the text is let pass.
         """
-        text, context = self.run.layout.text_of(chunk), self._network_context[chunk.rows]
+        text, context = self.run.layout.text_of(chunk), self._given[chunk.rows]
         if text is None:
             return True
         if context.shape[1] % text.shape[1] or context.shape[2] != text.shape[2]:

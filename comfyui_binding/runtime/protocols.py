@@ -22,6 +22,8 @@ class Architecture(Protocol):
     wrappers: Mapping[str, Callable[..., Any]]
     #: Whether ComfyUI repeats prompts of different lengths to a common one, to batch them.
     repeats_prompts: bool
+    #: How many tokens of its own the network puts in front of a prompt's.
+    tokens_before_text: int
     #: Whether the text that layers read depends on the noise level.
     text_depends_on_sigma: bool
 

@@ -44,6 +44,7 @@ class Run(SharedOnDeepcopy):
         images = latent_shape[0] if latent_shape is not None else None
         self.timeline = Timeline(settings, model_sampling.percent_to_sigma)
         repeats_prompts = settings.architecture is None or settings.architecture.repeats_prompts
+        self._reads_as_encoded = repeats_prompts
         self.layout = BatchLayout(conds or {}, self._latent_size, images, repeats_prompts)
         self.carried = CarriedContexts()
         frames = latent_shape[2] if latent_shape is not None and len(latent_shape) == 5 else None
@@ -74,13 +75,13 @@ class Run(SharedOnDeepcopy):
         text and have another length than a positive prompt.
         """
         for weights in {update.token_weights for update in self.settings.updates} - {None}:
-            texts = self.layout.positive_texts
+            texts = self.layout.encoded_texts
             if weights.pieces is not None:
                 found = {(weights, cond): weights.laid_on(text) for cond, text in texts.items()}
                 self._token_weights |= found
                 if weights.pieces and found and all(values is None for values in found.values()):
                     self.notices.warn_once(TOKEN_WEIGHTS_UNKNOWN)
-            elif lengths_known:
+            elif lengths_known and self._reads_as_encoded:
                 for text in texts.values():
                     if text.shape[1] != len(weights.values):
                         raise token_weights_error(len(weights.values), text.shape[1])

@@ -97,6 +97,9 @@ class TextAttention(ImageTokens, Protocol):
         words: which of their tokens are words (EncodedText).
         """
 
+    def words_of(self, text: EncodedText) -> Tensor | None:
+        """Which tokens of a text are words, [b, t]; None where all of them count, as the padding of U-Nets does."""
+
 
 def hidden_tokens(text_mask: Tensor) -> Tensor:
     """The tokens that an attention mask of a text hides: [b, ..., t], boolean or added to the scores -> [b, t]."""

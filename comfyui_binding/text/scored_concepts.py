@@ -17,7 +17,7 @@ from .concept_words import (  # isort: skip
 )  # fmt: skip
 from .concepts import concepts_of
 from .noun_phrases import ConceptsNotFound, find_things, first_phrase, is_plural, read_tokens
-from .tokenized_prompt import TokenizedPrompt, starts_of, tokenize_prompt, words
+from .tokenized_prompt import TokenizedPrompt, starts_of, tokenize_prompt, whole_prompt, words
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -35,14 +35,14 @@ _LITTLE = {part for word in DETERMINERS | OF | WITH | AND | PREPOSITIONS for par
 
 @dataclass(frozen=True)
 class ScoredConcepts:
-    """What is scored: {concept: the places of its words in the prompt's conditioning}, which has `length` tokens.
+    """What is scored of a prompt: {concept: the places of its words in the prompt's conditioning}.
 
     left_out: {concept: why it is not scored}.
     """
 
     places: Mapping[str, Sequence[int]]
     left_out: Mapping[str, str]
-    length: int
+    prompt: TokenizedPrompt
 
 
 def scored_concepts(clip: CLIP, prompt: str, box: str) -> ScoredConcepts:
@@ -51,16 +51,16 @@ def scored_concepts(clip: CLIP, prompt: str, box: str) -> ScoredConcepts:
     Raises ValueError if fewer than two are left, and as `concepts_of` and `tokenize_prompt` do.
     """
     left_out = split_concepts(prompt, box)
-    tokenized = tokenize_prompt(clip, prompt)
+    tokenized = whole_prompt(clip, prompt)
     places = {}
     for concept, reason in left_out.items():
         if reason is None:
-            found = _places(tokenized[0], tokenize_prompt(clip, concept)[0])
+            found = _places(tokenized, tokenize_prompt(clip, concept)[0])
             left_out[concept] = found if isinstance(found, str) else None
             places |= {} if isinstance(found, str) else {concept: found}
     check_enough(left_out)
     reasons = {concept: reason for concept, reason in left_out.items() if reason is not None}
-    return ScoredConcepts(places, reasons, min(one.length for one in tokenized))
+    return ScoredConcepts(places, reasons, tokenized)
 
 
 def split_concepts(prompt: str, box: str) -> dict[str, str | None]:

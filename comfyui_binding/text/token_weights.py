@@ -17,8 +17,10 @@ from .tokenized_prompt import (
     chunk_length,
     columns_of_encoders,
     encode,
+    find,
+    is_adapted,
     occurrences,
-    starts_of,
+    tokenize_phrase,
     tokenize_prompt,
     words,
 )
@@ -47,6 +49,8 @@ class Piece:
     values: Tensor
     encoded: Tensor
     encoders: Sequence[slice] = (slice(None),)
+    #: Whether the tokens with the weights are others than those that were encoded.
+    is_adapted: bool = False
 
     def is_in(self, text: Tensor) -> bool:
         """Whether text [t * r, c] is this piece. Of two encoders one is enough: each may have a text of its own."""
@@ -82,6 +86,8 @@ class TokenWeights:
         return torch.stack([torch.ones(length) if row is None else row for row in rows])
 
     def _laid_on_row(self, text: Tensor) -> Tensor | None:
+        if self.pieces[0].is_adapted:
+            return self.pieces[0].values if self.pieces[0].is_in(text) else None
         size = self.pieces[0].encoded.shape[0]
         parts = text.split(size)
         found = [next((piece for piece in self.pieces if piece.is_in(part)), None) for part in parts]
@@ -115,8 +121,8 @@ def weigh_words(clip: CLIP, text: str, weights: str) -> tuple[TokenWeights, str]
     """
     lines = parse_lines(weights)
     tokenized = tokenize_prompt(clip, text)
-    phrases = [tokenize_prompt(clip, line.phrase) for line in lines]
-    by_encoder = [[phrase[index].tokens for phrase in phrases] for index in range(len(tokenized))]
+    phrases = [tokenize_phrase(clip, line.phrase) for line in lines]
+    by_encoder = [[phrase[index] for phrase in phrases] for index in range(len(tokenized))]
     values = [weigh_tokens(prompt, lines, tokens) for prompt, tokens in zip(tokenized, by_encoder, strict=True)]
     # SDXL concatenates its encoders' outputs along the width, up to the length of the shorter one.
     length = min(prompt.length for prompt in tokenized)
@@ -129,7 +135,7 @@ def weigh_words(clip: CLIP, text: str, weights: str) -> tuple[TokenWeights, str]
     pieces = [
         piece
         for part, weights in [(text, values[0][:length]), *_parts(clip, text, lines, by_encoder[0])]
-        for piece in _pieces(clip, part, weights)
+        for piece in _pieces(clip, part, weights, tokenized[0].encoded if part is text else None)
         if bool((piece.values != 1).any())
     ]
     return TokenWeights(values[0][:length], pieces), token_table(tokenized[0], values[0][:length])
@@ -140,13 +146,16 @@ def _parts(clip: CLIP, text: str, lines: list[Line], phrases: list[list[Token]])
     parts = re.split(rf"\b{PART_SEPARATOR}\b", text)
     for part in parts if len(parts) > 1 else ():
         prompt = tokenize_prompt(clip, part)[0]
-        there = [pair for pair in zip(lines, phrases, strict=True) if starts_of(prompt, pair[1])]
+        there = [pair for pair in zip(lines, phrases, strict=True) if find(prompt, pair[1])]
         yield part, weigh_tokens(prompt, [line for line, _ in there], [phrase for _, phrase in there])
 
 
-def _pieces(clip: CLIP, text: str, values: Tensor) -> Iterator[Piece]:
-    """The chunks of a prompt with its weights [t]."""
-    encoded = encode(clip, text)[0].detach().float().cpu()
+def _pieces(clip: CLIP, text: str, values: Tensor, encoded: Tensor | None) -> Iterator[Piece]:
+    """The chunks of a prompt with its weights [t]; encoded: the text [b, t, c] of its conditioning, if it is there."""
+    encoded = (encode(clip, text) if encoded is None else encoded)[0].detach().float().cpu()
+    if is_adapted(clip, text):
+        yield Piece(values, encoded, is_adapted=True)
+        return
     chunk, per_token = chunk_length(clip, text), max(1, len(encoded) // len(values))
     encoders = columns_of_encoders(clip, encoded.shape[1])
     for start in range(0, len(values), chunk):

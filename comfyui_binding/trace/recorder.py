@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -20,12 +21,11 @@ from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
 from ...ebca_core import EBCA, ContextEnergy, attention_map, energy_values
-from ..architectures.layer_selection import layer_sort_key
 from ..runtime import notices
 from ..runtime.batch_layout import Chunk
 from ..runtime.notices import Notices
 from ..runtime.settings import Settings
-from ..runtime.text_attention import hidden_tokens
+from ..runtime.text_attention import EncodedText, hidden_tokens
 from .map_pooling import pooled
 from .trace_record import TraceRecord, WordMaps, fingerprint
 
@@ -86,6 +86,8 @@ class CallRecorder:
     repeats: Tensor | None
     wants_maps: bool
     energy: ContextEnergy = EBCA
+    #: How many tokens of its own the network puts in front of a prompt's.
+    tokens_before_text: int = 0
     columns: list[Column] = field(default_factory=list)
     values: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     #: Maps [b, t, rows, columns] of a positive prompt, by the grid of the layers that they are of.
@@ -105,13 +107,14 @@ class CallRecorder:
         size = self._relative_size(change, scale, layer.context)
         if layer.name in self.unread:
             size = torch.full_like(size, torch.nan)
-        self._note(roles, _energies(layer.k, layer.q, layer.heads, repeats, self.energy), size)
+        words = layer.words_of(EncodedText(layer.context, words=layer.words))
+        self._note(roles, _energies(layer.k, layer.q, layer.heads, repeats, self.energy, words), size)
 
     def record_edit(self, layer: TextAttention, number: int, track: ContextTrack, change: Tensor | None) -> None:
         """An edit's context in a layer, and the layer's change of it [b, t, c] in units of the track's scale."""
         chunk = track.chunk
         columns = [Column(layer.name, f"edit{number}", chunk.cond, image) for image in chunk.images]
-        energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, EBCA)
+        energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, EBCA, layer.words_of(track.text))
         self._note(columns, energies, self._relative_size(change, track.scale, track.text.context))
 
     def record_maps(self, layer: TextAttention) -> None:
@@ -125,6 +128,7 @@ class CallRecorder:
             if chunk.entry.positive and chunk.entry.area is None and self.holds_tokens_of(chunk):
                 hidden = None if layer.text_mask is None else hidden_tokens(layer.text_mask)[chunk.rows]
                 maps = _in_parts(attention_map, layer.k[chunk.rows], layer.q[chunk.rows, on_grid], layer.heads, hidden)
+                maps = maps[:, self.tokens_before_text :]
                 count = maps.new_ones(len(chunk.images))
                 if chunk.entry.tokens:  # ComfyUI repeats a prompt to the length of a longer one
                     maps = maps.unflatten(1, (-1, chunk.entry.tokens))
@@ -157,10 +161,22 @@ class RunRecorder:
     """All that one run has recorded."""
 
     def __init__(
-        self, wants_maps: bool, notices_of_run: Notices, energy: ContextEnergy = EBCA, expects_one_text: bool = True
+        self,
+        wants_maps: bool,
+        notices_of_run: Notices,
+        energy: ContextEnergy = EBCA,
+        expects_one_text: bool = True,
+        tokens_before_text: int = 0,
+        encoded_texts: Mapping[Hashable, Tensor] = MappingProxyType({}),
     ):
-        """expects_one_text: whether a prompt's text is the same in all calls, unless another node changes it."""
+        """expects_one_text: whether a prompt's text is the same in all calls, unless another node changes it.
+
+        tokens_before_text: how many tokens of its own the network puts in front of a prompt's. encoded_texts: by uuid,
+        the positive prompts as they were encoded, where the layers read another text.
+        """
         self.wants_maps = wants_maps
+        self._tokens_before_text = tokens_before_text
+        self._encoded_texts = encoded_texts
         self._expects_one_text = expects_one_text
         self._energy = energy
         self._names: list[str] = []
@@ -187,7 +203,9 @@ class RunRecorder:
         """The recorder of one pass; None once recording has failed."""
         if self.has_failed:
             return None
-        return CallRecorder(names, unread, chunks, context, repeats, self.wants_maps, self._energy)
+        return CallRecorder(
+            names, unread, chunks, context, repeats, self.wants_maps, self._energy, self._tokens_before_text
+        )
 
     def stop(self) -> None:
         """Record no more: an instrument that fails must not cost the image."""
@@ -207,11 +225,13 @@ class RunRecorder:
         with self._lock:
             is_new = self._are_new([(chunk.cond, image) for chunk in call.chunks for image in chunk.images], sigma)
             weights = torch.stack([is_new[column.cond, column.image] for column in call.columns])
-            self._names = list(dict.fromkeys([*self._names, *call.names]))  # a guider may have a second network
+            self._names = merged(self._names, call.names)  # a guider may have a second network
             self._calls.append((sigma, call.columns, values, weights))
             for chunk in call.chunks:
                 if chunk.entry.positive and chunk.cond not in self._prompts:
-                    self._prompts[chunk.cond] = fingerprint(call.context[chunk.rows][0][: chunk.entry.tokens])
+                    read = call.context[chunk.rows][0][: chunk.entry.tokens]
+                    encoded = self._encoded_texts.get(chunk.cond[0])
+                    self._prompts[chunk.cond] = fingerprint(read if encoded is None else encoded[0])
             for chunk in {chunk for chunk, _ in call.maps}:
                 self._compare_text(chunk, call.context)
             for (chunk, grid), maps in call.maps.items():
@@ -239,7 +259,7 @@ class RunRecorder:
     def record(self, sigmas: Sequence[float], settings: Settings, is_complete: bool) -> TraceRecord:
         """The record of a run that walks along `sigmas`."""
         read = [column for _, columns, *_ in self._calls for column in columns]
-        layers = sorted({*self._names, *(column.layer for column in read)}, key=layer_sort_key)
+        layers = self._names
         starts = sigmas[:-1] or sigmas  # of the steps
         present = {column.role for column in read}
         roles = sorted(present, key=lambda role: ({"positive": 0, "negative": 1}.get(role, 2), role))
@@ -262,7 +282,7 @@ class RunRecorder:
             layers=tuple(layers),
             roles=tuple(roles),
             sigmas=tuple(starts),
-            settings=settings.to_dict(sorted(self._names, key=layer_sort_key)),
+            settings=settings.to_dict(layers),
             is_complete=is_complete and not self.has_failed,
             maps=tuple(maps for maps in map(self._maps_of, dict.fromkeys(cond for cond, _, _ in self._maps)) if maps),
             prompts=tuple(prompt.cpu() for prompt in self._prompts.values()),
@@ -299,8 +319,15 @@ def recording(run: Run, sigmas: Sequence[float]):
         trace.record = None
     energy = next((update.energy for update in run.settings.updates), EBCA)
     wants_maps = any(trace.wants_maps for trace in traces)
-    expects_one_text = not run.settings.architecture.text_depends_on_sigma
-    run.recorder = RunRecorder(wants_maps, run.notices, energy, expects_one_text)
+    architecture = run.settings.architecture
+    run.recorder = RunRecorder(
+        wants_maps,
+        run.notices,
+        energy,
+        not architecture.text_depends_on_sigma,
+        architecture.tokens_before_text,
+        {} if architecture.repeats_prompts else run.layout.encoded_texts,
+    )
 
     def write(is_complete: bool) -> None:
         record = run.recorder.record(sigmas, run.settings, is_complete)
@@ -317,6 +344,18 @@ def recording(run: Run, sigmas: Sequence[float]):
         write(is_complete=True)
 
 
+def merged(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """All names, those of each list in its order."""
+    names, place = list(names), 0
+    for name in others:
+        if name in names:
+            place = names.index(name)
+        else:
+            names.insert(place, name)
+        place += 1
+    return names
+
+
 def _differs(sigma: Tensor, last: Tensor | None) -> Tensor:
     """1 if a sigma [1] is another than the last one, or the first, else 0."""
     return torch.ones_like(sigma[0]) if last is None else (sigma != last.to(sigma.device))[0].to(sigma.dtype)
@@ -330,14 +369,18 @@ def _step_at(sigma: float, starts: Sequence[float]) -> int:
 
 
 def _energies(
-    keys: Tensor, queries: Tensor, heads: int, repeats: Tensor | None, energy: ContextEnergy
+    keys: Tensor,
+    queries: Tensor,
+    heads: int,
+    repeats: Tensor | None,
+    energy: ContextEnergy,
+    words: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """E(K|Q), summed over the tokens, and E(K) of each row [b], as if repeated tokens were there once."""
+    """E(K|Q), summed over the words, and E(K) of each row [b], as if repeated tokens were there once."""
     rows = _rows_at_once(keys, queries, heads)
-    if rows >= keys.shape[0]:
-        return energy_values(keys, queries, heads, repeats, energy)
-    parts = zip(keys.split(rows), queries.split(rows), repeats.split(rows) if repeats is not None else repeat(None))
-    values = [energy_values(k, q, heads, r, energy) for k, q, r in parts]
+    optional = [repeat(None) if tensor is None else tensor.split(rows) for tensor in (repeats, words)]
+    parts = zip(keys.split(rows), queries.split(rows), *optional)
+    values = [energy_values(k, q, heads, r, energy, w) for k, q, r, w in parts]
     attention, norm = zip(*values, strict=True)
     return torch.cat(attention), torch.cat(norm)
 

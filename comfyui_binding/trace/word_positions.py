@@ -5,27 +5,26 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ..text.tokenized_prompt import TokenizedPrompt, encode, occurrences, tokenize_prompt, words
+from ..text.tokenized_prompt import TokenizedPrompt, encode, occurrences, tokenize_phrase, whole_prompt, words
 from .trace_record import TraceRecord, WordMaps, matches_fingerprint
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
 
 
-def positions_of_words(clip: CLIP, text: str, wanted: str) -> tuple[dict[str, list[int]], int]:
-    """{word or phrase: the places of its tokens in the prompt's conditioning}, and how many tokens that has.
+def positions_of_words(clip: CLIP, text: str, wanted: str) -> tuple[dict[str, list[int]], TokenizedPrompt]:
+    """{word or phrase: the places of its tokens in the prompt}, and the tokens of the prompt.
 
     wanted: words and phrases of the prompt `text`, between commas or on lines of their own; without any, all words.
     Every occurrence counts. Raises ValueError for one that is not in the prompt, and for a prompt without words.
     """
-    tokenized = tokenize_prompt(clip, text)
-    prompt, length = tokenized[0], min(one.length for one in tokenized)
+    prompt = whole_prompt(clip, text)
     phrases = [phrase.strip() for phrase in re.split(r"[,\n]", wanted) if phrase.strip()]
-    found = {phrase: occurrences(prompt, phrase, tokenize_prompt(clip, phrase)[0].tokens) for phrase in phrases}
+    found = {phrase: occurrences(prompt, phrase, tokenize_phrase(clip, phrase)[0]) for phrase in phrases}
     found = found or _all_words(prompt)
     if not found:
         raise ValueError("text has no words. Give it the text of the positive prompt.")
-    return {word: [token.position for token in tokens] for word, tokens in found.items()}, length
+    return {word: [token.position for token in tokens] for word, tokens in found.items()}, prompt
 
 
 def _all_words(prompt: TokenizedPrompt) -> dict[str, list]:
@@ -42,8 +41,8 @@ def is_prompt_of(record: TraceRecord, clip: CLIP, text: str) -> bool:
     return all(matches_fingerprint(prompt, context[0]) for prompt in record.prompts)
 
 
-def maps_of_prompt(record: TraceRecord, tokens: int, images: int | None = None) -> WordMaps:
-    """The maps of the one positive prompt of a run, which has so many tokens and, where it is given, images.
+def maps_of_prompt(record: TraceRecord, prompt: TokenizedPrompt, images: int | None = None) -> WordMaps:
+    """The maps of the one positive prompt of a run with, where it is given, so many images.
 
     Raises ValueError where a run has no such maps.
     """
@@ -58,14 +57,14 @@ def maps_of_prompt(record: TraceRecord, tokens: int, images: int | None = None) 
             "Trace a run without Conditioning Combine, areas and timestep ranges."
         )
     (maps,) = record.maps
-    if maps.tokens != tokens:
+    if maps.tokens < prompt.length or (maps.tokens > prompt.length and not prompt.has_more):
         raise ValueError(
-            f"text has {tokens} tokens, but the positive prompt of the traced run has {maps.tokens}. Connect one text "
-            "to CLIP Text Encode and to this node."
+            f"text has {prompt.length} tokens, but the positive prompt of the traced run has {maps.tokens}. Connect "
+            "one text to CLIP Text Encode and to this node."
         )
     if images is not None and maps.images != images:
         raise ValueError(
             f"image has {images} image(s), but the traced run made {maps.images}. Connect the VAE Decode of the "
-            "sampler that ran with this trace."
+            "sampler that ran with this trace; of a video, one frame: its maps are means over all of them."
         )
     return maps
