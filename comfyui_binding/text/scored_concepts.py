@@ -17,7 +17,7 @@ from .concept_words import (  # isort: skip
 )  # fmt: skip
 from .concepts import concepts_of
 from .noun_phrases import ConceptsNotFound, find_things, first_phrase, is_plural, read_tokens
-from .tokenized_prompt import TokenizedPrompt, starts_of, tokenize_prompt, whole_prompt, words
+from .tokenized_prompt import Token, TokenizedPrompt, occurrences_apart, tokenize_phrase, whole_prompt, words
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -55,7 +55,7 @@ def scored_concepts(clip: CLIP, prompt: str, box: str) -> ScoredConcepts:
     places = {}
     for concept, reason in left_out.items():
         if reason is None:
-            found = _places(tokenized, tokenize_prompt(clip, concept)[0])
+            found = _places(tokenized, tokenize_phrase(clip, concept)[0])
             left_out[concept] = found if isinstance(found, str) else None
             places |= {} if isinstance(found, str) else {concept: found}
     check_enough(left_out)
@@ -117,15 +117,14 @@ def _has_several_things(concept: str) -> bool:
         return False
 
 
-def _places(prompt: TokenizedPrompt, phrase: TokenizedPrompt) -> list[int] | str:
+def _places(prompt: TokenizedPrompt, phrase: list[Token]) -> list[int] | str:
     """The places of a phrase's words in the prompt, without articles and prepositions; or why there are none."""
-    starts = starts_of(prompt, phrase.tokens)
-    if len(starts) != 1:
-        return TWICE if starts else NOT_IN_PROMPT
-    names = [_names_something(prompt.text(word)) for word in words(phrase) for _ in word]
-    found = prompt.tokens[starts[0] : starts[0] + len(phrase.tokens)]
-    named = [token.position for token, is_named in zip(found, names, strict=True) if is_named]
-    return named or [token.position for token in found]
+    found = occurrences_apart(prompt, phrase)
+    if len(found) != 1:
+        return TWICE if found else NOT_IN_PROMPT
+    own = words(prompt._replace(tokens=found[0]))
+    named = [token.position for word in own if _names_something(prompt.text(word)) for token in word]
+    return named or [token.position for token in found[0]]
 
 
 def _names_something(word: str) -> bool:
