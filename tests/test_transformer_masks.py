@@ -89,6 +89,29 @@ def test_masks_of_frames_in_context_windows_equal_the_loop(comfy, pack, family):
     equals_the_loop(comfy, pack, model, family, masks, windowed, frames=3)
 
 
+@pytest.mark.parametrize("windows", [False, True])
+def test_masks_of_frames_follow_an_area_in_time(comfy, pack, windows):
+    """A prompt for the last two of four frames is under their masks; core applies an area inside each window."""
+    model = toy_dit.model("wan")
+    if windows:
+        inputs = dict(context_length=3, context_overlap=2, dim=2, context_schedule="standard_static")
+        (model,) = node(comfy, "ContextWindowsManual").execute(model=model, **inputs)
+    area = dict(width=1.0, height=1.0, temporal=0.5, x=0.0, y=0.0, z=0.5, strength=1.0)
+    positive = node(comfy, "ConditioningSetAreaPercentageVideo").execute(
+        conditioning=toy_dit.conditioning("wan", 1), **area
+    )[0]
+
+    def sampled(order):
+        masks = [mask[order] for mask in masks_of("wan", count=6)]
+        case = Ebca([update("wan", mask=masks[0])], edits("wan"), masks[1:])
+        return run(case.on(comfy, pack, model), "wan", positive, frames=4, steps=2, cfg=1.0)
+
+    expected = sampled([0, 1, 2, 3])
+    assert torch.equal(sampled([4, 5, 2, 3]), expected)
+    for order in ([0, 1, 4, 3], [0, 1, 2, 4], [2, 3, 0, 1]):
+        assert relative_error(sampled(order), expected) > 10 * TOLERANCE
+
+
 def test_tokens_of_a_reference_image_have_weight_zero(comfy, pack):
     """Wan's fun models put them in front of those of the frames."""
     reference = toy.noise(1, 16, 1, 8, 8, seed=41)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from support import oracle, toy, toy_dit
 from support.host import node
@@ -171,3 +172,25 @@ def test_two_stages_are_two_runs(comfy, pack, family):
     model = case.on(comfy, pack, plain)
     got = stage(model, {"samples": stage(model, **first)}, **second)
     assert relative_error(got, expected) < TOLERANCE
+
+
+def test_pooled_text_beside_an_edit_is_the_prompts(comfy, pack):
+    """Kandinsky 5 modulates the text of an edit by it: what the edit's CLIP has pooled changes nothing."""
+    model, (added, removed) = toy_dit.model("kandinsky5"), edits("kandinsky5")
+    ((text, options),) = added.text
+    other = replace(added, text=[[text, {**options, "pooled_output": toy.noise(1, toy_dit.POOLED, seed=77)}]])
+    plain, changed = (
+        run(Ebca(edits=[one, removed]).on(comfy, pack, model), "kandinsky5", steps=2) for one in (added, other)
+    )
+    assert torch.equal(plain, changed)
+
+
+def test_each_prompt_has_its_own_pooled_text_beside_an_edit(comfy, pack):
+    """The edit equals the second of two prompts, so that it changes nothing beside that."""
+    model = toy_dit.model("kandinsky5")
+    first, second = toy_dit.conditioning("kandinsky5", 1), toy_dit.conditioning("kandinsky5", 3)
+    case = Ebca(edits=[oracle.Edit(second, 0.75)])
+    both = run(case.on(comfy, pack, model), "kandinsky5", [*first, *second], steps=1, cfg=1.0)
+    alone = [run(case.on(comfy, pack, model), "kandinsky5", one, steps=1, cfg=1.0) for one in (first, second)]
+    assert relative_error(both, (alone[0] + alone[1]) / 2) < TOLERANCE
+    assert relative_error(alone[1], run(model, "kandinsky5", second, steps=1, cfg=1.0)) < TOLERANCE

@@ -39,6 +39,8 @@ from .module_hooks import in_this_thread
 CONTEXT, TRANSFORMER_OPTIONS = 3, 5
 #: Keyword arguments of apply_model that hold the attention mask of the text.
 TEXT_MASKS = ("attention_mask",)
+#: Keyword arguments of apply_model that stay the prompt's where an edit's text is read: its pooled text.
+POOLED_TEXTS = ("y",)
 #: Options that networks themselves read.
 PLAIN_OPTIONS = ("sample_sigmas", "sigmas", "rope_options")
 
@@ -182,33 +184,41 @@ class Transformer:
             yield
             return
         rows = run.layout.rows(args[TRANSFORMER_OPTIONS], args[0].shape[0], call.latent_size)
-        if any(chunk.entry.positive for chunk in rows.chunks):  # no other prompt reads the edits
-            call.texts = {edit: self._encoded(run, model, edit, args, kwargs) for edit in call.edits}
+        call.texts = {
+            (edit, chunk.cond): self._encoded(run, model, edit, args, kwargs, chunk.rows.start)
+            for chunk in rows.chunks
+            if chunk.entry.positive
+            for edit in call.edits
+        }
         hooks = _CallHooks(self.family, call, network, args, kwargs)
         with hooks.installed():
             yield
         hooks.finish()
 
     def _encoded(
-        self, run: Run, model: Module, edit: Edit, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, run: Run, model: Module, edit: Edit, args: Sequence[Any], kwargs: Mapping[str, Any], row: int
     ) -> Mapping[str, EncodedText]:
-        """An edit's texts as the layers read them, by stream."""
+        """An edit's texts as the layers read them, by stream, beside the prompt of a row of the call."""
         key = ("edit text", edit, args[0].shape[-2:], args[0].device)
-        read = partial(self.read_text, model, edit, args, kwargs)
+        read = partial(self.read_text, model, edit, args, kwargs, row)
         return read() if self.family.text_depends_on_sigma else run.cache.cached(key, read)
 
     def read_text(
-        self, model: Module, edit: Edit, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, model: Module, edit: Edit, args: Sequence[Any], kwargs: Mapping[str, Any], row: int
     ) -> Mapping[str, EncodedText]:
-        """Run the network on an edit's prompt up to its first cross-attention, and note what that is given."""
+        """Run the network on an edit's prompt up to its first cross-attention, and note what that is given.
+
+        Everything else is that of a row of the call, the pooled text included.
+        """
         x, timestep, concat, *_ = args
         batch, images = x.shape[0], edit.context.shape[0]
-        own = conds_of(model, edit, x)
+        own = {name: value for name, value in conds_of(model, edit, x).items() if name not in POOLED_TEXTS}
         context = own.pop("c_crossattn")
-        others = {name: _first_rows(value, batch, images) for name, value in kwargs.items()}
+        of_row = partial(_copies_of_row, batch=batch, row=row, count=images)
+        others = {name: of_row(value) for name, value in kwargs.items()}
         others |= {name: None for name in TEXT_MASKS if name in others}  # of the prompt's text
         kwargs = {**others, **own}
-        x, timestep, concat = (_first_rows(value, batch, images) for value in (x, timestep, concat))
+        x, timestep, concat = map(of_row, (x, timestep, concat))
         options = {name: args[TRANSFORMER_OPTIONS][name] for name in PLAIN_OPTIONS if name in args[TRANSFORMER_OPTIONS]}
         options["wrappers"] = {WrappersMP.DIFFUSION_MODEL: {KEY: [_without_prefetch]}}
         family, network = self.family, uncompiled(model.diffusion_model)
@@ -661,8 +671,8 @@ def _flat(tensor: Tensor, has_heads: bool) -> Tensor:
     return tensor.transpose(1, 2).flatten(2) if has_heads else tensor
 
 
-def _first_rows(value: Any, batch: int, rows: int) -> Any:
-    """The first row of a tensor with a row for each latent of a call, `rows` times; anything else as it is."""
+def _copies_of_row(value: Any, batch: int, row: int, count: int) -> Any:
+    """One row of a tensor with a row for each latent of a call, `count` times; anything else as it is."""
     if torch.is_tensor(value) and value.ndim > 0 and value.shape[0] == batch:
-        return value[:1].expand(rows, *value.shape[1:]).clone()
+        return value[row : row + 1].expand(count, *value.shape[1:]).clone()
     return value

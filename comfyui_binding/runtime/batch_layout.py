@@ -18,19 +18,21 @@ from . import notices
 class CondEntry:
     """One entry of a conditioning: its role and, where they are known, its number of tokens and its area.
 
-    The number matters where ComfyUI repeats prompts to a common length, and is None elsewhere.
+    The number matters where ComfyUI repeats prompts to a common length, and is None elsewhere. span: the area of a
+    video in time, how many frames and the first of them.
     """
 
     positive: bool
     tokens: int | None = None
     area: Area | None = None
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """The rows of a denoiser call that belong to one entry, and which image of the batch each row is.
 
-    frames: of the videos, where a context window has some of them only.
+    frames: of the videos, where a context window or an area has some of them only.
     """
 
     position: int
@@ -58,13 +60,15 @@ class BatchLayout:
         latent_size: tuple[int, int] | None,
         images: int | None,
         repeats_prompts: bool = True,
+        frames: int | None = None,
     ):
-        """latent_size, images: height, width and batch of the run's latent, where they are known."""
+        """latent_size, images, frames: of the run's latent, where they are known: height and width, batch, time."""
         self._by_uuid = _by_uuid(conds, latent_size, repeats_prompts)
         self._texts = _positive_texts(conds)
         self._encoded = self._texts if repeats_prompts else _encoded_texts(conds)
         self._latent_size = latent_size
         self._images = images
+        self._frames = frames
 
     @property
     def encoded_texts(self) -> Mapping[Hashable, Tensor]:
@@ -94,10 +98,15 @@ class BatchLayout:
         images = self._images_of(transformer_options, count)
         if images is None:
             return CallRows(reason=notices.FRAMES)
-        frames = frames_of_window(transformer_options)
+        window = frames_of_window(transformer_options)
         return CallRows([
             Chunk(
-                position, slice(position * count, (position + 1) * count), entry, (cond, entry.positive), images, frames
+                position,
+                slice(position * count, (position + 1) * count),
+                entry,
+                (cond, entry.positive),
+                images,
+                self._frames_of(entry, window),
             )
             for position, (entry, cond) in enumerate(zip(entries, uuids, strict=True))
         ])
@@ -108,6 +117,13 @@ class BatchLayout:
         if window is not None and len(window) == count and (self._images is None or max(window) < self._images):
             return window
         return tuple(range(count)) if self._images in (None, count) else None
+
+    def _frames_of(self, entry: CondEntry, window: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Which frames an entry has in a call: those of a window, and of them those in its area."""
+        if entry.span is None or (window is None and self._frames is None):
+            return window
+        count, first = entry.span
+        return tuple(range(self._frames) if window is None else window)[first : first + count]
 
     def _entry(self, cond: Hashable, index: int) -> CondEntry:
         """The entry with a uuid. The index in cond_or_uncond has other meanings in some guiders and packs.
@@ -162,6 +178,7 @@ def _by_uuid(
                 positive=role == "positive",
                 tokens=None if context is None or not repeats_prompts else context.cond.shape[1],
                 area=_clipped(entry["area"], latent_size) if "area" in entry else None,
+                span=_span(entry.get("area", ())),
             )
     return by_uuid
 
@@ -170,3 +187,8 @@ def _clipped(area: Sequence[int], latent_size: tuple[int, int]) -> Area:
     dims = len(area) // 2  # of videos, frames come first
     (height, width), (top, left) = area[dims - 2 : dims], area[-2:]
     return min(height, latent_size[0] - top), min(width, latent_size[1] - left), top, left
+
+
+def _span(area: Sequence[int]) -> tuple[int, int] | None:
+    """The frames of an area of a video, and the first of them."""
+    return (area[0], area[3]) if len(area) == 6 else None

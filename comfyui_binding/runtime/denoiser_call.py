@@ -9,7 +9,7 @@ between layers stays in force.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,8 +139,9 @@ class DenoiserCall(SharedOnDeepcopy):
         self._gammas = run.timeline.gammas(sigma)
         self.has_edit_masks = any(edit.mask is not None for edit in self._weights)
         self._carried_on: dict[CallKey, Tensor] = {}
-        #: The edits' texts as the layers read them, by stream, where that is not their encoded context.
-        self.texts: Mapping[Edit, Mapping[str, EncodedText]] = {}
+        #: The edits' texts beside a positive prompt as the layers read them, by stream, where that is not their encoded
+        #: context.
+        self.texts: Mapping[tuple[Edit, Hashable], Mapping[str, EncodedText]] = {}
 
     @property
     def is_active(self) -> bool:
@@ -429,11 +430,11 @@ class DenoiserCall(SharedOnDeepcopy):
         """An edit's texts for each row of a chunk; none for an edit that is off, and for the copy of the prompt."""
         if edit is None or not (edit in self._weights or edit in self._gammas):
             return {}
-        if edit not in self.texts:
+        if not self.texts:
             return {"": EncodedText(self.run.cache.edit_rows(edit, chunk, self._network_context))}
         return {
             stream: text.map_rows(lambda tensor: rows_of_images(tensor, chunk))
-            for stream, text in self.texts[edit].items()
+            for stream, text in self.texts[edit, chunk.cond].items()
         }
 
     def _weighted(self, edit: Edit | None) -> list[Edit]:
@@ -484,7 +485,7 @@ class DenoiserCall(SharedOnDeepcopy):
             if not track.is_mixed and not track.updates:
                 return False
             track.text = track.texts[layer.stream]
-            if track.text.context.dtype != layer.context.dtype and track.edit not in self.texts:
+            if track.text.context.dtype != layer.context.dtype and not self.texts:
                 track.text = EncodedText(self.run.cache.edit_rows(track.edit, track.chunk, layer.context))
             track.read = track.at(track.text.context, layer.stream)
             return True

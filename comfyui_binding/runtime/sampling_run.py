@@ -45,9 +45,9 @@ class Run(SharedOnDeepcopy):
         self.timeline = Timeline(settings, model_sampling.percent_to_sigma)
         repeats_prompts = settings.architecture is None or settings.architecture.repeats_prompts
         self._reads_as_encoded = repeats_prompts
-        self.layout = BatchLayout(conds or {}, self._latent_size, images, repeats_prompts)
-        self.carried = CarriedContexts()
         frames = latent_shape[2] if latent_shape is not None and len(latent_shape) == 5 else None
+        self.layout = BatchLayout(conds or {}, self._latent_size, images, repeats_prompts, frames)
+        self.carried = CarriedContexts()
         self.cache = TensorCache(settings, self._latent_size, frames)
         self.notices = Notices(warned)
         #: Whether this is a sampling run, and not one call of the model without a run.

@@ -287,7 +287,8 @@ class Ebca:
     def network(self):
         return self.base.diffusion_model
 
-    def call_begins(self, x: Tensor, sigma: Tensor, options: dict) -> None:
+    def call_begins(self, x: Tensor, sigma: Tensor, options: dict, pooled: Tensor | None) -> None:
+        """pooled [b, c]: of the prompts, where the model reads it."""
         self.sigma = float(sigma[0])
         self.read = {key: change for key, (change, _) in self.carried.items()}
         self.timestep = self.sampling.timestep(sigma[:1]).float()
@@ -296,6 +297,8 @@ class Ebca:
         images = list(window.index_list) if window is not None and window.dim == 0 else list(range(size))
         prompts = zip(options["uuids"], options["cond_or_uncond"], strict=True)
         self.rows = [_Row(uuid, index == 0, image) for uuid, index in prompts for image in images]
+        positive = next((place for place, row in enumerate(self.rows) if row.positive), None)
+        self.pooled = None if pooled is None or positive is None else pooled[positive : positive + 1]
         self.texts = [[self._text(edit, image) for image in images] for edit in self.edits]
         self.images, self.window = images, window
         self.pass_begins()
@@ -305,6 +308,8 @@ class Ebca:
         ((text, options),) = edit.text
         dtype = self.base.get_dtype_inference()
         own = {name: _cast(_row_of(value, image), dtype) for name, value in options.items()}
+        if self.pooled is not None:  # it stays the prompt's
+            own["pooled_output"] = self.pooled
         entry = [_row_of(text, image).to(dtype), own]
         return self.family.embed(self.network, entry, self.timestep).double()
 
@@ -437,7 +442,7 @@ def at_work(ebca: Ebca):
 def _call(ebca: Ebca, original: Callable) -> Callable:
     def apply_model(*args, **kwargs):
         options = args[5] if len(args) > 5 else kwargs["transformer_options"]
-        ebca.call_begins(args[0], args[1], options)
+        ebca.call_begins(args[0], args[1], options, kwargs.get("y"))
         out = original(*args, **kwargs)
         ebca.call_ends()
         return out
