@@ -39,14 +39,19 @@ text/                     prompts
   concepts.py               the concepts in a prompt, by rules (noun_phrases.py, concept_words.py)
   strengths.py              numbers after a word, as in `shirt = 2.5`
   edit_conditioning.py      a CONDITIONING -> the context of an edit
+  scored_concepts.py        those that have one place in an image, and where their words are
 
 trace/                    EBCA Trace
   recorder.py               what is recorded during a run
   trace_record.py           the record
   trace_file.py             the record as a file
   word_positions.py         the attention maps of words in it
+  object_maps.py            the attention maps of things, as the score takes them
+  map_pooling.py            maps of fine grids on coarser ones
 
-samplers/                 inversion and RePaint
+samplers/                 inversion, RePaint, and runs with several noises
+  reroll.py                 the best of several noises, judged half-way
+  single_image.py           one image of a batch as a run of its own
   inversion_run.py          an image -> the noise it comes from, by ComfyUI's own guider and sampler
   inversion_record.py       how a latent was inverted, and whether the nodes after it fit
   workflow_graph.py         the graph around a node

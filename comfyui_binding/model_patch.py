@@ -6,12 +6,13 @@ import logging
 from dataclasses import replace
 
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..ebca_core import smallest_denominator
 from .architectures.registry import architecture_of, check_text_width, network_of
 from .runtime import notices
-from .runtime.settings import KEY, ContextUpdate, Edit, Settings
+from .runtime.settings import KEY, ContextUpdate, Edit, Reroll, Settings
 from .sampling_hooks import install
 from .trace.trace_record import Trace
 
@@ -91,6 +92,23 @@ def with_trace(model: ModelPatcher, trace: Trace) -> ModelPatcher:
         raise ValueError(f"EBCA Trace cannot record {type(model.model).__name__}: {reason}. Remove the node.")
     settings = settings_of(model)
     return _with_settings(model, replace(settings, traces=(*settings.traces, trace)))
+
+
+def with_reroll(model: ModelPatcher, reroll: Reroll) -> ModelPatcher:
+    """A clone of the model whose runs are tried with several noises. Its hook is around those of all other nodes.
+
+    Raises ValueError for a model that EBCA cannot reach, and for one that has a reroll.
+    """
+    architecture_of(model)
+    settings = settings_of(model)
+    if settings.reroll is not None:
+        raise ValueError(
+            "The model has passed an EBCA Reroll already. Use one of them, with as many tries as are wanted."
+        )
+    clone = _with_settings(model, replace(settings, reroll=reroll))
+    hooks = clone.wrappers[WrappersMP.OUTER_SAMPLE]
+    clone.wrappers[WrappersMP.OUTER_SAMPLE] = {KEY: hooks[KEY], **hooks}
+    return clone
 
 
 def _check_updates(model: ModelPatcher) -> None:

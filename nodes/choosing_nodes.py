@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,16 +11,28 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
+from ..comfyui_binding.model_patch import with_reroll
 from ..comfyui_binding.node_messages import show_on_node
+from ..comfyui_binding.runtime.settings import Reroll
 from ..comfyui_binding.text.scored_concepts import ScoredConcepts, describe, scored_concepts, split_concepts
+from ..comfyui_binding.text.tokenized_prompt import encode
 from ..comfyui_binding.trace.object_maps import object_maps
-from ..comfyui_binding.trace.trace_record import Trace, TraceRecord
+from ..comfyui_binding.trace.trace_record import Trace, TraceRecord, fingerprint
 from ..comfyui_binding.trace.word_positions import maps_of_prompt
 from ..ebca_core import claims, one_place_score, peaks
 from ..plots.rank_sheet import RankedPicture, rank_sheet
 from .file_inputs import HIDDEN
 from .input_validation import first_error
-from .shared_inputs import CLIP_TOOLTIP, LOOK, SCORED_CONCEPTS_TOOLTIP, TraceType, concept_inputs, own_id
+from .shared_inputs import (
+    CLIP_TOOLTIP,
+    LOOK,
+    MODEL_TOOLTIP,
+    PROMPT,
+    SCORED_CONCEPTS_TOOLTIP,
+    TraceType,
+    concept_inputs,
+    own_id,
+)
 from .trace_nodes import drawn, warn_of_other_text
 
 NO_LATENTS = "EBCA Rank: no latent is connected, so it has none to give. Connect the sampler's latent to EBCA Rank."
@@ -94,6 +107,111 @@ class EBCARank(io.ComfyNode):
         )
 
 
+class EBCAReroll(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EBCAReroll",
+            display_name="EBCA Reroll",
+            category=PROMPT,
+            description="For prompts with several things. Tries several noises, drops a run half-way if the words of a "
+            "thing are read in several places, and finishes the best one. The seed that was kept is shown on the node "
+            "and saved with the image: the picture can be made again without the node.",
+            search_aliases=["best of", "retry", "seed search", "seed selection", "reject", "restart", "choose seed"],
+            inputs=[
+                io.Model.Input("model", tooltip=f"{MODEL_TOOLTIP} Other EBCA nodes can come before or after this one."),
+                io.Clip.Input("clip", tooltip=CLIP_TOOLTIP),
+                *concept_inputs(SCORED_CONCEPTS_TOOLTIP),
+                io.Float.Input(
+                    "at",
+                    default=0.5,
+                    min=0.05,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="When a run is judged: a share of the sampler's steps. Earlier costs less, later is surer.",
+                ),
+                io.Int.Input(
+                    "tries",
+                    default=2,
+                    min=1,
+                    max=64,
+                    tooltip="How many noises are tried: of the sampler's seed, of the seed after it, and so on. Each "
+                    "of them costs the steps before at, for each image of a batch. 1 disables the node.",
+                ),
+                io.Combo.Input(
+                    "policy",
+                    options=["best", "threshold"],
+                    default="best",
+                    tooltip="best: all noises are tried, and the one with the highest score is kept. threshold: the "
+                    "first whose score reaches threshold, or the best if none does.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.5,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of the policy threshold. The node shows the scores after each run; 1 is the highest.",
+                ),
+                io.Int.Input(
+                    "preview_steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Judge the noises on runs of so few steps, and sample the best one in full. 0: on runs of "
+                    "the sampler's own steps.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="Connect to the sampler.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, prompt=None, concepts=None, at=None, tries=None, threshold=None, preview_steps=None
+    ):
+        values = dict(
+            prompt=prompt, concepts=concepts, at=at, tries=tries, threshold=threshold, preview_steps=preview_steps
+        )
+        checks = [(split_concepts, "prompt", "concepts")] if tries != 1 else []
+        return first_error(cls, values, *checks)
+
+    @classmethod
+    def execute(
+        cls, model, clip, prompt, concepts, at, tries, policy, threshold=0.5, preview_steps=0
+    ) -> io.NodeOutput:
+        if tries == 1:
+            show_on_node(own_id(cls), OFF)
+            return io.NodeOutput(model)
+        scored = scored_concepts(clip, prompt, concepts)
+        show_on_node(own_id(cls), " · ".join([f"scored: {', '.join(scored.places)}", *_left_out(scored)]))
+        reroll = Reroll(
+            list(scored.places.values()),
+            scored.length,
+            fingerprint(encode(clip, prompt)[:1]),
+            at,
+            tries,
+            threshold if policy == "threshold" else math.inf,
+            preview_steps,
+            " · ".join(_left_out(scored)),
+            own_id(cls),
+        )
+        return io.NodeOutput(with_reroll(model, reroll))
+
+
+#: What EBCA Reroll says where it does nothing.
+OFF = "off: tries is 1"
+
+
+def _left_out(scored: ScoredConcepts) -> list[str]:
+    """What is not scored, as a part of a line."""
+    return [f"not scored: {describe(scored.left_out)}"] if scored.left_out else []
+
+
 def _only(values: Any) -> Any:
     """The value of a widget, which comes in a list of one where a node takes lists; None for several."""
     return values if not isinstance(values, list | tuple) else values[0] if len(values) == 1 else None
@@ -111,13 +229,19 @@ def _one(texts: Sequence[str], name: str) -> str:
 
 def _images(batches: Sequence[Tensor]) -> Tensor:
     """All pictures [b, height, width, 3]. Raises ValueError unless they have one size."""
-    sizes = {tuple(batch.shape[1:]) for batch in batches}
-    if len(sizes) > 1:
+    _check_one_size("The pictures", {tuple(batch.shape[1:]) for batch in batches})
+    images = torch.cat(list(batches))
+    if images.ndim != 4 or images.shape[-1] < 3:
         raise ValueError(
-            f"The pictures have different sizes: {', '.join(sorted(f'{w} x {h}' for h, w, *_ in sizes))}. Rank "
-            "pictures of one size."
+            f"image has the shape {list(images.shape)} instead of [batch, height, width, 3]. Connect a VAE Decode."
         )
-    return torch.cat(list(batches))
+    return images
+
+
+def _check_one_size(what: str, sizes: set[tuple[int, ...]]) -> None:
+    if len(sizes) > 1:
+        listed = ", ".join(" x ".join(map(str, size)) for size in sorted(sizes))
+        raise ValueError(f"{what} have different sizes: {listed}. Rank those of one size by themselves.")
 
 
 def _latents(latents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -125,6 +249,7 @@ def _latents(latents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if len(latents) == 1:
         count = len(latents[0]["samples"])
         return {**latents[0], "batch_index": latents[0].get("batch_index") or list(range(count))}
+    _check_one_size("The latents", {tuple(one["samples"].shape[1:]) for one in latents})
     kept = {key: value for key, value in latents[0].items() if key not in ("batch_index", "noise_mask")}
     joined = {**kept, "samples": torch.cat([one["samples"] for one in latents])}
     masks = [_rows(one["noise_mask"], len(one["samples"])) for one in latents if "noise_mask" in one]
@@ -175,13 +300,11 @@ def _objects(record: TraceRecord, scored: ScoredConcepts) -> Tensor:
 
 def _table(order: Sequence[int], scores: Sequence[float], scored: ScoredConcepts) -> str:
     rows = [f"{place:<7}{number + 1:<7}{scores[number]:.3f}" for place, number in enumerate(order, 1)]
-    lines = ["place  image  score", *rows, f"scored: {', '.join(scored.places)}"]
-    return "\n".join([*lines, *([f"not scored: {describe(scored.left_out)}"] if scored.left_out else [])])
+    return "\n".join(["place  image  score", *rows, f"scored: {', '.join(scored.places)}", *_left_out(scored)])
 
 
 def _summary(best: int, scores: Sequence[float], scored: ScoredConcepts) -> str:
-    left_out = f" · not scored: {describe(scored.left_out)}" if scored.left_out else ""
-    return f"best: image {best + 1} of {len(scores)}, score {scores[best]:.2f}{left_out}"
+    return " · ".join([f"best: image {best + 1} of {len(scores)}, score {scores[best]:.2f}", *_left_out(scored)])
 
 
 def _sheet(images: Tensor, order: Sequence[int], scores: Sequence[float], maps: Tensor, names: Sequence[str]) -> Tensor:
@@ -193,4 +316,4 @@ def _sheet(images: Tensor, order: Sequence[int], scores: Sequence[float], maps: 
     return rank_sheet(ranked, names)
 
 
-NODES = [EBCARank]
+NODES = [EBCARank, EBCAReroll]

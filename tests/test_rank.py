@@ -1,6 +1,8 @@
 """EBCA Rank: its order is that of scores computed from the trace in another way, and it refuses what it cannot know."""
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +18,13 @@ PROMPT = "a red bear, a blue bench and two cats on a beach"
 WORDS = {"a red bear": [2, 3], "a blue bench": [6, 7]}
 
 
+@cache
+def clip():
+    return toy.clip()
+
+
 def encoded(comfy, text=PROMPT):
-    return node(comfy, "CLIPTextEncode").execute(clip=toy.clip(), text=text)[0]
+    return node(comfy, "CLIPTextEncode").execute(clip=clip(), text=text)[0]
 
 
 def traced_run(comfy, batch=4, seed=0, text=PROMPT, **latent):
@@ -29,7 +36,7 @@ def traced_run(comfy, batch=4, seed=0, text=PROMPT, **latent):
 
 def rank(comfy, trace, image, latent=None, **inputs):
     """Everything in lists, as ComfyUI hands it to a node that takes lists."""
-    given = dict(trace=trace, image=image, clip=toy.clip()) | {"prompt": PROMPT, "concepts": "", **inputs}
+    given = dict(trace=trace, image=image, clip=clip()) | {"prompt": PROMPT, "concepts": "", **inputs}
     given |= {} if latent is None else {"latent": latent}
     return node(comfy, "EBCARank").execute(**{k: v if isinstance(v, list) else [v] for k, v in given.items()})
 
@@ -170,6 +177,6 @@ def test_what_has_one_place(pack, concept, reason):
 
 def test_words_without_articles_and_prepositions_are_read(comfy, pack):
     find = pack.comfyui_binding.text.scored_concepts.scored_concepts
-    scored = find(toy.clip(), "a bowl of (red apples:1.3), next to the small dog", "")
+    scored = find(clip(), "a bowl of (red apples:1.3), next to the small dog", "")
     assert list(scored.places.values()) == [[2, 4, 5], [10, 11]]
     assert scored.length == 77

@@ -628,7 +628,7 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.notices.warn_once(notices.trace_skipped(self._why_rows_unknown))
             return
         self._recorder.record_prompts(layer, self._layer_repeats(layer), change, self._prompts.scale)
-        if not self.run.recorder.wants_maps or layer.grid == ():
+        if not self._recorder.wants_maps or layer.grid == ():
             return
         if not self._has_own_lengths(layer):
             self.run.notices.warn_once(notices.MAPS_LENGTHS)

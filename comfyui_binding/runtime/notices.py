@@ -104,11 +104,11 @@ NO_EDIT_UPDATE = (
     "EBCA: gamma_attn and gamma_norm of the edits have no effect on %s: %s. Their alphas act as usual."
 )
 MAPS_LENGTHS = (
-    "EBCA Trace: attention maps not recorded: another node changes the prompt's length in the layers. Remove that node "
+    "EBCA: attention maps not recorded: another node changes the prompt's length in the layers. Remove that node "
     "to record them."
 )
 MAPS_MERGED = (
-    "EBCA Trace: attention maps not recorded: another node merges image tokens. Remove that node to record them."
+    "EBCA: attention maps not recorded: another node merges image tokens. Remove that node to record them."
 )
 MAPS_TEXT_CHANGED = (
     "EBCA Trace: the attention maps are means over several texts, because another node changes the prompt during the "
@@ -175,6 +175,21 @@ NEVER_ON = (
     "EBCA was off in this run: none of its steps lies between a start_percent and its end_percent. Widen the windows, "
     "or sample more of the schedule."
 )
+REROLL_WITHOUT_NOISE = (
+    "EBCA Reroll: this run is sampled as it is, because it adds no noise of its own: it goes on with an earlier stage "
+    "or starts from inverted noise."
+)
+REROLL_UNREAD = (
+    "EBCA Reroll: this try is kept as it is, because the attention to the prompt could not be read: another node "
+    "changes the prompt or bypasses EBCA in the layers, or the sampler does not report its steps. Remove that node, or "
+    "use another sampler."
+)
+REROLL_OTHER_TEXT = (
+    "EBCA Reroll: the positive prompt of the sampler is not the encoded text of this node, so the attention can belong "
+    "to other words. Connect one text to both, unless nodes in between change the prompt."
+)
+REROLL_FAILED = "EBCA Reroll could not compute a score; the image is not affected. Please report this."
+REROLL_UNTOLD = "EBCA Reroll could not say which seed was kept; the image is not affected. Please report this."
 TRACE_FAILED = "EBCA Trace could not build its record; the image is not affected. Please report this."
 
 
@@ -199,7 +214,7 @@ class Notices:
     def __init__(self, warned: set[str] | None = None):
         """warned: warnings that are not logged again."""
         self._warned: set[str] = set() if warned is None else warned
-        self._logged: list[str] = []
+        self._said: list[str] = []
         self._lock = threading.Lock()
         #: Flags of `warn_if`, by message and device.
         self._pending: dict[tuple[str, torch.device], Tensor] = {}
@@ -211,8 +226,8 @@ class Notices:
 
     @property
     def messages(self) -> list[str]:
-        """All that was logged in this run, in order."""
-        return list(self._logged)
+        """All that is to be said of this run, in order, whether or not an earlier run has logged it."""
+        return list(self._said)
 
     def inform_once(self, message: str) -> None:
         """As `warn_once`, at the level of information."""
@@ -242,8 +257,9 @@ class Notices:
 
     def _log_once(self, message: str, level: int) -> None:
         with self._lock:
+            if message not in self._said:
+                self._said.append(message)
             if message in self._warned:
                 return
             self._warned.add(message)
-            self._logged.append(message)
         log.log(level, message)

@@ -54,8 +54,17 @@ class RunTrace(Protocol):
     wants_maps: bool
 
 
+class RunWatch(Protocol):
+    """What looks at the attention maps of a run while it goes on."""
+
+    #: What was logged in any of the runs that share it.
+    warned: set[str]
+
+
 class CallRecorder(Protocol):
     """What is recorded in one pass of the network."""
+
+    wants_maps: bool
 
     def begin(self) -> None:
         """The pass starts, or starts again."""
@@ -73,7 +82,8 @@ class CallRecorder(Protocol):
 class RunRecorder(Protocol):
     """What is recorded in one run."""
 
-    wants_maps: bool
+    #: Whether the next pass is recorded.
+    is_recording: bool
 
     def call_recorder(
         self,
@@ -83,7 +93,7 @@ class RunRecorder(Protocol):
         context: Tensor,
         repeats: Tensor | None,
     ) -> CallRecorder | None:
-        """A recorder for one pass of the network; None once recording has failed."""
+        """A recorder for one pass of the network; None where nothing is recorded."""
 
     def stop(self) -> None:
         """Record no more, after an error."""

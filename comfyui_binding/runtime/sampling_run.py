@@ -125,6 +125,11 @@ class Run(SharedOnDeepcopy):
         return f"moved the prompt by {moved:.2%} in {self._updated_layers} layers, {len(sizes)} calls"
 
     @property
+    def is_recording(self) -> bool:
+        """Whether the next call of the model is recorded."""
+        return self.recorder is not None and self.recorder.is_recording
+
+    @property
     def silently_bypassed(self) -> bool:
         """Whether calls in which something was on, or all calls, passed without EBCA and without a reason given."""
         expected = self.active_calls > 0 or self.calls == 0 or self.recorder is not None

@@ -26,6 +26,7 @@ from ..runtime.batch_layout import Chunk
 from ..runtime.notices import Notices
 from ..runtime.settings import Settings
 from ..runtime.text_attention import EncodedText, hidden_tokens
+from ..shared_on_deepcopy import SharedOnDeepcopy
 from .map_pooling import pooled
 from .trace_record import TraceRecord, WordMaps, fingerprint
 
@@ -85,6 +86,7 @@ class CallRecorder:
     context: Tensor
     repeats: Tensor | None
     wants_maps: bool
+    wants_values: bool = True
     energy: ContextEnergy = EBCA
     #: How many tokens of its own the network puts in front of a prompt's.
     tokens_before_text: int = 0
@@ -99,6 +101,8 @@ class CallRecorder:
 
     def record_prompts(self, layer: TextAttention, repeats: Tensor | None, change: Tensor | None, scale: float) -> None:
         """The prompts' contexts in a layer, and its change of them [b, t, c] in units of `scale`, None for none."""
+        if not self.wants_values:
+            return
         roles = [
             Column(layer.name, "positive" if chunk.entry.positive else "negative", chunk.cond, image)
             for chunk in self.chunks
@@ -112,6 +116,8 @@ class CallRecorder:
 
     def record_edit(self, layer: TextAttention, number: int, track: ContextTrack, change: Tensor | None) -> None:
         """An edit's context in a layer, and the layer's change of it [b, t, c] in units of the track's scale."""
+        if not self.wants_values:
+            return
         chunk = track.chunk
         columns = [Column(layer.name, f"edit{number}", chunk.cond, image) for image in chunk.images]
         energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, EBCA, layer.words_of(track.text))
@@ -157,24 +163,63 @@ class CallRecorder:
         return _norm(self.context)
 
 
+class MapWatch(SharedOnDeepcopy):
+    """The attention maps of the last noise level at which the model was called while the watch was open.
+
+    It is read during the run, and belongs to a run of one image.
+    """
+
+    def __init__(self):
+        self.is_open = False
+        #: What was logged in any of the runs that share it.
+        self.warned: set[str] = set()
+        self._sigma: float | None = None
+        self._maps: dict[tuple[Hashable, tuple[int, int]], MapSum] = {}
+
+    def restart(self, is_open: bool) -> None:
+        """Forget what was seen: another run begins."""
+        self.is_open, self._sigma, self._maps = is_open, None, {}
+
+    def add(self, call: CallRecorder, sigma: Tensor) -> None:
+        """Keep the maps of a pass at `sigma`; of passes in a row at one sigma the first counts, as in a record."""
+        if not call.maps:
+            return
+        if float(sigma) != self._sigma:
+            self._sigma, self._maps = float(sigma), {}
+        for (chunk, grid), maps in call.maps.items():
+            self._maps.setdefault((chunk.cond, grid), maps)
+
+    def maps(self) -> WordMaps | None:
+        """The maps of the one positive prompt; None where there are none, or another node's text took its place."""
+        maps = [self._maps[key] for key in sorted(self._maps, key=lambda key: key[1])]
+        if not maps or len({cond for cond, _ in self._maps}) > 1 or not all(bool(one.count[0]) for one in maps):
+            return None
+        return WordMaps([one.total[:1] / one.count[0] for one in maps], [int(one.count[0]) for one in maps])
+
+
 class RunRecorder:
-    """All that one run has recorded."""
+    """All that one run has recorded, for traces, for a watch, or for both."""
 
     def __init__(
         self,
+        wants_values: bool,
         wants_maps: bool,
         notices_of_run: Notices,
         energy: ContextEnergy = EBCA,
         expects_one_text: bool = True,
         tokens_before_text: int = 0,
         encoded_texts: Mapping[Hashable, Tensor] = MappingProxyType({}),
+        watch: MapWatch | None = None,
     ):
-        """expects_one_text: whether a prompt's text is the same in all calls, unless another node changes it.
+        """wants_values, wants_maps: of the traces. expects_one_text: whether a prompt's text is the same in all calls,
+        unless another node changes it.
 
         tokens_before_text: how many tokens of its own the network puts in front of a prompt's. encoded_texts: by uuid,
         the positive prompts as they were encoded, where the layers read another text.
         """
-        self.wants_maps = wants_maps
+        self._wants_values = wants_values
+        self._wants_maps = wants_maps
+        self._watch = watch
         self._tokens_before_text = tokens_before_text
         self._encoded_texts = encoded_texts
         self._expects_one_text = expects_one_text
@@ -192,6 +237,15 @@ class RunRecorder:
         self.has_failed = False
         self._lock = threading.Lock()
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether the next pass is recorded."""
+        return not self.has_failed and (self._wants_values or self._is_watched)
+
+    @property
+    def _is_watched(self) -> bool:
+        return self._watch is not None and self._watch.is_open
+
     def call_recorder(
         self,
         names: Sequence[str],
@@ -200,12 +254,14 @@ class RunRecorder:
         context: Tensor,
         repeats: Tensor | None,
     ) -> CallRecorder | None:
-        """The recorder of one pass; None once recording has failed."""
-        if self.has_failed:
+        """The recorder of one pass; None where nothing is recorded."""
+        if not self.is_recording:
             return None
+        wants_maps = self._wants_maps or self._is_watched
         return CallRecorder(
-            names, unread, chunks, context, repeats, self.wants_maps, self._energy, self._tokens_before_text
-        )
+            names, unread, chunks, context, repeats, wants_maps, self._wants_values, self._energy,
+            self._tokens_before_text,
+        )  # fmt: skip
 
     def stop(self) -> None:
         """Record no more: an instrument that fails must not cost the image."""
@@ -219,6 +275,9 @@ class RunRecorder:
         Of calls in a row for one prompt and image at one sigma (heun, PAG, SAG, context windows that overlap) the first
         counts, as for what edits carry.
         """
+        with self._lock:
+            if self._is_watched:
+                self._watch.add(call, sigma)
         if not call.values:
             return
         values = torch.stack([torch.cat(row) for row in zip(*call.values)])
@@ -232,9 +291,9 @@ class RunRecorder:
                     read = call.context[chunk.rows][0][: chunk.entry.tokens]
                     encoded = self._encoded_texts.get(chunk.cond[0])
                     self._prompts[chunk.cond] = fingerprint(read if encoded is None else encoded[0])
-            for chunk in {chunk for chunk, _ in call.maps}:
+            for chunk in {chunk for chunk, _ in call.maps} if self._wants_maps else ():
                 self._compare_text(chunk, call.context)
-            for (chunk, grid), maps in call.maps.items():
+            for (chunk, grid), maps in call.maps.items() if self._wants_maps else ():
                 for image, total, count in zip(chunk.images, maps.total, maps.count, strict=True):
                     one = MapSum(total, count).times(is_new[chunk.cond, image])
                     _add(self._maps, (chunk.cond, grid, image), one)
@@ -313,23 +372,30 @@ def never_costs_the_image(message: str = notices.TRACE_FAILED):
 
 @contextmanager
 def recording(run: Run, sigmas: Sequence[float]):
-    """Record a run along `sigmas` in its settings' traces, from empty ones on, however it ends."""
-    traces = run.settings.traces
+    """Record a run along `sigmas` in its settings' traces, from empty ones on, however it ends; and for a watch."""
+    traces, watch = run.settings.traces, run.settings.watch
+    if not traces and watch is None:
+        yield
+        return
     for trace in traces:
         trace.record = None
     energy = next((update.energy for update in run.settings.updates), EBCA)
     wants_maps = any(trace.wants_maps for trace in traces)
     architecture = run.settings.architecture
     run.recorder = RunRecorder(
+        bool(traces),
         wants_maps,
         run.notices,
         energy,
         not architecture.text_depends_on_sigma,
         architecture.tokens_before_text,
         {} if architecture.repeats_prompts else run.layout.encoded_texts,
+        watch,
     )
 
     def write(is_complete: bool) -> None:
+        if not traces:
+            return
         record = run.recorder.record(sigmas, run.settings, is_complete)
         for trace in traces:
             trace.record = record if trace.wants_maps else replace(record, maps=())

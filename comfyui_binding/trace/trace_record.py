@@ -73,6 +73,20 @@ class TraceRecord:
     prompts: Sequence[Tensor] = ()
 
 
+def joined(records: Sequence[TraceRecord]) -> TraceRecord:
+    """The record of a batch whose images were sampled one after another, with the same settings."""
+    first, maps = records[0], []
+    for of_prompt in zip(*(record.maps for record in records), strict=True):
+        grids = zip(*(one.by_grid for one in of_prompt), strict=True)
+        maps.append(WordMaps([torch.cat(grid) for grid in grids], of_prompt[0].weights))
+    return replace(
+        first,
+        values=torch.stack([record.values for record in records]).nanmean(dim=0),
+        is_complete=all(record.is_complete for record in records),
+        maps=tuple(maps),
+    )
+
+
 @dataclass(eq=False)
 class Trace(SharedOnDeepcopy):
     """An EBCA_TRACE: the record of the last run with the model of one EBCA Trace, or the one that was in a file."""
