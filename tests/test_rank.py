@@ -179,4 +179,4 @@ def test_words_without_articles_and_prepositions_are_read(comfy, pack):
     find = pack.comfyui_binding.text.scored_concepts.scored_concepts
     scored = find(clip(), "a bowl of (red apples:1.3), next to the small dog", "")
     assert list(scored.places.values()) == [[2, 4, 5], [10, 11]]
-    assert scored.length == 77
+    assert scored.prompt.length == 77
