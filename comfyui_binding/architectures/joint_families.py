@@ -6,6 +6,9 @@ not imported: a ComfyUI need not have all of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch.nn import Module
 
 from ..runtime import notices
@@ -54,6 +57,12 @@ def _lumina_padding(network: Module) -> Padding | None:
     return None if multiple is None else Padding(network.cap_embedder, network.cap_pad_token, multiple)
 
 
+def _why_no_krea2(network: Module, kwargs: Mapping[str, Any]) -> str | None:
+    """A patch of the input may lengthen the text, which its layers get in one with the image."""
+    patches = kwargs["transformer_options"].get("patches", {})
+    return notices.edits_skipped(notices.TOKENS) if "post_input" in patches else None
+
+
 def _why_no_sd3(network: Module) -> str | None:
     """Of MMDiT, which has variants besides SD 3 and 3.5."""
     if network.context_processor is None and network.register_length == 0:
@@ -79,6 +88,16 @@ FAMILIES = [
         padding=_lumina_padding,
         axis_behind_text=0,
         why_refused=lambda network, kwargs: notices.REFERENCES if kwargs.get("ref_latents") else None,
+    ),
+    JointFamily(
+        "krea2.model.SingleStreamDiT",
+        lambda network: {f"b{index}.0": block.attn for index, block in enumerate(network.blocks)},
+        lambda network, shape, conds: Grid.of_patches(shape, (network.patch, network.patch)),
+        text_width=lambda network: network.txtlayers * network.txtdim,
+        positions=lambda network: network.pe_embedder,
+        masks="nothing",
+        text_layers=lambda network: [block.attn for block in network.txtfusion.refiner_blocks],
+        why_refused=_why_no_krea2,
     ),
     JointFamily(
         "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",

@@ -24,7 +24,7 @@ REASONS = {
         (
             "aura.mmdit", "boogu.model", "cascade.stage_b", "cascade.stage_c", "chroma_radiance.model",
             "cogvideo.model", "genmo.joint_model.asymm_models_joint", "hidream.model",
-            "hidream_o1.model", "ideogram4.model", "joyimage.model", "krea2.model", "lens.model",
+            "hidream_o1.model", "ideogram4.model", "joyimage.model", "lens.model",
             "minimax.model", "omnigen.omnigen2",
             "pixeldit.model", "pixeldit.pid", "seedvr.model",
         ),

@@ -369,6 +369,67 @@ def _gate(gate: Tensor | None) -> Tensor | float:
     return 1.0 if gate is None else gate.tanh()
 
 
+# --- Krea 2 ---
+
+
+def _krea2(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any]) -> Tensor:
+    """x [16, 1, height, width] -> the same. The text has one layer, so that nothing is attended to among layers."""
+    height, width = x.shape[-2:]
+    axes = network.pe_embedder.axes_dim
+    images = [x[:, 0], *(reference[0, :, 0].double() for reference in conds.get("ref_latents") or ())]
+    ids = torch.cat([places(*(side // 2 for side in one.shape[-2:]), index) for index, one in enumerate(images)])
+    image = linear(network.first, torch.cat([patches(one, 2) for one in images]))
+    time = network.tmlp(timestep_embedding(timestep, network.tdim)).double()
+    steps = linear(network.tproj[1], gelu(time, approximate="tanh"))
+
+    def norm(module, x):
+        return x / (x.square().mean(-1, keepdim=True) + module.eps).sqrt() * (1 + module.scale.double())
+
+    def qkv(module, x, ids):
+        q, k, v = (linear(part, x) for part in (module.wq, module.wk, module.wv))
+        q = norm(module.qknorm.qnorm, q.unflatten(-1, (module.heads, -1))).flatten(1)
+        k = norm(module.qknorm.knorm, k.unflatten(-1, (module.kvheads, -1))).flatten(1)
+        if ids is not None:
+            q, k = (rotated(one, n, ids, axes, network.pe_embedder.theta)
+                    for one, n in ((q, module.heads), (k, module.kvheads)))  # fmt: skip
+        return q, *(_each_repeated(one, module.kvheads, module.heads) for one in (k, v))
+
+    def out_of(module, x, out):
+        return linear(module.wo, out * linear(module.gate, x).sigmoid())
+
+    def mlp(module, x):
+        return linear(module.down, silu(linear(module.gate, x)) * linear(module.up, x))
+
+    def fused(block, text, attend):
+        x = norm(block.prenorm, text)
+        text = text + out_of(block.attn, x, attend(block.attn, x))
+        return text + mlp(block.mlp, norm(block.postnorm, text))
+
+    texts, fusion = [], network.txtfusion
+    for text in mix.texts:
+        for block in fusion.layerwise_blocks:  # one key for each query: its value
+            text = fused(block, text, lambda attn, x: linear(attn.wv, x))
+        text = text * fusion.projector.weight.double()
+        for block in fusion.refiner_blocks:
+            text = fused(block, text, lambda attn, x: attention(*qkv(attn, x, None), attn.heads))
+        inner = gelu(linear(network.txtmlp[1], norm(network.txtmlp[0], text)), approximate="tanh")
+        texts.append(linear(network.txtmlp[3], inner))
+    text_ids = [torch.zeros(len(text), 3) for text in texts]
+    for block in network.blocks:
+        scale, shift, gate, scale2, shift2, gate2 = (steps + block.mod.lin.double()).chunk(6, dim=-1)
+        inner = [norm(block.prenorm, one) * (1 + scale) + shift for one in (*texts, image)]
+        each = [qkv(block.attn, one, i) for one, i in zip(inner, (*text_ids, ids), strict=True)]
+        outs, out = mix.attend(each[:-1], each[-1], block.attn.heads)
+        moved = []
+        for one, entered, attended in zip((*texts, image), inner, (*outs, out), strict=True):
+            one = one + gate * out_of(block.attn, entered, attended)
+            moved.append(one + gate2 * mlp(block.mlp, norm(block.postnorm, one) * (1 + scale2) + shift2))
+        *texts, image = moved
+    scale, shift = (time + network.last.modulation.lin.double()).chunk(2)
+    out = linear(network.last.linear, norm(network.last.norm, image) * (1 + scale) + shift)
+    return picture(out[: height * width // 4], 2, height, width)[:, None]
+
+
 # --- SD 3.5 ---
 
 
@@ -414,7 +475,7 @@ def _sd3(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any]) 
 #: family: (network, x of one row, timestep [1], Mix, keyword arguments of the network) -> the output for the row
 FORWARDS: dict[str, Callable] = {
     "qwen": _qwen, "mage_flow": _mage_flow, "flux": _flux, "flux2": _flux, "longcat": _flux, "ovis": _flux,
-    "chroma": _chroma, "zimage": _lumina, "lumina": _lumina, "sd35": _sd3,
+    "chroma": _chroma, "zimage": _lumina, "lumina": _lumina, "sd35": _sd3, "krea2": _krea2,
 }  # fmt: skip
 
 

@@ -87,6 +87,11 @@ TOYS = {
     ), (16, 8, 6), "cap_feat_dim", 2, "layers.1.attention", "layers", after=4),
     "lumina": Toy("Lumina2", dict(_LUMINA, n_kv_heads=2), (16, 8, 8), "cap_feat_dim", 2, "context_refiner.0.attention",
         "layers"),
+    "krea2": Toy("Krea2", dict(
+        image_model="krea2", features=64, tdim=32, heads=2, kvheads=1, multiplier=2, layers=3, patch=2, channels=16,
+        txtlayers=1, txtheads=2, txtkvheads=2, default_ref_method="index",
+    ), (16, 1, 8, 8), "txtdim", 2, "txtfusion.refiner_blocks.1.attn", "blocks",
+        references=((1, 16, 1, 4, 8), (1, 16, 1, 6, 4))),
     "sd35": Toy("SD3", dict(
         in_channels=16, pos_embed_scaling_factor=None, patch_size=2, depth=2, num_blocks=4, num_patches=64,
         pos_embed_max_size=8, qk_norm="rms", input_size=None, x_block_self_attn_layers=[0, 1],
@@ -129,7 +134,7 @@ def shape(family: str, batch: int = 1) -> list[int]:
 
 def conditioning(family: str, seed: int = 0, tokens: int = TOKENS, batch: int = 1, width: int = WIDTH, **options: Any):
     """A random CONDITIONING as the family's text encoder gives it."""
-    if TOYS[family].pooled is not None:
+    if TOYS[family].blocks in ("double_blocks", "joint_blocks"):  # some of these only ask for it
         options["pooled_output"] = noise(batch, POOLED, seed=2000 + seed)
     return [[noise(batch, tokens, width, seed=1000 + seed), options]]
 
