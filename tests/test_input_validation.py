@@ -514,7 +514,7 @@ STRONG = dict(direction="remove", alpha=1.2)
 PROMPTS = {
     "another family": (dict(family="svd", update={}), f"EBCA does not apply to SVD_img2vid: .*{FAMILIES}"),
     "another family at Compose": (
-        dict(family="flux", edit={}), f"EBCA does not apply to Flux: it attends to text and image.*{FAMILIES}"
+        dict(family="hunyuan_video", edit={}), f"EBCA does not apply to HunyuanVideo: it averages.*{FAMILIES}"
     ),
     "window": (
         dict(update=dict(start_percent=0.9, end_percent=0.1)), "start_percent is 0.9 and end_percent is 0.1: the start",

@@ -19,7 +19,7 @@ from support.sampling import relative_error
 
 TOLERANCE = 1e-5
 
-each_family = pytest.mark.parametrize("family", toy_joint.FAMILIES)
+each_kind = pytest.mark.parametrize("family", toy_joint.KINDS)
 both_orders = pytest.mark.parametrize("order", ["neighbour first", "EBCA first"])
 
 
@@ -45,7 +45,7 @@ def sharpened(model):
 
 
 @both_orders
-@each_family
+@each_kind
 def test_attention_override_computes_edits_too(comfy, pack, monkeypatch, family, order):
     model = toy_joint.model(family)
     got = run(wired(comfy, pack, order, sharpened, model, family), family)
@@ -57,11 +57,8 @@ def test_attention_override_computes_edits_too(comfy, pack, monkeypatch, family,
 
 
 @both_orders
-@each_family
+@pytest.mark.parametrize("family", ["qwen", "flux", "sd35"])
 def test_a_block_that_another_pack_skips_is_skipped(comfy, pack, family, order):
-    if family not in toy_joint.WITH_BLOCK_PATCHES:
-        pytest.skip("its blocks cannot be replaced by a patch")
-
     def neighbour(model):
         model = model.clone()
         model.set_model_patch_replace(lambda args, extra: {"img": args["img"], "txt": args["txt"]}, "dit",
@@ -71,25 +68,22 @@ def test_a_block_that_another_pack_skips_is_skipped(comfy, pack, family, order):
     model = toy_joint.model(family)
     got = run(wired(comfy, pack, order, neighbour, model, family), family)
     skipped = toy_joint.model(family)
-    del toy_joint.double_blocks(skipped)[1]
+    del toy_joint.double_blocks(family, skipped)[1]
     with joint_oracle.at_work(family, skipped, edits(family)):
         expected = run(skipped, family)
     assert relative_error(got, expected) < TOLERANCE
 
 
 @both_orders
-@each_family
-def test_steps_that_easy_cache_skips(comfy, pack, monkeypatch, family, order):
-    if not toy_joint.has_wrapper(family):
-        pytest.skip("EasyCache does not act on this network")
-
+@pytest.mark.parametrize("family", ["qwen", "flux", "zimage"])
+def test_steps_that_easy_cache_skips(comfy, pack, family, order):
     def cached(model):
         return node(comfy, "EasyCache").execute(
-            model=model, reuse_threshold=0.5, start_percent=0.0, end_percent=1.0, verbose=False
+            model=model, reuse_threshold=3.0, start_percent=0.0, end_percent=1.0, verbose=False
         )[0]
 
     model, steps, calls = toy_joint.model(family), 5, []
-    (block, *_) = toy_joint.blocks(model)
+    (block, *_) = toy_joint.blocks(family, model)
     counter = block.register_forward_hook(lambda *_: calls.append(1))
     got = run(wired(comfy, pack, order, cached, model, family), family, steps=steps, cfg=1.0)
     counter.remove()
@@ -124,7 +118,7 @@ def in_threads(model):
     return model
 
 
-@each_family
+@each_kind
 def test_threads_that_share_a_network_do_not_mix(comfy, pack, family):
     model = composed(comfy, pack, toy_joint.model(family), edits(family))
     expected = run(model, family, batch=2)
@@ -133,7 +127,7 @@ def test_threads_that_share_a_network_do_not_mix(comfy, pack, family):
 
 
 @both_orders
-@each_family
+@each_kind
 def test_compiled_code_rests(comfy, pack, caplog, family, order):
     """A backend that gives zeros: any output of compiled code would be felt."""
 
@@ -152,11 +146,11 @@ def test_compiled_code_rests(comfy, pack, caplog, family, order):
     assert [message for message in messages(caplog) if "torch.compile" in message] == messages(caplog)
 
 
-@each_family
+@each_kind
 def test_concepts_are_composed(comfy, pack, family):
     """The node on its own, as the templates use it, against the loop over its texts."""
     clip, prompt = toy.clip("sd1"), "a bear and a red balloon"
-    model = toy_joint.model(family, width=toy.WIDTH)
+    model = toy_joint.model(family, width=toy.WIDTH, pooled=toy.WIDTH)
 
     def text(words):
         return node(comfy, "CLIPTextEncode").execute(clip=clip, text=words)[0]
@@ -192,20 +186,20 @@ def replaced(path):
 
 @both_orders
 @pytest.mark.parametrize("place", ["the network", "a layer"])
-@each_family
+@each_kind
 def test_a_replaced_forward_pass_is_left_alone(comfy, pack, caplog, family, order, place):
     model = toy_joint.model(family)
-    neighbour = replaced("" if place == "the network" else toy_joint.layer_path(family))
+    neighbour = replaced("" if place == "the network" else toy_joint.TOYS[family].layer)
     got = run(wired(comfy, pack, order, neighbour, model, family), family)
     assert torch.equal(got, run(neighbour(model), family))
     (message,) = messages(caplog)
     assert "edits skipped: another node has replaced a forward pass" in message
 
 
-@each_family
+@each_kind
 def test_text_that_grows_inside_the_network_is_left_alone(comfy, pack, caplog, family):
     """As packs for style images do it: tokens of the image in front of the text's, and positions for them."""
-    if family not in toy_joint.WITH_INPUT_PATCHES:
+    if not toy_joint.has_input_patches(family):
         pytest.skip("this network has no patches of its input")
 
     def grow(args):
@@ -221,7 +215,7 @@ def test_text_that_grows_inside_the_network_is_left_alone(comfy, pack, caplog, f
     assert "edits skipped: another node changes which tokens" in message
 
 
-@each_family
+@each_kind
 def test_rows_of_an_unknown_order_are_left_alone(comfy, pack, caplog, family):
     def halves(apply_model, args):
         latents = args["input"].chunk(2, dim=-2)
@@ -238,7 +232,7 @@ def test_rows_of_an_unknown_order_are_left_alone(comfy, pack, caplog, family):
 # --- what the method does not have here ------------------------------------------------------------------------------
 
 
-@each_family
+@each_kind
 def test_context_update_and_trace_are_refused_with_the_reason(comfy, family):
     model, update = toy_joint.model(family), node(comfy, "EBCAContextUpdate")
     refused(lambda: update.execute(model=model), "text and image in one softmax", "use EBCA Compose")
@@ -246,7 +240,7 @@ def test_context_update_and_trace_are_refused_with_the_reason(comfy, family):
     assert update.execute(model=model, gamma_attn=0.0, gamma_norm=0.0)[0] is model
 
 
-@each_family
+@each_kind
 def test_gammas_of_edits_have_no_effect_and_a_line_says_so(comfy, pack, caplog, family):
     """EBCA Edit Context as it is put into a graph has gammas."""
     model, (edit, _) = toy_joint.model(family), edits(family)
@@ -258,14 +252,14 @@ def test_gammas_of_edits_have_no_effect_and_a_line_says_so(comfy, pack, caplog, 
     assert torch.equal(run(got, family), run(composed(comfy, pack, model, [edit]), family))
 
 
-@each_family
+@each_kind
 def test_edit_of_another_width_is_refused(comfy, pack, family):
     ((text, options),) = toy_joint.conditioning(family, 21)
     case = [oracle.Edit([[text[..., :-8], options]], 0.5)]
     refused(lambda: composed(comfy, pack, toy_joint.model(family), case), "32", "40")
 
 
-@each_family
+@each_kind
 def test_a_subclass_of_the_network_is_refused(comfy, pack, family):
     """Another class may order its tokens in another way."""
     model = toy_joint.model(family)

@@ -13,6 +13,7 @@ from support.joint_runs import composed, edits, run
 from support.probes import described
 
 each_family = pytest.mark.parametrize("family", toy_joint.FAMILIES)
+each_kind = pytest.mark.parametrize("family", toy_joint.KINDS)
 
 
 def hooks_of(model):
@@ -22,7 +23,7 @@ def hooks_of(model):
     return [held for module, kind in product(modules, kinds) for held in getattr(module, kind).items()]
 
 
-@each_family
+@each_kind
 def test_zero_weights_install_nothing(comfy, pack, family):
     model = toy_joint.model(family)
     patched = composed(comfy, pack, model, [replace(edit, weight=0.0) for edit in edits(family)])
@@ -30,7 +31,7 @@ def test_zero_weights_install_nothing(comfy, pack, family):
     assert torch.equal(run(patched, family), run(model, family))
 
 
-@each_family
+@each_kind
 def test_windows_that_are_never_reached_are_bit_identical(comfy, pack, family):
     model = toy_joint.model(family)
     late = [replace(edit, window=(0.1, 0.11)) for edit in edits(family)]
@@ -45,7 +46,7 @@ def test_weights_that_round_away_are_bit_identical(comfy, pack, family):
     assert torch.equal(run(composed(comfy, pack, model, tiny), family), run(model, family))
 
 
-@each_family
+@each_kind
 def test_model_is_plain_again_after_a_run(comfy, pack, family):
     model = toy_joint.model(family)
     plain, before = run(model, family), hooks_of(model)
@@ -57,7 +58,7 @@ def test_model_is_plain_again_after_a_run(comfy, pack, family):
     assert torch.equal(run(patched, family), first)
 
 
-@each_family
+@each_kind
 def test_model_is_plain_again_after_a_run_that_fails(comfy, pack, family):
     model = toy_joint.model(family)
     plain, before = run(model, family), hooks_of(model)
@@ -66,7 +67,7 @@ def test_model_is_plain_again_after_a_run_that_fails(comfy, pack, family):
     def fail(*_):
         raise MemoryError
 
-    *_, last = toy_joint.blocks(model)
+    *_, last = toy_joint.blocks(family, model)
     failing = last.register_forward_hook(fail)
     with pytest.raises(MemoryError):
         run(patched, family)

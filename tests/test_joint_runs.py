@@ -16,6 +16,7 @@ from support.sampling import relative_error
 TOLERANCE = 1e-5
 
 each_family = pytest.mark.parametrize("family", toy_joint.FAMILIES)
+each_kind = pytest.mark.parametrize("family", toy_joint.KINDS)
 
 
 def equals_the_loop(comfy, pack, model, family, case, masks=(), tokens=None, **options):
@@ -53,14 +54,14 @@ def test_an_edit_equal_to_the_prompt_changes_nothing(comfy, pack, family):
         assert torch.equal(run(composed(comfy, pack, model, case), family, cfg=4.0), plain)
 
 
-@each_family
+@each_kind
 def test_windows_equal_the_loop(comfy, pack, family):
     added, removed = edits(family)
     case = [replace(added, window=(0.0, 0.6)), replace(removed, window=(0.4, 1.0))]
     equals_the_loop(comfy, pack, toy_joint.model(family), family, case, steps=4)
 
 
-@each_family
+@each_kind
 def test_a_schedule_multiplies_the_weight(comfy, pack, family):
     model, (edit, _) = toy_joint.model(family), edits(family)
     half = node(comfy, "EBCASchedule").execute(shape="constant", start_factor=0.5)[0]
@@ -72,7 +73,7 @@ def test_a_schedule_multiplies_the_weight(comfy, pack, family):
     assert torch.equal(run(scheduled, family), expected)
 
 
-@each_family
+@each_kind
 def test_two_compose_nodes_are_one(comfy, pack, family):
     model, (first, second) = toy_joint.model(family), edits(family)
     both = composed(comfy, pack, model, [first, second])
@@ -90,8 +91,9 @@ def masks_of(family: str, count: int = 1) -> list[torch.Tensor]:
 
 def on_tokens(masks: torch.Tensor, family: str, after: int = 0) -> torch.Tensor:
     """Masks [b, height, width] -> [b, n]; 0 for tokens behind those of the picture."""
-    grid = [side // toy_joint.PATCH[family] for side in masks.shape[-2:]]
+    grid = [side // toy_joint.TOYS[family].patch for side in masks.shape[-2:]]
     small = interpolate(masks[:, None], size=grid, mode="bilinear", align_corners=True).flatten(1)
+    after += toy_joint.TOYS[family].after
     return torch.cat([small, torch.zeros(len(masks), after)], dim=1)
 
 
@@ -106,7 +108,7 @@ def test_masks_equal_the_loop(comfy, pack, family, count):
     assert relative_error(without, got) > 100 * TOLERANCE
 
 
-@each_family
+@each_kind
 def test_a_black_mask_changes_nothing(comfy, pack, family):
     model, masks = toy_joint.model(family), [torch.zeros(1, 8, 8)] * 2
     assert torch.equal(run(composed(comfy, pack, model, edits(family), masks), family), run(model, family))
@@ -127,7 +129,7 @@ def rows_of_calls(model):
     return rows
 
 
-@each_family
+@each_kind
 def test_positive_and_negative_in_one_call_or_apart(comfy, pack, monkeypatch, family):
     model = composed(comfy, pack, toy_joint.model(family), edits(family))
     rows = rows_of_calls(model)
@@ -138,7 +140,7 @@ def test_positive_and_negative_in_one_call_or_apart(comfy, pack, monkeypatch, fa
     assert relative_error(apart, together) < TOLERANCE
 
 
-@each_family
+@each_kind
 def test_negative_rows_are_the_plain_model_s(comfy, pack, family):
     """Bit for bit, beside positive rows that the edits change."""
     model, seen = toy_joint.model(family), {}
@@ -162,7 +164,7 @@ def test_negative_rows_are_the_plain_model_s(comfy, pack, family):
     assert sorted(is_same) == [False, True]
 
 
-@each_family
+@each_kind
 def test_image_of_a_batch_equals_the_image_alone(comfy, pack, family):
     model = composed(comfy, pack, toy_joint.model(family), edits(family))
     noise = toy.noise(*toy_joint.shape(family, 3), seed=3)
@@ -175,10 +177,10 @@ def test_image_of_a_batch_equals_the_image_alone(comfy, pack, family):
 @each_family
 def test_prompts_of_unequal_length_equal_the_loop(comfy, pack, family):
     prompts = dict(positive=toy_joint.conditioning(family, 1, 19), negative=toy_joint.conditioning(family, 2, 4))
-    equals_the_loop(comfy, pack, toy_joint.model(family), family, edits(family), **prompts)
+    equals_the_loop(comfy, pack, toy_joint.model(family), family, edits(family, (5, 11)), **prompts)
 
 
-@each_family
+@each_kind
 def test_an_edit_with_a_text_for_each_image_equals_the_loop(comfy, pack, family):
     case = [oracle.Edit(toy_joint.conditioning(family, 21, 9, batch=2), 0.75)]
     equals_the_loop(comfy, pack, toy_joint.model(family), family, case, batch=2)
@@ -193,7 +195,7 @@ def masked(family: str, seed: int, tokens: int, hidden: int) -> list:
     return toy_joint.conditioning(family, seed, tokens, attention_mask=mask)
 
 
-@pytest.mark.parametrize("family", [family for family in toy_joint.FAMILIES if family in toy_joint.MASKED])
+@pytest.mark.parametrize("family", toy_joint.named(has_text_mask=True))
 @pytest.mark.parametrize(("of_prompts", "of_edits"), [(True, True), (True, False), (False, True)])
 def test_masked_tokens_are_not_read(comfy, pack, family, of_prompts, of_edits):
     prompts = dict(positive=masked(family, 1, 12, 4), negative=masked(family, 2, 12, 2)) if of_prompts else {}
@@ -203,16 +205,28 @@ def test_masked_tokens_are_not_read(comfy, pack, family, of_prompts, of_edits):
     equals_the_loop(comfy, pack, toy_joint.model(family), family, [added, removed], **prompts)
 
 
-@pytest.mark.parametrize("family", [family for family in toy_joint.FAMILIES if family in toy_joint.EDITING])
+def test_a_mask_of_text_and_image_is_the_prompts_alone(comfy, pack):
+    """Flux with a style model: a mask that hides words is as if they were not there, since its texts have no places."""
+    model = composed(comfy, pack, toy_joint.model("flux"), edits("flux"))
+    ((text, options),) = toy_joint.conditioning("flux", 1)
+    tokens, image, hidden = text.shape[1], 4 * 4, 3
+    mask = torch.zeros(1, tokens + image, tokens + image)
+    mask[..., tokens - hidden : tokens] = -1e4
+    masked = [[text, {**options, "attention_mask": mask, "attention_mask_img_shape": (4, 4)}]]
+    expected = run(model, "flux", [[text[:, : tokens - hidden], options]], cfg=1.0)
+    assert relative_error(run(model, "flux", masked, cfg=1.0), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", [f for f in toy_joint.FAMILIES if toy_joint.TOYS[f].references])
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_reference_images_equal_the_loop(comfy, pack, family, with_masks):
     """Weights act on all tokens of the image; masks are those of the picture, and 0 on the references."""
-    references = [toy.noise(*shape, seed=seed) for seed, shape in enumerate(toy_joint.EDITING[family])]
+    references = [toy.noise(*shape, seed=seed) for seed, shape in enumerate(toy_joint.TOYS[family].references)]
     prompts = {
         name: toy_joint.conditioning(family, seed, reference_latents=references)
         for name, seed in (("positive", 1), ("negative", 2))
     }
-    patch, masks, tokens = toy_joint.PATCH[family], (), None
+    patch, masks, tokens = toy_joint.TOYS[family].patch, (), None
     if with_masks:
         masks, after = masks_of(family), sum(one.shape[-2] * one.shape[-1] // patch**2 for one in references)
         tokens = [on_tokens(mask, family, after) for mask in masks]

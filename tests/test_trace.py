@@ -643,7 +643,7 @@ def test_run_in_tiles_leaves_a_trace_that_says_so(comfy, caplog, at_once):
 
 
 def test_models_without_cross_attention_are_refused(comfy):
-    refused(lambda: traced(comfy, toy.model("flux")), "Flux", "SD 1.x")
+    refused(lambda: traced(comfy, toy.model("hunyuan_video")), "HunyuanVideo", "SD 1.x")
 
 
 # --- settings and files ----------------------------------------------------------------------------------------------

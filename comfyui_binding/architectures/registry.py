@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 #: The one list of supported models in messages.
 SUPPORTED = (
     "EBCA works with models that read text through cross-attention: SD 1.x, SD 2.x, SDXL (base and refiner), SSD-1B, "
-    "Segmind Vega, KOALA, Wan 2.1 and 2.2, Anima, Cosmos 1, Cosmos-Predict2, LTX-Video, LTX-2, PixArt, Kandinsky 5, "
-    "HunyuanDiT, Stable Audio, ACE-Step, and their variants for inpainting, for editing and for videos from images. "
-    "EBCA Compose and EBCA Concepts also work with Qwen-Image."
+    "Segmind Vega, KOALA, Wan, Anima, Cosmos, LTX-Video, LTX-2, PixArt, Kandinsky 5, HunyuanDiT, Stable Audio, "
+    "ACE-Step; EBCA Compose and EBCA Concepts also with Qwen-Image, Flux 1 and 2, Chroma, LongCat, Ovis, Mage-Flow, "
+    "Krea 2, Z-Image, Lumina 2, SD 3 and 3.5."
 )
 
 UNET = UNet()

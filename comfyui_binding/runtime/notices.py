@@ -26,6 +26,12 @@ FORWARD = "another node has replaced a forward pass of the model's network"
 TOKENS = "another node changes which tokens the model's attention reads, or how"
 
 
+REFERENCES = (
+    "EBCA: edits skipped: this model has a text for each of its reference images, and edits take the place of none. "
+    "Remove the reference images to use edits."
+)
+
+
 def update_skipped(reason: str) -> str:
     return f"EBCA: context update skipped: {reason}. Remove that node to use the update there."
 

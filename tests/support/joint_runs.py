@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,11 +12,12 @@ from support.sampling import sample
 from support.wiring import Ebca
 
 
-def edits(family: str, **more) -> list[oracle.Edit]:
-    """One that adds and one that removes, of other lengths than the prompt. more: fields that both have."""
+def edits(family: str, lengths: Sequence[int] = (16, 24)) -> list[oracle.Edit]:
+    """One that adds and one that removes, of other lengths than the prompt."""
+    added, removed = lengths
     return [
-        oracle.Edit(toy_joint.conditioning(family, 21, 5), 0.75, **more),
-        oracle.Edit(toy_joint.conditioning(family, 22, 11), -0.5, **more),
+        oracle.Edit(toy_joint.conditioning(family, 21, added), 0.75),
+        oracle.Edit(toy_joint.conditioning(family, 22, removed), -0.5),
     ]
 
 
