@@ -147,7 +147,7 @@ class EBCAReroll(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "threshold",
-                    default=0.5,
+                    default=0.0,
                     min=-1.0,
                     max=1.0,
                     step=0.01,
@@ -182,7 +182,7 @@ class EBCAReroll(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, prompt, concepts, at, tries, policy, threshold=0.5, preview_steps=0
+        cls, model, clip, prompt, concepts, at, tries, policy, threshold=0.0, preview_steps=0
     ) -> io.NodeOutput:
         if tries == 1:
             show_on_node(own_id(cls), OFF)

@@ -10,8 +10,8 @@ import torch
 from support import toy
 from support.host import node
 from support.log_messages import messages, refused
+from support.one_place import score_by_loops
 from support.sampling import sample
-from test_core_one_place import score_by_loops
 
 PROMPT = "a red bear, a blue bench and two cats on a beach"
 #: Places of the words in the prompt's tokens: start, a, red, bear, comma, a, blue, bench, ...
@@ -56,11 +56,13 @@ def shown_scores(table):
 
 
 @pytest.mark.parametrize(("layers", "chosen", "side"), [
-    ({8: 1, 16: 5, 32: 5, 64: 5}, 16, 16),  # SD 1.5 at 512 x 512: of equals the coarsest
-    ({32: 60, 64: 10}, 32, 16),  # SDXL at 1024 x 1024: pooled
-    ({4: 3, 8: 7}, 8, 8),
-], ids=["SD 1.5", "SDXL", "two grids"])  # fmt: skip
-def test_the_grid_is_the_one_that_most_layers_have(pack, layers, chosen, side):
+    ({8: 1, 16: 5, 32: 5, 64: 5}, 16, 16),  # SD 1.5 at 512 x 512
+    ({12: 1, 24: 5, 48: 5, 96: 5}, 24, 16),  # the same at 768 x 768
+    ({32: 60, 64: 10}, 32, 16),  # SDXL at 1024 x 1024
+    ({4: 4, 8: 3}, 8, 8),  # the shapes model
+    ({2: 4, 4: 3}, 4, 4),
+], ids=["SD 1.5", "large", "SDXL", "shapes", "tiny"])  # fmt: skip
+def test_the_grid_is_the_coarsest_that_many_layers_have(pack, layers, chosen, side):
     trace = pack.comfyui_binding.trace
     grids = {one: toy.noise(2, 77, one, one, seed=one).sigmoid() for one in layers}
     maps = trace.trace_record.WordMaps(list(grids.values()), list(layers.values()))
@@ -163,7 +165,8 @@ def test_traces_without_maps_and_other_prompts(comfy, caplog):
 
 @pytest.mark.parametrize(("concept", "reason"), [
     ("a red balloon", None), ("the old bench", None), ("a woman with red hair", None), ("glasses", None),
-    ("a bowl of apples", None), ("a house", None), ("1girl", None), ("a red door", None), ("Totoro", None),
+    ("a bowl of apples", None), ("a house", None), ("1girl", None), ("a red door", None),
+    ("a green square", None), ("Totoro", None),
     ("two cats", "SEVERAL"), ("cats", "SEVERAL"), ("3 dogs", "SEVERAL"), ("2girls", "SEVERAL"),
     ("people", "SEVERAL"), ("several birds", "SEVERAL"), ("a beach", "PLACE"), ("forest", "PLACE"),
     ("a blue sky", "PLACE"), ("red hair", "PART"), ("blue eyes", "PART"), ("oil painting", "STYLE_REASON"),

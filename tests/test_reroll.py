@@ -10,16 +10,17 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
+from comfy.controlnet import ControlBase
 from comfy.model_management import InterruptProcessingException
 from PIL import Image
 
 from ebca_core import attention_map
-from support import other_packs, progress, toy
+from support import progress, toy
 from support.host import new_executor, node
 from support.log_messages import messages, refused
+from support.one_place import score_by_loops
 from support.probes import described, watched
 from support.sampling import sample
-from test_core_one_place import score_by_loops
 
 PROMPT = "a red bear, a blue bench and two cats"
 #: The places of their words among the prompt's tokens.
@@ -66,16 +67,16 @@ def image_of(comfy, latent, index):
 
 
 def scores_by_hand(comfy, model, seeds, step, **options):
-    """The scores of plain runs from the attention of their call number `step`: its four layers of half the latent's
-    side, read by hooks of torch."""
+    """The scores of plain runs from the attention of their call number `step`, read by hooks of torch in the three
+    layers of 8 x 8 tokens."""
     scores = []
     for seed in seeds:
         with watched(model) as seen:
             ksampler(comfy, model, seed=seed, **options)
         calls = seen[step * LAYERS : (step + 1) * LAYERS]
-        fewest = min(call.queries.shape[1] for call in calls)
-        maps = [attention_map(one.keys, one.queries, one.heads)[1] for one in calls if one.queries.shape[1] == fewest]
-        mean = (sum(maps) / len(maps)).unflatten(1, (int(fewest**0.5), -1)).numpy()
+        maps = [attention_map(one.keys, one.queries, one.heads)[1] for one in calls if one.queries.shape[1] == 64]
+        assert len(maps) == 3
+        mean = (sum(maps) / len(maps)).unflatten(1, (8, 8)).numpy()
         scores.append(score_by_loops(np.stack([mean[places].sum(axis=0) for places in WORDS])))
     return scores
 
@@ -83,7 +84,7 @@ def scores_by_hand(comfy, model, seeds, step, **options):
 # --- which one is kept -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 2])
 @pytest.mark.parametrize(("at", "step"), [(0.5, 1), (0.25, 0), (1.0, 3)])
 def test_the_best_is_kept_by_the_attention_of_the_step(comfy, kept, seed, at, step):
     model = toy.model()
@@ -133,21 +134,19 @@ def sigmas_of(model, steps):
 
 # --- bit for bit -----------------------------------------------------------------------------------------------------
 
-SAMPLERS = (
-    "euler", "heun", "dpm_2", "lms", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde",
-    "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "ddpm", "lcm", "ddim", "uni_pc", "ipndm", "res_multistep_ancestral",
-    "er_sde", "seeds_2", "sa_solver", "euler_ancestral_cfg_pp",
+SAMPLERS = ("euler", "heun", "euler_ancestral", "dpmpp_2m_sde", "uni_pc")
+MORE = (
+    "dpm_2", "lms", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m", "dpmpp_3m_sde", "ddpm", "lcm",
+    "ddim", "ipndm", "res_multistep_ancestral", "er_sde", "seeds_2", "sa_solver", "euler_ancestral_cfg_pp",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, *(pytest.param(one, marks=pytest.mark.nightly) for one in MORE)])
 def test_kept_picture_is_the_plain_run_of_its_seed(comfy, kept, sampler):
     model = toy.model()
-    for seed in (SEED, SEED + 20):
-        kept.clear()
-        got = ksampler(comfy, rerolled(comfy, model), seed=seed, sampler_name=sampler)
-        assert None not in kept[0].scores
-        assert torch.equal(got, ksampler(comfy, model, seed=kept[0].seed, sampler_name=sampler))
+    got = ksampler(comfy, rerolled(comfy, model), sampler_name=sampler)
+    assert None not in kept[0].scores
+    assert torch.equal(got, ksampler(comfy, model, seed=kept[0].seed, sampler_name=sampler))
 
 
 @pytest.mark.parametrize("sampler", ["dpm_fast", "dpm_adaptive"])
@@ -254,11 +253,11 @@ def test_of_two_stages_the_first_is_tried_and_the_second_goes_on(comfy, kept, ca
     assert torch.equal(got["samples"], advanced(comfy, model, stage, 4, 6, one.seed)["samples"])
 
 
-@pytest.mark.parametrize("wire", [other_packs.easy_cache("EasyCache"), other_packs.easy_cache("LazyCache")])
+@pytest.mark.parametrize("cache_node", ["EasyCache", "LazyCache"])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_caches_of_other_nodes_start_anew_with_each_try(comfy, kept, wire, is_first):
+def test_caches_of_other_nodes_start_anew_with_each_try(comfy, kept, cache_node, is_first):
     def cached(model):
-        return wire(comfy, other_packs.scene(model=model)).model
+        return node(comfy, cache_node).execute(model=model, reuse_threshold=0.5, start_percent=0.0, end_percent=1.0)[0]
 
     model, options = toy.model(), dict(steps=6)
     reroll = rerolled(comfy, cached(model)) if is_first else cached(rerolled(comfy, model))
@@ -368,7 +367,7 @@ def test_second_run_is_as_the_first_and_the_model_stays_as_it_was(comfy, kept):
     assert described(model) == before
 
 
-@pytest.mark.parametrize("step", [1, 3, 7])
+@pytest.mark.parametrize("step", [1, 3, 4, 9])
 def test_interrupt_stops_at_once_and_leaves_nothing(comfy, monkeypatch, step):
     model = rerolled(comfy, toy.model())
     fresh = ksampler(comfy, model)
@@ -510,15 +509,10 @@ def test_runs_that_cannot_be_tried_anew_are_refused(comfy, options, words):
 
 
 def test_control_pictures_for_each_image_are_refused(comfy):
-    class Control:
-        previous_controlnet = None
-
-        def __init__(self, images):
-            self.cond_hint_original = torch.zeros(images, 3, 8, 8)
-
-    model = rerolled(comfy, toy.model())
-    prompt = encoded(comfy)
-    prompt = [[prompt[0][0], {**prompt[0][1], "control": Control(2)}]]
+    control = ControlBase()
+    control.cond_hint_original = torch.zeros(2, 3, 8, 8)
+    (text, options), = encoded(comfy)
+    model, prompt = rerolled(comfy, toy.model()), [[text, {**options, "control": control}]]
     refused(lambda: ksampler(comfy, model, positive=prompt, latent=toy.latent(2, **SMALL)), "ControlNet")
 
 

@@ -29,6 +29,8 @@ STYLE_REASON = "a style"
 THINGS = "more than one thing"
 NOT_IN_PROMPT = "its words are not in the prompt"
 TWICE = "its words are in the prompt more than once"
+#: Places that are things as well: "a green square".
+SHAPES = {"square"}
 #: Words that name nothing: their attention is left out of an object's.
 _LITTLE = {part for word in DETERMINERS | OF | WITH | AND | PREPOSITIONS for part in word.split()}
 
@@ -105,7 +107,7 @@ def why_not_scored(concept: str) -> str | None:
     counted = determiner in NUMBERS or (determiner.isdigit() and determiner != "1")
     if counted or (is_plural(head) and determiner not in SINGULAR and not PAIRED.match(head)):
         return PART if head in PARTS and not counted else SEVERAL
-    if head in GROUNDS | ATMOSPHERE | {"background"}:
+    if head in (GROUNDS | ATMOSPHERE | {"background"}) - SHAPES:
         return PLACE
     return PART if head in PARTS and determiner not in SINGULAR else None
 
