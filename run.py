@@ -22,6 +22,7 @@
     python run.py bench plain_model           what the shapes model draws without EBCA, counted
     python run.py bench real_checkpoints      the same question on your own checkpoint and servers, by CLIP
     python run.py bench import_time           how long ComfyUI takes to load the pack
+    python run.py bench joint_attention       what edits cost where text and image attend to each other
     python run.py bench templates             which of ComfyUI's own templates have a model that EBCA accepts
     python run.py archive                     what users install, as the registry packs it, in dist/
 
@@ -43,6 +44,7 @@ BENCHES = {
     "speed": "bench/speed.py",
     "import_time": "bench/import_time.py",
     "templates": "bench/templates.py",
+    "joint_attention": "bench/joint_attention.py",
     "alignment": "research/alignment/compare.py",
     "attention_maps": "research/attention_maps.py",
     "editing": "research/editing.py",

@@ -140,7 +140,8 @@ def verdict(network: str | None, pack: Any, comfyui: str) -> tuple[bool, str]:
         return False, f"its network is not in {comfyui}"
     if network in REFUSED_UNETS:
         return False, REFUSED_UNETS[network]
-    if network.endswith("UNetModel") or network in {one.network for one in pack.transformer_families.FAMILIES}:
+    families = (*pack.transformer_families.FAMILIES, *pack.joint_families.FAMILIES)
+    if network.endswith("UNetModel") or network in {one.network for one in families}:
         return True, ""
     return False, pack.refused_networks.REASONS[network.rpartition(".")[0]]
 

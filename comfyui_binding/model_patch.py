@@ -6,11 +6,13 @@ import logging
 from dataclasses import replace
 
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..ebca_core import smallest_denominator
-from .architectures.registry import architecture_of, context_width, network_of
-from .runtime.settings import KEY, ContextUpdate, Edit, Settings
+from .architectures.registry import architecture_of, check_text_width, network_of
+from .runtime import notices
+from .runtime.settings import KEY, ContextUpdate, Edit, Reroll, Settings
 from .sampling_hooks import install
 from .trace.trace_record import Trace
 
@@ -50,12 +52,13 @@ def with_update(model: ModelPatcher, update: ContextUpdate) -> ModelPatcher:
     if update.gamma_attn == 0 and (update.token_weights is not None or update.mask is not None):
         log.warning("EBCA: token weights and mask have no effect: they act on the attention term, and gamma_attn is 0.")
         update = replace(update, token_weights=None, mask=None)
-    usual = USUAL_GAMMA_ATTN * USUAL_LAYERS / len(names)
+    count = len(names) // len(architecture.unread_layers(network))  # a text is updated in the layers of its stream
+    usual = USUAL_GAMMA_ATTN * USUAL_LAYERS / count
     if update.layers is None and update.gamma_attn > 3 * usual:
         log.info(
             "EBCA: gamma_attn is %g. It acts once in each layer, and this model has %d layers instead of the %d of SD "
             "1.5: %.1g is a value to start from.",
-            update.gamma_attn, len(names), USUAL_LAYERS, usual,
+            update.gamma_attn, count, USUAL_LAYERS, usual,
         )  # fmt: skip
     settings = settings_of(model)
     return _with_settings(model, replace(settings, updates=(*settings.updates, update)))
@@ -67,7 +70,7 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
     Raises ValueError for an edit of another width than the model's context, and for weights that could sum to -1 or
     less (earlier edits of the model count), and for a model that EBCA cannot reach.
     """
-    architecture_of(model)
+    edits = _without_unknown_updates(model, edits)
     edits = [replace(edit) for edit in edits if not edit.is_off]  # copies: one edit wired twice is two
     if not edits:
         return model
@@ -75,26 +78,60 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
         if edit.mask is not None and edit.weight != 0:
             _warn_of_black_mask(edit.mask, "an edit")
     settings = settings_of(model)
-    if any(edit.is_updated for edit in edits):
-        _check_updates(model, "gamma_attn and gamma_norm of EBCA Edit Context to 0")
     edits = [*settings.edits, *edits]
-    _check_widths(model, edits)
+    for edit in edits:
+        check_text_width(model, edit.context, "The edit")
     _check_denominator(edits)
     return _with_settings(model, replace(settings, edits=tuple(edits)))
 
 
 def with_trace(model: ModelPatcher, trace: Trace) -> ModelPatcher:
-    """A clone of the model whose runs are recorded in a trace. Raises ValueError for a model that EBCA cannot reach."""
-    architecture_of(model)
+    """A clone of the model whose runs are recorded in a trace. Raises ValueError for one that EBCA cannot record."""
+    reason = architecture_of(model).why_no_trace(network_of(model))
+    if reason is not None:
+        raise ValueError(f"EBCA Trace cannot record {type(model.model).__name__}: {reason}. Remove the node.")
     settings = settings_of(model)
     return _with_settings(model, replace(settings, traces=(*settings.traces, trace)))
 
 
-def _check_updates(model: ModelPatcher, remedy: str = "gamma_attn and gamma_norm to 0, and use EBCA Compose") -> None:
+def with_reroll(model: ModelPatcher, reroll: Reroll) -> ModelPatcher:
+    """A clone of the model whose runs are tried with several noises. Its hook is around those of all other nodes.
+
+    Raises ValueError for a model that EBCA cannot reach, and for one that has a reroll.
+    """
+    architecture_of(model)
+    settings = settings_of(model)
+    if settings.reroll is not None:
+        raise ValueError(
+            "The model has passed an EBCA Reroll already. Use one of them, with as many tries as are wanted."
+        )
+    clone = _with_settings(model, replace(settings, reroll=reroll))
+    hooks = clone.wrappers[WrappersMP.OUTER_SAMPLE]
+    clone.wrappers[WrappersMP.OUTER_SAMPLE] = {KEY: hooks[KEY], **hooks}
+    return clone
+
+
+def _check_updates(model: ModelPatcher) -> None:
     """Raises ValueError for a model whose contexts cannot be updated."""
     reason = architecture_of(model).why_no_update(network_of(model))
     if reason is not None:
-        raise ValueError(f"EBCA cannot update the context of {type(model.model).__name__}: {reason}. Set {remedy}.")
+        raise ValueError(
+            f"EBCA cannot update the context of {type(model.model).__name__}: {reason}. Set gamma_attn and gamma_norm "
+            "to 0, and use EBCA Compose."
+        )
+
+
+def _without_unknown_updates(model: ModelPatcher, edits: list[Edit]) -> list[Edit]:
+    """The edits, without gammas on a model whose contexts cannot be updated; a log line then.
+
+    The gammas of EBCA Edit Context are not 0 unless the user sets them so: they are no reason to refuse its alpha.
+    """
+    reason = architecture_of(model).why_no_update(network_of(model))
+    if reason is None:
+        return edits
+    if any(edit.is_updated for edit in edits):
+        log.info(notices.NO_EDIT_UPDATE, type(model.model).__name__, reason)
+    return [replace(edit, gamma_attn=0.0, gamma_norm=0.0) for edit in edits]
 
 
 def _with_settings(model: ModelPatcher, settings: Settings) -> ModelPatcher:
@@ -108,19 +145,9 @@ def _warn_of_black_mask(mask: Tensor, what: str) -> None:
     if not bool(mask.any()):
         log.warning(
             "EBCA: the mask of %s is black everywhere, so it has no effect. Paint the region white. Load Image gives a "
-            "black mask for a picture without transparency.",
+            "black mask for an image without transparency.",
             what,
         )
-
-
-def _check_widths(model: ModelPatcher, edits: list[Edit]) -> None:
-    width = context_width(model)
-    for edit in edits:
-        if width is not None and edit.context.shape[-1] != width:
-            raise ValueError(
-                f"The edit is encoded with width {edit.context.shape[-1]}, but {type(model.model).__name__} reads text "
-                f"of width {width}. Encode the edit with the CLIP of the checkpoint that the model comes from."
-            )
 
 
 def _check_denominator(edits: list[Edit]) -> None:

@@ -1,4 +1,4 @@
-"""The conventions of other packs that EBCA relies on: who may be in the way, and how it is recognised.
+"""The conventions of other packs that EBCA relies on, and how their data is recognised.
 
 Each function names the packs by their public names, with the key or the shape by which they are recognised. No other
 module knows a name of another pack's.

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,13 +21,14 @@ from torch import Tensor
 from .node_messages import show_on_node
 from .runtime import notices
 from .runtime.batch_layout import latent_shape, make_uuids_unique
-from .runtime.denoiser_call import DenoiserCall
+from .runtime.denoiser_call import DenoiserCall, EditsRefused
 from .runtime.notices import Notices
 from .runtime.sampling_run import Run
 from .runtime.settings import CALL_KEY, KEY, RUN_KEY, Settings
 from .runtime.timeline import Timeline
 from .runtime.torch_compile import force_eager
 from .samplers.inversion_record import INVERSION_KEY, run_mismatches
+from .samplers.reroll import sample_rerolled
 from .trace.recorder import never_costs_the_image, recording
 
 if TYPE_CHECKING:
@@ -76,7 +78,8 @@ def outer_sample(executor: WrapperExecutor, noise, latent_image, sampler, sigmas
         log.warning(problem)
     if _continues_a_stage(settings, executor.class_obj.model_patcher, noise, latent_image, sigmas):
         log.info(notices.EDITS_CONTINUE)
-    samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    sample = executor if settings.reroll is None else partial(sample_rerolled, executor, settings)
+    samples = sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
     for trace in settings.traces:
         with never_costs_the_image():
             trace.set_result(samples)
@@ -98,11 +101,12 @@ def sampler_sample(
     _inform_of_resized_masks(settings, guider.inner_model, shape)
     if denoise_mask is not None and settings.needs_noise_mask:
         settings = settings.with_noise_mask(_picture_mask(denoise_mask, shape).clamp(0, 1))
-    run = Run(settings, guider.inner_model.model_sampling, guider.conds, shape)
+    warned = None if settings.watch is None else settings.watch.warned
+    run = Run(settings, guider.inner_model.model_sampling, guider.conds, shape, warned)
     if settings.needs_noise_mask:
         run.notices.warn_once(notices.NO_NOISE_MASK)
     options[RUN_KEY] = run
-    with recording(run, sigmas.tolist()) if settings.traces else nullcontext():
+    with recording(run, sigmas.tolist()):
         # with a patch of another node the layers' contexts may have other lengths
         run.match_token_weights(lengths_known="attn2_patch" not in options.get("patches", {}))
         samples = executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
@@ -112,7 +116,7 @@ def sampler_sample(
     if is_installed and run.silently_bypassed and len(sigmas) > 1 and (settings.traces or not is_idle):
         run.notices.warn_once(notices.NO_EFFECT)
     if is_installed and run.was_never_on and not is_idle:
-        log.info(notices.NEVER_ON)  # no warning: of a run in two stages, one may well lie outside
+        run.notices.inform_once(notices.NEVER_ON)  # no warning: of a run in two stages, one may well lie outside
     _show_summary(run)
     return samples
 
@@ -163,12 +167,18 @@ def apply_model(executor: WrapperExecutor, *args, **kwargs):
         return executor(*_with_options(args, _without_network_wrapper(options)), **kwargs)
     sigma = float(args[1].flatten()[0]) if run.timeline.needs_sigma else None
     call = DenoiserCall(run, sigma, args[1].flatten()[:1], latent_shape(args[0], kwargs)[-2:])
-    if not call.is_active and run.recorder is None:
+    if run.is_refused or not (call.is_active or run.is_recording):
         return executor(*_with_options(args, _without_network_wrapper(options)), **kwargs)
     run.active_calls += call.is_active
+    run.note_on(call.updates)
     architecture, model = run.settings.architecture, executor.class_obj
-    with _eager(run, model, options), architecture.intercept(call, model, args, kwargs):
-        out = executor(*_with_options(args, {**options, CALL_KEY: call}), **kwargs)
+    try:
+        with _eager(run, model, options), architecture.intercept(call, model, args, kwargs):
+            out = executor(*_with_options(args, {**options, CALL_KEY: call}), **kwargs)
+    except EditsRefused as refusal:
+        run.is_refused = True
+        run.notices.bypassed(str(refusal))
+        return executor(*_with_options(args, _without_network_wrapper(options)), **kwargs)
     call.commit()
     return out
 
@@ -198,9 +208,8 @@ def _show_summary(run: Run) -> None:
     if not nodes:
         return
     try:
-        summary = run.summary()
         for node_id in nodes:
-            show_on_node(node_id, summary)
+            show_on_node(node_id, run.summary(node_id))
     except Exception:
         log.exception("EBCA could not show on its node what the context update did; the image is not affected.")
 

@@ -94,6 +94,7 @@ CARDS: dict[str, Card] = {
         _BOTH, changes=seed(50) | {("EBCAContextUpdate", "gamma_attn"): 0.2, ("EBCAContextUpdate", "gamma_norm"): 0.3}
     ),
     "EBCA 11 Sweep (SDXL)": Card({"": _cells}, side=204),
+    "EBCA 12 Best of four (SD 1.5)": Card({"without": "Without EBCA", "best": "With EBCA"}),
 }
 
 

@@ -31,9 +31,9 @@ from devtools.workflows import Prompt, Substitutions  # noqa: E402
 DOCS, HELP, EFFECTS = (REPO / folder for folder in ("docs/looking", "web/docs/looking", "web/docs/effects"))
 HELP_WIDTH = 640
 
-_THINGS, _EDITED, _FADING, _PHOTO, _OUTPAINTED, _MAPS, _WEIGHTED, _SWEEP = (
+_THINGS, _EDITED, _FADING, _PHOTO, _OUTPAINTED, _MAPS, _WEIGHTED, _SWEEP, _BEST = (
     next(name for name in SHAPES if name.startswith(f"EBCA {number}"))
-    for number in ("01", "03", "04", "05", "08", "09", "10", "11")
+    for number in ("01", "03", "04", "05", "08", "09", "10", "11", "12")
 )
 #: Runs besides those of the cards: {name: (the file or variant, changes)}
 RUNS: dict[str, tuple[str, Substitutions]] = {
@@ -77,6 +77,7 @@ def of_docs(made: Mapping[str, Pictures]) -> Pictures:
         "energies": made[_MAPS]["Energies"],
         "words": made[_MAPS]["Words"],
         "sweep": made[_SWEEP]["Sweep"],
+        "rank": made[_BEST]["Ranking"],
         "schedule": side_by_side(schedule, 256),
     }
 
@@ -99,6 +100,7 @@ def of_effects(made: Mapping[str, Pictures]) -> Pictures:
     photo, weighted, outpainted = made[_PHOTO], made[_WEIGHTED], made[_OUTPAINTED]
     rows = {
         "concepts": thumbnails.row(_BOTH, made[_THINGS]),
+        "reroll": thumbnails.row({"without EBCA": "Without EBCA", "best of four": "With EBCA"}, made[_BEST]),
         "context_update": thumbnails.row(_BOTH, made["updated"]),
         "token_weights": {
             "without EBCA": weighted["Without EBCA"],

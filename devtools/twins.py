@@ -135,6 +135,11 @@ SHAPES: dict[str, Substitutions] = {
         ("EBCASweep", "x_values"): "0, 0.1, 0.2, 0.4",
         ("EBCASweep", "y_values"): "0, 0.1, 0.3, 0.8",
     },
+    "EBCA 12 Best of four (SD 1.5)": _SAMPLING | {
+        ("PrimitiveStringMultiline", "value"): "a red circle, a green square and a yellow triangle",
+        ("KSampler", "cfg"): 2.5,
+        _SEED: 5,
+    },
 }  # fmt: skip
 
 #: What the notes say to change, as changes to the twin: {what it becomes: (the file, the changes)}
@@ -192,6 +197,8 @@ SMALL: Substitutions = {
 #: Every strength zero: a workflow's pictures with and without EBCA are the same.
 OFF: Substitutions = {
     ("EBCAConcepts", "strength"): 0.0,
+    ("EBCAReroll", "tries"): 1,
+    ("EmptyLatentImage", "batch_size"): 1,
     ("EBCAContextUpdate", "gamma_attn"): 0.0,
     ("EBCAContextUpdate", "gamma_norm"): 0.0,
     ("EBCAEditContext", "alpha"): 0.0,
@@ -207,6 +214,7 @@ _PICTURES = ("PreviewImage", "SaveImage")
 _CHARTS = {
     "EBCAAttentionMaps": "Words",
     "EBCAEnergyPlot": "Energies",
+    "EBCARank": "Ranking",
     "EBCASweepGrid": "Sweep",
 }
 

@@ -4,13 +4,14 @@ energy.py                the energies of a layer, the step down them, the mix of
 denominator.py           the composition's denominator over a whole run, for a check before it starts
 mask.py                  a mask of the image -> one weight per image token
 schedule.py              windows of the run, and strengths that follow a curve
-inversion.py             DDIM inversion of a picture
+inversion.py             DDIM inversion of an image
 noise_regularisation.py  predicted noise, pulled towards white noise during inversion
 noising.py               how a latent consists of image and noise: added, or mixed (flow matching)
 repaint.py               RePaint's walk over noise levels, and its steps
+one_place.py             whether each object of a prompt is read in one place of the image
 
 Letters in the shapes: b batch, n image tokens (positions of a layer's grid), t text tokens, h heads, d width of a head,
-c width of the text context.
+c width of the text context, i objects of a prompt.
 """
 
 from .denominator import smallest_denominator
@@ -31,6 +32,7 @@ from .inversion import ddim_inversion, inversion_sigmas
 from .mask import Area, mask_on_grid, mask_tokens
 from .noise_regularisation import NoiseRegularisation, regularised_noise
 from .noising import ADDITIVE, FLOW, Noising
+from .one_place import claims, one_place_score, peaks
 from .repaint import count_model_calls, ddim_step, renoise, repaint_levels
 from .schedule import SHAPES, Schedule, Window
 
@@ -48,6 +50,7 @@ __all__ = [
     "attention_energy",
     "attention_map",
     "attention_term",
+    "claims",
     "composition_weight_sum",
     "count_model_calls",
     "ddim_inversion",
@@ -60,6 +63,8 @@ __all__ = [
     "mix_contexts",
     "norm_energy",
     "norm_term",
+    "one_place_score",
+    "peaks",
     "regularised_noise",
     "renoise",
     "repaint_levels",

@@ -49,14 +49,16 @@ def attention_term(
 # --- E(K): low where no single token dominates ---
 
 
-def norm_energy(keys: Tensor, words: Tensor | None = None) -> Tensor:
+def norm_energy(keys: Tensor, repeats: Tensor | None = None, words: Tensor | None = None) -> Tensor:
     """E(K) of a prompt: 1/2 * logsumexp over text tokens t of ||k_t||^2, over all heads together.
 
-    keys [b, t, (h d)] -> energies [b], in float32 at least. Paper, section 3.1, in the form whose gradient is
-    `norm_term` (the paper has the 1/2 inside the logsumexp). words [b, t]: the tokens that count, None for all.
+    keys [b, t, (h d)], repeats [b, 1, 1] as in `norm_term`, words [b, t]: the tokens that count, None for all ->
+    energies [b] of the prompt's own tokens, in float32 at least. Paper, section 3.1, in the form whose gradient is
+    `norm_term` (the paper has the 1/2 inside the logsumexp).
     """
     norms = _precise(keys).square().sum(dim=-1)
-    return 0.5 * _logsumexp(norms if words is None else norms.masked_fill(~words, -torch.inf))
+    energy = 0.5 * _logsumexp(norms if words is None else norms.masked_fill(~words, -torch.inf))
+    return energy if repeats is None else energy - 0.5 * repeats.flatten().to(energy).log()
 
 
 def norm_term(keys: Tensor, repeats: Tensor | None = None) -> Tensor:
@@ -137,15 +139,11 @@ def energy_values(
     keys [b, t, (h d)], queries [b, n, (h d)], repeats [b, 1, 1] as in `norm_term`. words [b, t]: the tokens that count,
     None for all; both energies of a row without words are 0.
     """
-    attention = energy.attention_energy(keys, queries, heads)
+    attention, norm = energy.attention_energy(keys, queries, heads), energy.norm_energy(keys, repeats, words)
     if words is not None:
-        norm = energy.norm_energy(keys, words)
-        return attention.where(words, 0.0).sum(dim=1), norm.where(words.any(dim=1), 0.0)
-    attention, norm = attention.sum(dim=1), energy.norm_energy(keys)
-    if repeats is None:
-        return attention, norm
-    repeats = repeats.flatten()
-    return attention / repeats, norm - 0.5 * repeats.log()
+        attention, norm = attention.where(words, 0.0), norm.where(words.any(dim=1), 0.0)
+    attention = attention.sum(dim=1)
+    return attention if repeats is None else attention / repeats.flatten(), norm
 
 
 # --- the layer's output ---
@@ -175,7 +173,7 @@ def mix_contexts(main: Tensor, edits: Sequence[Tensor], weights: Sequence[Weight
     weight w_i = direction_i * alpha_i. In this form an output with other branches on top (an image prompt, say) keeps
     them unscaled, and where every weight is zero the result is exactly zero.
     """
-    total = reduce(add, weights)
+    total = composition_weight_sum(weights)
     added = main * (-total / (1 + total))
     for edit, weight in zip(edits, weights, strict=True):
         share = weight / (1 + total)

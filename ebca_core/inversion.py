@@ -1,4 +1,4 @@
-"""Inversion of a picture: the latent from which a deterministic sampler makes it again (paper, section 4.3)."""
+"""Inversion of an image: the latent from which a deterministic sampler reconstructs it (paper, section 4.3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .noising import ADDITIVE, Noising
 
-#: Where a walk up from a finished picture begins: no noise can be predicted at 0. ComfyUI's FlipSigmas does the same.
+#: Where a walk up from a finished image begins: no noise can be predicted at 0. ComfyUI's FlipSigmas does the same.
 LOWEST_SIGMA = 1e-4
 
 
@@ -40,7 +40,7 @@ def ddim_inversion(
     no more than none.
 
     Args:
-        x: [b, c, (frames,) height, width], a picture at the lowest sigma.
+        x: [b, c, (frames,) height, width], an image at the lowest sigma.
         sigmas: [steps + 1], rising; at most 1 under FLOW.
         derivative: (x, sigma) -> dx/dsigma = (x - denoised) / sigma; under ADDITIVE it is the noise.
         after_step: is told the step and its x.

@@ -1,6 +1,6 @@
-"""RePaint: inpainting with a model that knows no masks (Lugmayr et al., CVPR 2022; paper, section 4.2).
+"""RePaint: inpainting with a model that has no mask input (Lugmayr et al., CVPR 2022; paper, section 4.2).
 
-Levels are indices into the falling sigmas of a run: 0 is pure noise, the last one the finished picture.
+Levels are indices into the falling sigmas of a run: 0 is pure noise, the last one the finished image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def repaint_levels(steps: int, jump_length: int, jump_n_sample: int) -> list[int
 
 
 def count_model_calls(levels: list[int]) -> int:
-    """How often a walk calls the model: once for each step towards the picture."""
+    """How often a walk calls the model: once for each step towards the image."""
     return sum(after > before for before, after in pairwise(levels))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    choosing_nodes,
     concepts_nodes,
     context_update_nodes,
     edit_nodes,
@@ -16,6 +17,7 @@ from . import (
 from .input_validation import validated
 
 _MODULES = (
+    choosing_nodes,
     concepts_nodes,
     context_update_nodes,
     edit_nodes,

@@ -1,4 +1,4 @@
-"""EBCA Concepts: adds every concept of a prompt to the picture by itself, in one node."""
+"""EBCA Concepts: adds each concept of a prompt to the image as a separate edit, in one node."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class EBCAConcepts(io.ComfyNode):
             node_id="EBCAConcepts",
             display_name="EBCA Concepts",
             category=PROMPT,
-            description="For prompts with several things. Each thing is also added to the picture by itself, and the "
-            "empty prompt is removed, while the layout forms. Connect the model to the sampler, and positive to its "
-            "positive prompt.",
+            description="For prompts with several concepts. Each concept is also added to the image as a separate "
+            "edit, and the empty prompt is removed, in the first part of sampling, up to end_percent. Connect the "
+            "model to the sampler, and positive to its positive prompt.",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip=MODEL_TOOLTIP),
@@ -38,8 +38,8 @@ class EBCAConcepts(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="The alpha with which each concept is added. More than three concepts share out three "
-                    "times this. Typical: 0.05 to 0.15. 0 disables the node.",
+                    tooltip="The alpha with which each concept is added. With more than three concepts, each gets 3 x "
+                    "strength / their number. Typical: 0.05 to 0.15. 0 disables the node.",
                 ),
                 io.Float.Input(
                     "empty_prompt",
@@ -48,8 +48,8 @@ class EBCAConcepts(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="The alpha with which the empty prompt is removed, which suppresses things that nobody "
-                    "asked for. Typical: 0.1 to 0.2. 0 leaves it out.",
+                    tooltip="The alpha with which the empty prompt is removed, which suppresses objects that nobody "
+                    "asked for. Typical: 0.1 to 0.2. 0 disables the removal.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -64,7 +64,7 @@ class EBCAConcepts(io.ComfyNode):
                 schedule_input("schedule", "all strengths"),
             ],
             outputs=[
-                io.Model.Output(tooltip="The model with the concepts composed in."),
+                io.Model.Output(tooltip="The model with one edit per concept."),
                 io.Conditioning.Output(display_name="positive", tooltip="The whole prompt, encoded."),
                 io.String.Output(display_name="found", tooltip="The concepts and their strengths, as a table."),
             ],
@@ -93,7 +93,7 @@ class EBCAConcepts(io.ComfyNode):
         positive = encode_prompt(clip, prompt)
         listed = _needed_concepts(prompt, concepts, strength, end_percent)
         shared = shared_strength(strength, len(listed))
-        strengths = {one.text: shared if one.strength is None else one.strength for one in listed}
+        strengths = {one.text: one.strength_or(shared) for one in listed}
         if not any(strengths.values()):
             show_on_node(own_id(cls), OFF)
             return io.NodeOutput(model, positive, OFF)
@@ -110,7 +110,7 @@ class EBCAConcepts(io.ComfyNode):
         return io.NodeOutput(model, positive, found)
 
 
-#: What the node says where it does nothing.
+#: The text on a node that does nothing.
 OFF = "off: every strength is 0, or end_percent is 0"
 
 

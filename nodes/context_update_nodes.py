@@ -141,7 +141,7 @@ class EBCAContextUpdate(io.ComfyNode):
             node_id=own_id(cls),
         )
         if update.is_off:
-            show_on_node(update.node_id, "off: both gammas are 0")
+            show_on_node(update.node_id, "off: both gammas are 0, or their schedule is 0")
         return io.NodeOutput(with_update(model, update))
 
 

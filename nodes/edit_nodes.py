@@ -44,14 +44,15 @@ class EBCAEditContext(io.ComfyNode):
                 io.Conditioning.Input(
                     "conditioning",
                     optional=True,
-                    tooltip="The words to add or remove, encoded as one prompt, for example 'dog', 'brown horse' or "
-                    "'watercolor painting'.",
+                    tooltip="The prompt to add or remove, encoded, for example 'dog', 'brown horse' or 'watercolor "
+                    "painting'.",
                 ),
                 io.Combo.Input(
                     "direction",
                     options=list(DIRECTIONS),
                     default="add",
-                    tooltip="add puts the words into the image, remove takes them out.",
+                    tooltip="add: the prompt is added, with the weight +alpha. remove: it is removed, with the weight "
+                    "-alpha.",
                 ),
                 io.Float.Input(
                     "alpha",
@@ -95,7 +96,7 @@ class EBCAEditContext(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="The words to add or remove, instead of conditioning. Needs clip.",
+                    tooltip="The prompt to add or remove, instead of conditioning. Needs clip.",
                 ),
             ],
             outputs=[EditType.Output(display_name="edit", tooltip="Connect to an edit input of EBCA Compose.")],

@@ -7,13 +7,22 @@ from torch import Tensor
 
 from ..ebca_core import Window
 
-#: Folders of the node menu: prompts, edits, photos, and what shows what happens.
+#: Folders of the node menu: prompts, edits, photos, and nodes that show what a run does.
 CATEGORY = "energy attention"
 PROMPT, EDIT, PHOTO, LOOK = (f"{CATEGORY}/{name}" for name in ("prompt", "edit", "photo", "look"))
 #: How far rounding may carry a number out of its range.
 ROUNDING = 1e-3
 MODEL_TOOLTIP = "A supported model (see the README)."
 CLIP_TOOLTIP = "The CLIP that encodes the prompt, from the same checkpoint as the model."
+CONCEPTS_TOOLTIP = (
+    "One concept per line, for prompts that cannot be split, such as lists of tags. 'a red balloon = 0.15' gives a "
+    "concept a strength of its own. Empty: they are found in the prompt."
+)
+#: Of nodes that look where the concepts are, and give them no strength.
+SCORED_CONCEPTS_TOOLTIP = (
+    "One concept per line, in the words of the prompt: single things, at least two. The same list as in EBCA Concepts; "
+    "strengths in it have no effect here. Empty: they are found in the prompt."
+)
 TokenWeightsType = io.Custom("EBCA_TOKEN_WEIGHTS")
 EditType = io.Custom("EBCA_EDIT")
 ScheduleType = io.Custom("EBCA_SCHEDULE")
@@ -59,8 +68,8 @@ def prompt_inputs() -> list[io.Input]:
     ]
 
 
-def concept_inputs() -> list[io.Input]:
-    """The prompt, and the concepts in it."""
+def concept_inputs(concepts: str = CONCEPTS_TOOLTIP) -> list[io.Input]:
+    """The prompt, and the concepts in it. concepts: the tooltip of their box."""
     return [
         io.String.Input(
             "prompt",
@@ -75,8 +84,7 @@ def concept_inputs() -> list[io.Input]:
             multiline=True,
             default="",
             placeholder="found in the prompt",
-            tooltip="One concept per line, for prompts that cannot be split, such as lists of tags. 'a red balloon = "
-            "0.15' gives a concept a strength of its own. Empty: they are found in the prompt.",
+            tooltip=concepts,
         ),
     ]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..comfyui_binding.model_patch import with_trace
 from ..comfyui_binding.trace import trace_file
 from ..comfyui_binding.trace.recorder import never_costs_the_image
-from ..comfyui_binding.trace.trace_record import Trace, WordMaps
+from ..comfyui_binding.trace.trace_record import Trace, TraceRecord, WordMaps
 from ..comfyui_binding.trace.word_positions import is_prompt_of, maps_of_prompt, positions_of_words
 from ..plots.canvas import message_sheet
 from ..plots.energy_plot import energy_plot
@@ -147,13 +147,7 @@ class EBCAAttentionMaps(io.ComfyNode):
         positions, prompt = positions_of_words(clip, text, words)
         record = trace.recorded() if latent is None else trace.recorded_with(latent["samples"])
         maps = maps_of_prompt(record, prompt, image.shape[0])
-        with never_costs_the_image():
-            if not is_prompt_of(record, clip, text):
-                log.warning(
-                    "EBCA Attention Maps: the positive prompt of the sampler is not the encoded text of this node, so "
-                    "the maps can belong to other words. Connect one text to both, unless nodes in between change the "
-                    "prompt."
-                )
+        warn_of_other_text("EBCA Attention Maps", record, clip, text)
         sheet = drawn(_sheets, image, maps, positions)
         return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
@@ -211,7 +205,7 @@ class EBCALoadTrace(io.ComfyNode):
             node_id="EBCALoadTrace",
             display_name="EBCA Load Trace",
             category=LOOK,
-            description="Loads a file of EBCA Save Trace, to plot it again or beside another trace.",
+            description="Loads a file of EBCA Save Trace, to plot it again or together with another trace.",
             search_aliases=["load energies", "import trace"],
             inputs=[
                 io.Combo.Input(
@@ -254,6 +248,17 @@ def _recorded(trace: Trace, latent, name: str):
             f"the output of that sampler to {name}."
         )
     return trace.recorded() if trace.is_from_file else trace.recorded_with(latent["samples"])
+
+
+def warn_of_other_text(node: str, record: TraceRecord, clip, text: str) -> None:
+    """Log that the text is not the prompt of the recorded run, where it is not."""
+    with never_costs_the_image():
+        if not is_prompt_of(record, clip, text):
+            log.warning(
+                "%s: the positive prompt of the sampler is not the encoded text of this node, so the maps can belong "
+                "to other words. Connect one text to both, unless nodes in between change the prompt.",
+                node,
+            )
 
 
 def drawn(draw: Callable[..., Tensor], *arguments: Any) -> Tensor:

@@ -31,7 +31,7 @@ def word_map_sheet(image: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
     sheet, pen = paper(columns * width + GAP, rows * height + GAP)
     for number, (word, values) in enumerate(maps.items()):
         left, top = GAP + number % columns * width, GAP + number // columns * height
-        sheet.paste(_overlaid(picture.resize(size, Image.Resampling.BICUBIC), values), (left, top))
+        sheet.paste(overlaid(picture.resize(size, Image.Resampling.BICUBIC), values), (left, top))
         middle = (left + size[0] // 2, top + size[1] + CAPTION // 2 - 4)
         pen.text(middle, word, INK, fitting_font(word, size[0], 30), anchor="mm")
     return as_tensor(sheet)
@@ -48,7 +48,7 @@ def mean_map(by_grid: Sequence[Tensor], weights: Sequence[int], tokens: Sequence
     return sum(weight * mean for weight, mean in zip(weights, resized, strict=True)) / sum(weights)
 
 
-def _overlaid(picture: Image.Image, values: Tensor) -> Image.Image:
+def overlaid(picture: Image.Image, values: Tensor) -> Image.Image:
     """The image in grey under the colours of the map, which are more opaque where the map is hotter."""
     heat = _stretched(values)
     field = Image.fromarray(heat.numpy()).resize(picture.size, Image.Resampling.BICUBIC)

@@ -57,7 +57,7 @@ class Method:
 
 
 AUTHORS = Edit((0.75, 0.65), 0.5, (6e-4, 5e-4))
-# The candidates of --tune with most edits right and, among those, the background moved least; for both inversions.
+# The candidates of --tune with most edits right and, among those, the least background change; for both inversions.
 TUNED = {0: Edit((2.2, 2.1), 0.4, (5e-4, 5e-4)), 1: Edit((2.2, 2.1), 0.3, (5e-4, 5e-4))}
 CAPTION = dict(positive="caption", negative="caption")
 
@@ -143,13 +143,13 @@ class Editor:
                 denoise=method.denoise, **settings,
             )  # fmt: skip
             return shapes.decode(latent)
-        inverted, noise = self._invert(method.fixed_point_iterations)
+        inverted = self._invert(method.fixed_point_iterations)
         if method.edit is not None:
             model = self._composed(method.edit, self._mask if method.masked else None)
         if method.noise_masked:
             latent = self._latent | {"noise_mask": self._mask}
-            return shapes.decode(shapes.sample_custom(model, noise, latent, positive, negative, **settings))
-        return shapes.decode(shapes.sample(model, inverted, positive, negative, **settings))
+            return shapes.decode(shapes.sample_custom(model, inverted[1], latent, positive, negative, **settings))
+        return shapes.decode(shapes.sample_inverted(model, inverted, self._latent, positive, negative, **settings))
 
     def _invert(self, fixed_point_iterations: int) -> tuple:
         if fixed_point_iterations not in self._inverted:
@@ -188,13 +188,13 @@ def main(arguments: Sequence[str]) -> int:
     boot(options)
     methods = [method for method in (candidates() if options.tune else METHODS) if options.method in method.name]
     count, seed = (40, TUNING_SEED) if options.tune else (200, SCORED_SEED)
-    _run(ShapesModel(), methods, cases(options.images or count, seed), options.steps, options.sheet)
+    _run(ShapesModel(options.model), methods, cases(options.images or count, seed), options.steps, options.sheet)
     return 0
 
 
 def _run(shapes: ShapesModel, methods: list[Method], cases: list[Case], steps: int, picture: Path | None) -> None:
     print(f"{len(cases)} pictures a method, {steps} steps, euler, normal\n")
-    print("| method | new there | old gone | both | both, and nothing else | background moved | U-Net | cfg |")
+    print("| method | new there | old gone | both | both, and nothing else | background change | U-Net | cfg |")
     print("|---|---|---|---|---|---|---|---|")
     editors = [Editor(shapes, cases[start : start + BATCH], steps) for start in range(0, len(cases), BATCH)]
     originals = [original for editor in editors for original in editor.originals]

@@ -1,4 +1,4 @@
-"""Inpainting counted on the shapes model: is the object that was asked for in the hole?
+"""Inpainting counted on the shapes model: is the requested object in the masked region?
 
     python run.py bench inpainting             200 pictures a method: the table of docs/inpainting.md
     python run.py bench inpainting --tune      other gammas, on other pictures
@@ -113,7 +113,7 @@ class Painter:
 
 
 def score(hole: Hole, image: np.ndarray) -> tuple[bool, bool]:
-    """Whether the object asked for is in the hole, and whether it and the other one are all that the picture shows."""
+    """Whether the requested object is in the masked region, and whether the picture shows it and the other one only."""
     reading, mask, kept = read(image), hole.mask(), hole.picture.things[1]
     shown = sorted((found.colour, found.shape) for found in reading.found)
     there = any(
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--tune", action="store_true", help="try other gammas, on other pictures")
     parser.add_argument("--images", type=int, default=200, help="pictures a method")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
-    parser.add_argument("--sheet", type=Path, help="file for a picture of the first ten holes with every method")
+    parser.add_argument("--sheet", type=Path, help="file for a picture of the first ten images with every method")
     options = parser.parse_args(arguments)
     boot(options)
     _run(options)
@@ -144,11 +144,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     chosen = holes(options.images, TUNING_SEED if options.tune else SCORED_SEED)
-    shapes = ShapesModel()
+    shapes = ShapesModel(options.model)
     starts = range(0, len(chosen), BATCH)
     painters = [Painter(shapes, chosen[start : start + BATCH], options.steps, seed=start) for start in starts]
     print(f"{len(chosen)} pictures a method, {options.steps} steps, euler, normal, cfg {CFG}\n")
-    print("| method | asked for is in the hole | and nothing else is painted | model calls a picture |")
+    print("| method | requested object in the masked region | and nothing else is painted | model calls per image |")
     print("|---|---|---|---|")
     shown = {"drawn": [draw(hole.picture) for hole in chosen]}
     for method in CANDIDATES if options.tune else METHODS:

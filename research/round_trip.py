@@ -16,6 +16,7 @@ from shapes.drawing import draw
 from shapes_model import ShapesModel, bench_parser, boot, cases
 
 SEED = 3
+SETTINGS = dict(cfg=1.0, scheduler="normal")
 VARIANTS = {
     "regularised": {},
     "regularised, one fixed-point iteration": {"fixed_point_iterations": 1},
@@ -34,20 +35,25 @@ class RoundTrip:
         self._latent = shapes.latent([draw(case.picture) for case in chosen])
         self._caption = shapes.encode([case.caption(case.old) for case in chosen])
 
-    def inverted(self, steps: int, **settings) -> dict:
-        return self._shapes.invert(self._caption, self._latent, steps, **settings)[0]
+    def inverted(self, steps: int, **settings) -> tuple:
+        return self._shapes.invert(self._caption, self._latent, steps, **settings)
 
-    def error(self, inverted: dict, steps: int, sampler: str = "euler") -> float:
+    def error(self, inverted: tuple, steps: int, sampler: str = "euler") -> float:
         """Of the latents after sampling from inverted ones."""
-        return self._distance(inverted, steps, sampler_name=sampler)
+        settings = SETTINGS | dict(steps=steps, sampler_name=sampler)
+        prompts = self._caption, self._caption
+        return self._distance(
+            self._shapes.sample_inverted(self._shapes.model, inverted, self._latent, *prompts, **settings)
+        )
 
     def error_of_last_step(self, steps: int) -> float:
         """Of the pictures themselves after the sampler's last step alone: what the model cannot draw."""
-        return self._distance(self._latent, steps, sampler_name="euler", start_at_step=steps - 1)
+        settings = SETTINGS | dict(steps=steps, sampler_name="euler", start_at_step=steps - 1)
+        return self._distance(
+            self._shapes.sample(self._shapes.model, self._latent, self._caption, self._caption, **settings)
+        )
 
-    def _distance(self, start: dict, steps: int, **settings) -> float:
-        settings = dict(steps=steps, cfg=1.0, scheduler="normal") | settings
-        sampled = self._shapes.sample(self._shapes.model, start, self._caption, self._caption, **settings)
+    def _distance(self, sampled: dict) -> float:
         return float((sampled["samples"] - self._latent["samples"]).abs().mean())
 
 
@@ -58,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--samplers", type=int, default=50, help="steps for the table of samplers; 0 leaves it out")
     options = parser.parse_args(arguments)
     boot(options)
-    trip = RoundTrip(ShapesModel(), options.images)
+    trip = RoundTrip(ShapesModel(options.model), options.images)
     alone = trip.error_of_last_step(max(options.steps))
     print(f"{options.images} pictures, euler, normal; the last step alone errs by {alone:.4f}\n")
     _print_variants(trip, options.steps)

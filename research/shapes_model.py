@@ -26,6 +26,8 @@ from shapes.world import COLOURS, SHAPES, SIDE, Picture, Thing
 
 REPO = comfy_host.REPO
 
+#: The trained models, by name.
+CHECKPOINTS = {"unet": "shapes.safetensors", "transformer": "shapes_transformer.safetensors"}
 MARGIN = 2  # pixels that belong to the object around its box: its soft edge
 
 
@@ -73,6 +75,7 @@ def bench_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--model", choices=list(CHECKPOINTS), default="unet", help="the trained model")
     return parser
 
 
@@ -89,9 +92,9 @@ def pack_module(name: str) -> ModuleType:
 
 
 class ShapesModel(Sampler):
-    """The checkpoint, and nodes of ComfyUI and of the pack, called directly."""
+    """A checkpoint of CHECKPOINTS, and nodes of ComfyUI and of the pack, called directly."""
 
-    def __init__(self, checkpoint: Path = REPO / "demo" / "shapes.safetensors"):
+    def __init__(self, name: str = "unet"):
         import nodes
 
         async def load() -> bool:
@@ -102,7 +105,7 @@ class ShapesModel(Sampler):
         if not asyncio.run(load()):
             raise RuntimeError(f"ComfyUI could not load the packs in {REPO}; its log above says why.")
         self._nodes = nodes.NODE_CLASS_MAPPINGS
-        super().__init__(checkpoint)
+        super().__init__(comfy_host.DEMO / CHECKPOINTS[name])
 
     def node(self, node_id: str, **inputs: Any) -> tuple:
         """The outputs of a node."""
@@ -140,6 +143,18 @@ class ShapesModel(Sampler):
             latent_image=latent, start_at_step=start_at_step, end_at_step=10000, return_with_leftover_noise="disable",
             **settings,
         )[0]  # fmt: skip
+
+    def sample_inverted(
+        self, model: Any, inverted: tuple, latent: dict[str, Tensor], positive: list, negative: list, **settings: Any
+    ) -> dict:
+        """The LATENT that a sampler makes of what `invert` has made of `latent`; settings as of sample_custom.
+
+        A flow-matching model starts from the NOISE, as its run from sigma 1 does not read a latent.
+        """
+        start, noise = inverted
+        if pack_module("comfyui_binding.samplers.inversion_run").inverts_to_noise(self.model):
+            return self.sample_custom(model, noise, latent, positive, negative, **settings)
+        return self.sample(model, start, positive, negative, **settings)
 
     def sample_custom(
         self, model: Any, noise: Any, latent: dict[str, Tensor], positive: list, negative: list, *, steps: int,

@@ -33,7 +33,8 @@ def test_models_of_a_workflow(bench):
     ("wan2.1_vace_14B_fp16.safetensors", True), ("Wan2_1-I2V-14B-480p.safetensors", True),
     ("anima-base-v1.0.safetensors", True), ("ltx-2.3-22b-dev-fp8.safetensors", True),
     ("acestep_v1.5_turbo.safetensors", True), ("sd_xl_base_1.0.safetensors", True),
-    ("causal_forcing-framewise.safetensors", False), ("qwen_image_fp8_e4m3fn.safetensors", False),
+    ("causal_forcing-framewise.safetensors", False), ("qwen_image_fp8_e4m3fn.safetensors", True),
+    ("flux2_dev_fp8mixed.safetensors", True), ("hunyuanvideo1.5_720p_t2v_fp16.safetensors", False),
     ("lotus-depth-d-v1-1.safetensors", False), ("something_new.safetensors", False),
 ])  # fmt: skip
 def test_verdict_on_a_file(bench, architectures, file, is_accepted):

@@ -16,6 +16,7 @@ FILES = {path.stem: path for path in sorted((WORKFLOWS.parent / "subgraphs").glo
 # Of which picture of which workflow file a blueprint is a part: its nodes have the ids that they have there.
 SOURCES = {
     "EBCA Multi-Concept": ("EBCA 01 Several things (SD 1.5)", "With EBCA"),
+    "EBCA Best of Several": ("EBCA 12 Best of four (SD 1.5)", "With EBCA"),
     "EBCA Real-Image Edit": ("EBCA 06 Photo with mask (SD 1.5)", "With EBCA"),
 }
 # The workflow file that is built around a blueprint.

@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 REPLACED = "whose forward pass another node has replaced"
 NOT_THERE = "EBCA had no effect"
-UNREAD = "does not read the prompt it is given"
+UNREAD = "ignores the prompt it is given"
 COUPLE = other_packs.attention_couple()
 TABLE = {
     # what                                          neighbour                  EBCA asks for   a part of the warning
@@ -143,3 +143,25 @@ def test_the_neighbour_is_felt(comfy, wire):
     """The other two compute what the model does, by a way of their own."""
     scene = other_packs.scene()
     assert relative_error(wire(comfy, scene).sampled(comfy), scene.sampled(comfy)) > 1e-3
+
+
+def test_edits_without_a_mask_act_where_the_masks_of_others_do_not_fit(comfy, pack, caplog):
+    def composed(*masks):
+        edits = {
+            f"edit{i}": node(comfy, "EBCAEditContext").execute(
+                conditioning=toy.conditioning(8 + i), gamma_attn=0.0, gamma_norm=0.0, start_percent=0.0, mask=mask)[0]
+            for i, mask in enumerate(masks)
+        }  # fmt: skip
+        scene = other_packs.scene()
+        model = node(comfy, "EBCACompose").execute(model=scene.model, edits=edits)[0]
+        return other_packs.merged_tokens(comfy, replace(scene, model=model))
+
+    half = torch.zeros(1, 16, 16)
+    half[..., 8:] = 1
+    caplog.clear()
+    expected = composed(None).sampled(comfy)
+    together, warnings = sampled_with_warnings(comfy, caplog, composed(None, half))
+    assert len(warnings) == 1, warnings
+    assert "merges image tokens, so their masks do not fit" in warnings[0]
+    assert torch.equal(together, expected)
+    assert not torch.equal(composed(None).sampled(comfy), composed(half).sampled(comfy))

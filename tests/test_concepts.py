@@ -24,7 +24,7 @@ SHARES = {"tuned": 0.98, "held out 1": 0.98, "held out 2": 0.93, "held out 3": 0
 AT_LEAST = {
     "several things": 80, "tags": 40, "prose": 30, "other languages": 20, "weights and markup": 25, "tricky": 25,
 }  # fmt: skip
-SOURCES = ["concepts.py", "noun_phrases.py", "concept_words.py"]
+SOURCES = ["concepts.py", "noun_phrases.py", "concept_words.py", "strengths.py"]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_concepts_stand_in_the_prompt_as_they_are(finder):
         ("a cat, a dog, a bird, a frog, a cow, a horse, a pig, a hen and a fox", "9 parts"),
         ("a cat next to a cat", "twice"),
         ("a cat without a hat", "`without`"),
-        ("oil painting, highly detailed", "names no thing"),
+        ("oil painting, highly detailed", "names no concept"),
         ("a cat and", "`and`"),
     ],
 )
@@ -108,7 +108,7 @@ def test_asks_with_the_reason_first_and_the_cure_last(finder, prompt, reason):
     with pytest.raises(finder.ConceptsNotFound, match=re.escape(reason)) as error:
         finder.find_concepts(prompt)
     assert str(error.value).startswith("The prompt ")
-    assert str(error.value).endswith("in the `concepts` box, one a line, such as `a red balloon`.")
+    assert str(error.value).endswith("in the `concepts` box, one per line, such as `a red balloon`.")
     assert isinstance(error.value, ValueError)
 
 

@@ -134,6 +134,8 @@ def test_repeated_prompt_moves_as_the_prompt_alone():
     own = torch.cat([norm_term(keys[:1]).repeat(1, 3, 1), norm_term(long[1:])])
     assert relative_error(norm_term(long, repeats), own) < 1e-12
     assert relative_error(norm_term(long), own) > 0.1  # without being told, it would not be so
+    own = torch.cat([norm_energy(keys[:1]), norm_energy(long[1:])])
+    assert relative_error(norm_energy(long, repeats), own) < 1e-12
 
 
 def test_zero_gammas_compute_nothing():

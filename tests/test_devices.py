@@ -64,11 +64,13 @@ def test_every_exception_is_needed():
 @pytest.mark.parametrize("size", [(16, 16), (64, 64), (64, 96), (48, 80), (52, 76), (33, 128), (8, 100)], ids=str)
 def test_maps_are_averaged_as_adaptive_pooling_does(pack, size):
     maps = toy.noise(2, 3, *size).sigmoid()
-    recorder = pack.comfyui_binding.trace.recorder
-    scale = min(1.0, recorder.MAP_SIDE / max(size))
-    expected = torch.nn.functional.adaptive_avg_pool2d(maps, [max(1, round(side * scale)) for side in size])
-    assert recorder._pooled(maps).shape == expected.shape
-    assert relative_error(recorder._pooled(maps), expected) < 1e-6
+    trace = pack.comfyui_binding.trace
+    for longest in (trace.recorder.MAP_SIDE, trace.object_maps.OBJECT_SIDE):
+        scale = min(1.0, longest / max(size))
+        expected = torch.nn.functional.adaptive_avg_pool2d(maps, [max(1, round(side * scale)) for side in size])
+        got = trace.map_pooling.pooled(maps, longest)
+        assert got.shape == expected.shape
+        assert relative_error(got, expected) < 1e-6
 
 
 @pytest.mark.parametrize("size", [(16, 24), (52, 76)], ids=str)

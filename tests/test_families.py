@@ -100,16 +100,17 @@ REFUSED = {
     "Stable Zero123": ("Stable_Zero123", SD1 | dict(in_channels=8), "an image and a camera position, not text"),
     "Lotus": ("LotusD", SD2 | dict(adm_in_channels=4), "always reads an empty prompt"),
     "no transformers": ("SDXL", sdxl([0] * 6, 0, [0] * 9), "no cross-attention layers"),
-    "Flux": ("Flux", dict(
-        image_model="flux", in_channels=16, patch_size=2, out_channels=16, vec_in_dim=32, context_in_dim=64,
-        hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000,
-        qkv_bias=True, guidance_embed=False, txt_ids_dims=[],
-    ), "attends to text and image in one softmax"),
-    "SD 3": ("SD3", dict(
+    "HunyuanVideo": ("HunyuanVideo", dict(
+        image_model="hunyuan_video", in_channels=16, patch_size=[1, 2, 2], out_channels=16, vec_in_dim=32,
+        context_in_dim=64, hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=1,
+        axes_dim=[4, 6, 6], theta=256, qkv_bias=True, guidance_embed=False, byt5=False, meanflow=False,
+        use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False,
+    ), "averages its text"),
+    "SD 3 with another text": ("SD3", dict(
         in_channels=16, patch_size=2, out_channels=16, depth=2, input_size=None, adm_in_channels=64,
-        pos_embed_max_size=8, pos_embed_scaling_factor=None,
+        pos_embed_max_size=8, pos_embed_scaling_factor=None, context_processor_layers=1, context_size=64,
         context_embedder_config=dict(target="torch.nn.Linear", params=dict(in_features=64, out_features=128)),
-    ), "attends to text and image in one softmax"),
+    ), "changes its text as a whole"),
     "Wan, autoregressive": (
         "WAN21_CausalAR_T2V", WAN | dict(model_type="t2v", causal_ar=True), "keeps the keys of its text"
     ),

@@ -275,3 +275,11 @@ def test_graph_that_does_not_start_from_the_noise_says_so(comfy, pack, sampler, 
     found = module.mismatches(made["ebca_inversion"].record, prompt, "invert")
     assert len(found) == is_said
     assert all("does not start from the inverted noise" in problem for problem in found)
+
+
+@each_family
+def test_caption_of_another_width_is_refused_with_both_widths(comfy, family):
+    text, extra = toy_dit.conditioning(family)[0]
+    inputs = {"model": model_of(comfy, family), "latent": picture(family), "caption": [[text[..., 1:], extra]]}
+    with pytest.raises(ValueError, match=rf"width {text.shape[-1] - 1}, but .* width {text.shape[-1]}\. Encode it"):
+        node(comfy, "EBCAInvert").execute(**inputs, steps=1)

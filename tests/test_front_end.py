@@ -122,6 +122,16 @@ def closed_afterwards(front_end):
 def content(graph: dict, look: str) -> dict:
     """What a workflow says, without what front ends keep for themselves."""
     unlike = {"size", "pos"} if look == NODES_2 else set()  # it makes nodes as large as it needs
+    groups = [(group["title"], group["color"]) for group in graph["groups"]]
+    said = {**graph, **nodes_and_links(graph, unlike), "groups": groups, "extra": {}}
+    if graph.get("definitions"):
+        subgraphs = [{**subgraph, **nodes_and_links(subgraph)} for subgraph in graph["definitions"]["subgraphs"]]
+        said["definitions"] = {**graph["definitions"], "subgraphs": subgraphs}
+    return said
+
+
+def nodes_and_links(graph: dict, unlike: frozenset[str] | set[str] = frozenset()) -> dict:
+    """The nodes of a graph or of a subgraph by their ids, without the fields `unlike`, and its links."""
     nodes = {}
     for node in graph["nodes"]:
         own = {"widgets_values_named"}  # newer front ends keep the values a second time, by their names
@@ -132,8 +142,9 @@ def content(graph: dict, look: str) -> dict:
         inputs = node.get("inputs", ())
         sockets = [{key: value for key, value in one.items() if key != "localized_name"} for one in inputs]
         nodes[node["id"]]["inputs"] = sockets
-    groups = [(group["title"], group["color"]) for group in graph["groups"]]
-    return {**graph, "nodes": nodes, "groups": groups, "extra": {}}
+    # A link is known by its id, wherever it stands: newer front ends put those of grown inputs last.
+    links = sorted(graph["links"], key=lambda link: link["id"] if isinstance(link, dict) else link[0])
+    return {"nodes": nodes, "links": links}
 
 
 def sent(prompt: Prompt) -> Prompt:

@@ -282,7 +282,7 @@ def test_conditioning_that_an_edit_cannot_honour_is_refused(comfy, name):
 
 def test_edit_of_another_width_is_refused_with_both_widths(comfy):
     edit = an_edit(comfy, toy.conditioning(2, width=48))
-    refused(lambda: compose(comfy, edit), f"width {toy.WIDTH}", "BaseModel", "width 48", "CLIP of the checkpoint")
+    refused(lambda: compose(comfy, edit), f"width {toy.WIDTH}", "SD15", "width 48", "CLIP of the checkpoint")
 
 
 def test_compose_without_edits_is_refused(comfy):
@@ -514,7 +514,7 @@ STRONG = dict(direction="remove", alpha=1.2)
 PROMPTS = {
     "another family": (dict(family="svd", update={}), f"EBCA does not apply to SVD_img2vid: .*{FAMILIES}"),
     "another family at Compose": (
-        dict(family="flux", edit={}), f"EBCA does not apply to Flux: it attends to text and image.*{FAMILIES}"
+        dict(family="hunyuan_video", edit={}), f"EBCA does not apply to HunyuanVideo: it averages.*{FAMILIES}"
     ),
     "window": (
         dict(update=dict(start_percent=0.9, end_percent=0.1)), "start_percent is 0.9 and end_percent is 0.1: the start",

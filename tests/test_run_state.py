@@ -6,6 +6,7 @@ import gc
 import itertools
 import logging
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ebca_core import Window
 from support import oracle, other_packs, toy
 from support.host import node
 from support.log_messages import messages
@@ -231,7 +233,7 @@ def test_layer_whose_text_another_node_stops_replacing_is_updated_from_then_on(c
     updated = replace(scene, model=edited(comfy))
     alone, together = wire(comfy, scene).sampled(comfy), wire(comfy, updated).sampled(comfy)
     assert relative_error(together, alone) > 1e-3
-    assert any("does not read the prompt" in message for message in messages(caplog))
+    assert any("ignores the prompt it is given" in message for message in messages(caplog))
 
 
 def test_host_does_not_wait_for_values_apart(comfy):
@@ -288,7 +290,7 @@ def test_line_says_what_helps_where_wrappers_are_thrown_away(comfy, caplog, kind
     plain, updated = scene.sampled(comfy), replace(scene, model=edited(comfy))
     assert torch.equal(wire(comfy, updated).sampled(comfy), plain)
     (message,) = messages(caplog)
-    assert "Place EBCA's nodes behind that node" in message
+    assert "Place EBCA's nodes after that node" in message
     behind = wire(comfy, scene)
     behind = replace(behind, model=node(comfy, "EBCAContextUpdate").execute(model=behind.model)[0])
     assert not torch.equal(behind.sampled(comfy), plain)
@@ -301,4 +303,36 @@ def test_line_says_what_helps_where_the_options_are_thrown_away(comfy, caplog):
     model.model_options["transformer_options"].pop("ebca")
     assert torch.equal(replace(scene, model=model).sampled(comfy), scene.sampled(comfy))
     (message,) = messages(caplog)
-    assert "Place EBCA's nodes behind that node" in message
+    assert "Place EBCA's nodes after that node" in message
+
+
+@pytest.fixture
+def shown(pack, monkeypatch):
+    """What the nodes of the graph show: {id: the last text}."""
+    texts = {}
+    monkeypatch.setattr(pack.comfyui_binding.sampling_hooks, "show_on_node", texts.__setitem__)
+    return texts
+
+
+def test_each_node_shows_what_its_own_update_did(pack, shown):
+    """Two updates move one context; the third is never on."""
+    def updated(model, node_id, gamma, *window):
+        update = pack.comfyui_binding.runtime.settings.ContextUpdate(gamma, 0.0, Window(*window), node_id=node_id)
+        return pack.comfyui_binding.model_patch.with_update(model, update)
+
+    model = updated(updated(updated(toy.model(), "1", 0.01), "2", 0.02), "3", 0.01, 0.5, 0.500001)
+    sample(model, toy.conditioning(1))
+    assert shown["1"] == shown["2"]
+    moved = re.fullmatch(r"moved the prompt by ([\d.]+)% in (\d+) layers, (\d+) calls", shown["1"])
+    assert float(moved[1]) > 0
+    assert "none of its steps lies between" in shown["3"]
+
+
+def test_a_negative_prompt_of_zeros_has_no_share_in_what_the_node_shows(pack, shown):
+    """With little memory ComfyUI calls the model for each prompt alone."""
+    update = pack.comfyui_binding.runtime.settings.ContextUpdate(0.01, 0.0, Window(), node_id="1")
+    model = pack.comfyui_binding.model_patch.with_update(toy.model(seed=21), update)
+    model.model.memory_required = lambda shape, *args, **kwargs: 1e30 if shape[0] > 1 else 1.0
+    zeros = [[torch.zeros_like(toy.conditioning(2)[0][0]), {}]]
+    sample(model, toy.conditioning(1), zeros)
+    assert 0 < float(re.search(r"by ([\d.]+)%", shown["1"])[1]) < 100

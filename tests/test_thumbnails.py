@@ -48,7 +48,7 @@ def assert_alike(picture: Image.Image, other: Image.Image) -> None:
 def test_documents_show_what_the_files_show(object_info):
     twins = {name: name for name in CARDS} | {name: twin for name, (twin, _) in RUNS.items()}
     titles = {name: [*pictures(twin_of(twin, object_info)), PHOTO, MASK, SCHEDULE] for name, twin in twins.items()}
-    charts = ("Energies", "Words", "Sweep")
+    charts = ("Energies", "Words", "Sweep", "Ranking")
     made = {
         name: {title: Image.new("RGB", (1000, 1000) if title in charts else (64, 64)) for title in titles[name]}
         for name in titles

@@ -461,7 +461,7 @@ def test_text_that_a_pack_puts_in_place_of_the_prompt_has_no_weights(comfy, laid
         scene = other_packs.swapped_texts(tokens)(comfy, other_packs.scene(fresh=True))
         rows = laid(clip, LION, "cat = 2.5", conditioning(comfy, clip, LION), scene.model)
         assert torch.all(rows == 1)
-        assert any("another text than the prompt" in message for message in messages(caplog))
+        assert any("a different text from the prompt" in message for message in messages(caplog))
         caplog.clear()
 
 

@@ -331,7 +331,9 @@ def test_update_is_the_gradient_through_the_model_s_own_keys(comfy, denoiser_cal
             layers[name].step(read, layers[name].module.forward, toy.FAMILIES[family].not_words)
             for name, read, _ in seen
         ]
-    assert {name for name, _, _ in seen} == set(toy.FAMILIES[family].layers[:-1])
+    names = toy.FAMILIES[family].layers
+    last = {name[0]: name for name in names}.values()  # of each text, which no layer reads after it
+    assert {name for name, _, _ in seen} == set(names) - set(last)
     for (_, _, change), by_hand in zip(seen, expected, strict=True):
         assert by_hand.dtype == change.dtype == torch.float64
         assert by_hand.abs().max() > 0
@@ -418,12 +420,15 @@ def test_each_image_of_a_batch_is_as_it_is_alone(comfy, family):
 
 
 @pytest.mark.parametrize("family", ["stable_audio3"], indirect=True)
-def test_update_is_refused_where_layers_subtract_attentions(comfy, family):
+def test_update_is_refused_where_layers_subtract_attentions(comfy, caplog, family):
     model, prompt = toy.model(family), toy.conditioning(family, 1)
     with pytest.raises(ValueError, match=r"cannot update the context of StableAudio3: .*Set gamma_attn and"):
         updated(comfy, model)
-    with pytest.raises(ValueError, match="Set gamma_attn and gamma_norm of EBCA Edit Context to 0"):
-        composed(comfy, model, edit(comfy, prompt, 0.75, 0.01))
+    with caplog.at_level("INFO", "ebca"):
+        got = composed(comfy, model, edit(comfy, prompt, 0.75, 0.01))
+    assert "gamma_attn and gamma_norm of the edits have no effect on StableAudio3" in caplog.text
+    without = composed(comfy, model, edit(comfy, prompt, 0.75))
+    assert torch.equal(*(toy.sample(one, family, prompt) for one in (got, without)))
 
 
 @pytest.mark.parametrize("family", ["ltxav"], indirect=True)
@@ -432,6 +437,16 @@ def test_blocks_that_no_layer_reads_after_are_refused(comfy, family):
     with pytest.raises(ValueError, match="only the model's last layer is chosen"):
         updated(comfy, model, blocks="b2")
     updated(comfy, model, blocks="b1")
+
+
+@pytest.mark.parametrize("family", ["ltxav"], indirect=True)
+def test_the_last_layer_of_each_text_takes_no_step(comfy, family):
+    model, trace = node(comfy, "EBCATrace").execute(model=updated(comfy, toy.model(family)), attention_maps=False)
+    toy.sample(model, family, toy.conditioning(family, 1), steps=1)
+    record = trace.record
+    sizes = record.values[3, 0, :, record.roles.index("positive")]
+    assert {name for name, size in zip(record.layers, sizes, strict=True) if size.isnan()} == {"a2.0", "b2.0"}
+    assert all(size > 0 for size in sizes[~sizes.isnan()])
 
 
 @pytest.mark.parametrize("family", ["ltxav"], indirect=True)

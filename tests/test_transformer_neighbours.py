@@ -239,4 +239,4 @@ def test_edit_of_another_width_is_refused(comfy, pack, family):
 
 def test_model_without_text_cross_attention_is_refused(comfy, pack):
     for case in (Ebca([update("wan")]), Ebca(edits=ebca("wan").edits)):
-        refused(lambda case=case: case.on(comfy, pack, toy.model("flux")), "Flux")
+        refused(lambda case=case: case.on(comfy, pack, toy.model("hunyuan_video")), "HunyuanVideo")

@@ -40,7 +40,7 @@ PAPER = "several concepts, as in the paper"
 # One file for each of the checkpoints that the files load.
 ONE_OF_EACH_KIND = (file("01"), file("02"), INPAINTING)
 # What files show besides their samplers' pictures.
-CHARTS = {"Energies", "Words", "Sweep"}
+CHARTS = {"Energies", "Words", "Sweep", "Ranking"}
 every_file = pytest.mark.parametrize("name", FILES)
 INVERTING = (PHOTO_EDIT, PHOTO_WITH_MASK)
 files_with_an_inversion = pytest.mark.parametrize("name", INVERTING)
@@ -54,6 +54,9 @@ EDITED = {
     file("02"): (
         "a yellow star, a yellow star, a purple square and a blue circle",
         "a yellow star, a purple square and a blue circle",
+    ),
+    file("12"): (
+        "a red circle, a yellow triangle and a yellow triangle", "a red circle, a green square and a yellow triangle"
     ),
     ADD_AND_REMOVE: ("a red square", "a blue circle"),
     "a thing and a style": (
@@ -208,7 +211,12 @@ def test_its_links_are_whole(name):
     for link, source, output, target, socket, _ in file["links"]:
         assert link in nodes[source]["outputs"][output]["links"]
         assert nodes[target]["inputs"][socket]["link"] == link
-    assert len(file["links"]) == len({link for link, *_ in file["links"]})
+    # Newer front ends number all links of a file together, and give those of a subgraph that are not unique other ids.
+    subgraphs = file.get("definitions", {}).get("subgraphs", [])
+    numbers = [link for link, *_ in file["links"]] + [link["id"] for graph in subgraphs for link in graph["links"]]
+    assert len(numbers) == len(set(numbers))
+    assert file["last_link_id"] == max(numbers)
+    assert all(subgraph["state"]["lastLinkId"] == max(numbers) for subgraph in subgraphs)
 
 
 @every_file

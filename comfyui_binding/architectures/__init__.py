@@ -1,1 +1,1 @@
-"""All that is known about a model: which layers read text, how to reach them, and the way back from a key."""
+"""All that is known about a model: which layers read text, how to reach them, and the gradient from keys to text."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import comfy.ldm.modules.attention as host
@@ -16,6 +17,18 @@ def exchanged_attention() -> Callable[..., torch.Tensor]:
     """
     registered = getattr(host, "get_attention_function", None)
     return host.optimized_attention if registered is None else registered("pytorch", host.optimized_attention)
+
+
+def attention_without_ebca(
+    function: Callable[..., torch.Tensor], other: Callable | None, kwargs: Mapping[str, Any]
+) -> Callable[..., torch.Tensor]:
+    """The attention of a call that an override of EBCA's stands in for.
+
+    function: ComfyUI's; other: another pack's override; kwargs: of the call, in which a module may ask for another.
+    """
+    if other is not None:
+        return partial(other, function)
+    return getattr(kwargs.get("preferred_attention"), "function", None) or function
 
 
 def preferred_attention(module: torch.nn.Module) -> dict[str, Any]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from torch.nn import Module
 
-_JOINT = "it attends to text and image in one softmax, where there is no cross-attention to text"
+_JOINT = "it attends to text and image in one softmax, in an order that EBCA does not know"
 _IMAGES = "it attends to an image, not to text"
-_NO_IMAGES = "it makes no pictures"
+_NO_IMAGES = "it is not an image generator"
 
 #: Modules of comfy.ldm, all of whose networks share a reason.
 REASONS = {
     "wan.ar_model": "it keeps the keys of its text from one block of frames to the next, so no layer reads an update",
     "qwen_image21.model": "it attends to text and image in one softmax, and keeps the text's keys from step to step",
+    "hunyuan_video.model": "it averages its text before it attends to text and image in one softmax",
+    "ernie.model": "it attends to text and image in one softmax that other nodes cannot reach",
     "hunyuan3d.model": _IMAGES,
     "hunyuan3dv2_1.hunyuandit": _IMAGES,
     "triposplat.model": _IMAGES,
@@ -20,11 +22,11 @@ REASONS = {
     "depth_anything_3.model": _NO_IMAGES,
     **dict.fromkeys(
         (
-            "aura.mmdit", "boogu.model", "cascade.stage_b", "cascade.stage_c", "chroma.model", "chroma_radiance.model",
-            "cogvideo.model", "ernie.model", "flux.model", "genmo.joint_model.asymm_models_joint", "hidream.model",
-            "hidream_o1.model", "hunyuan_video.model", "ideogram4.model", "joyimage.model", "krea2.model", "lens.model",
-            "lumina.model", "mage_flow.model", "minimax.model", "modules.diffusionmodules.mmdit", "omnigen.omnigen2",
-            "pixeldit.model", "pixeldit.pid", "qwen_image.model", "seedvr.model",
+            "aura.mmdit", "boogu.model", "cascade.stage_b", "cascade.stage_c", "chroma_radiance.model",
+            "cogvideo.model", "genmo.joint_model.asymm_models_joint", "hidream.model",
+            "hidream_o1.model", "ideogram4.model", "joyimage.model", "lens.model",
+            "minimax.model", "omnigen.omnigen2",
+            "pixeldit.model", "pixeldit.pid", "seedvr.model",
         ),
         _JOINT,
     ),

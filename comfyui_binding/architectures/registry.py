@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor
 
 from ..runtime.protocols import Architecture
 from ..runtime.torch_compile import uncompiled
+from . import joint_families, transformer_families
+from .joint_attention import JointTransformer
 from .refused_networks import refusal
 from .transformer import Transformer
-from .transformer_families import FAMILIES
 from .unet import UNet
 
 if TYPE_CHECKING:
@@ -20,27 +22,34 @@ if TYPE_CHECKING:
 #: The one list of supported models in messages.
 SUPPORTED = (
     "EBCA works with models that read text through cross-attention: SD 1.x, SD 2.x, SDXL (base and refiner), SSD-1B, "
-    "Segmind Vega, KOALA, Wan 2.1 and 2.2, Anima, Cosmos 1, Cosmos-Predict2, LTX-Video, LTX-2, PixArt, Kandinsky 5, "
-    "HunyuanDiT, Stable Audio, ACE-Step, and their variants for inpainting, for editing and for videos from images."
+    "Segmind Vega, KOALA, Wan, Anima, Cosmos, LTX-Video, LTX-2, PixArt, Kandinsky 5, HunyuanDiT, Stable Audio, "
+    "ACE-Step; EBCA Compose and EBCA Concepts also with Qwen-Image, Flux 1 and 2, Chroma, LongCat, Ovis, Mage-Flow, "
+    "Krea 2, Z-Image, Lumina 2, SD 3 and 3.5."
 )
 
 UNET = UNet()
-TRANSFORMERS = [Transformer(family) for family in FAMILIES]
+TRANSFORMERS = [
+    *map(Transformer, transformer_families.FAMILIES),
+    *map(JointTransformer, joint_families.FAMILIES),
+]
 
 
 def architecture_of(model: ModelPatcher) -> Architecture:
     """The architecture of a MODEL. Raises ValueError, naming the model's class, if EBCA cannot act on it."""
     name, network = type(model.model).__name__, network_of(model)
-    if isinstance(network, UNetModel):
-        architecture = UNET
-    else:
-        architecture = next((one for one in TRANSFORMERS if one.family.matches(network)), None)
+    architecture = _architecture_of(network)
     reason = refusal(network) if architecture is None else architecture.why_unsupported(network, name)
     if architecture is None and reason is None:
         raise ValueError(f"{name} has no cross-attention to text that EBCA can reach. {SUPPORTED}")
     if reason is not None:
         raise ValueError(f"EBCA does not apply to {name}: {reason}. {SUPPORTED}")
     return architecture
+
+
+def _architecture_of(network: torch.nn.Module) -> UNet | Transformer | None:
+    if isinstance(network, UNetModel):
+        return UNET
+    return next((one for one in TRANSFORMERS if one.family.matches(network)), None)
 
 
 def network_of(model: ModelPatcher) -> torch.nn.Module:
@@ -53,6 +62,19 @@ def layer_names(model: ModelPatcher) -> tuple[str, ...]:
     return architecture_of(model).layer_names(network_of(model))
 
 
-def context_width(model: ModelPatcher) -> int:
-    """Width c of the text context that a supported MODEL reads."""
-    return architecture_of(model).context_width(network_of(model), model.model.model_config)
+def context_width(model: ModelPatcher) -> int | None:
+    """Width c of the text context that a MODEL reads; None where it is not known."""
+    network = network_of(model)
+    architecture = _architecture_of(network)
+    return None if architecture is None else architecture.context_width(network, model.model.model_config)
+
+
+def check_text_width(model: ModelPatcher, text: Tensor, what: str) -> None:
+    """Raises ValueError where a text [b, t, c] has another width than a MODEL is known to read."""
+    width = context_width(model)
+    if width is not None and text.shape[-1] != width:
+        name = type(model.model.model_config).__name__
+        raise ValueError(
+            f"{what} is encoded with width {text.shape[-1]}, but {name} reads text of width {width}. Encode it with "
+            "the CLIP of the checkpoint that the model comes from."
+        )

@@ -8,16 +8,14 @@ look like (transformer_families.py).
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
 import comfy.ldm.modules.attention as host
-import comfy.sampler_helpers
-import comfy.samplers
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from einops import rearrange
@@ -31,9 +29,11 @@ from ..runtime.sampling_run import Run
 from ..runtime.settings import KEY, Edit
 from ..runtime.text_attention import EncodedText, hidden_tokens
 from ..runtime.torch_compile import uncompiled
-from .host_attention import exchanged_attention, preferred_attention
+from .edit_conds import conds_of
+from .host_attention import attention_without_ebca, exchanged_attention, preferred_attention
 from .key_norms import through_norm
 from .key_projection import is_unpatched, project_to_context, together
+from .module_hooks import in_this_thread
 
 #: Positions among the arguments of BaseModel.apply_model.
 CONTEXT, TRANSFORMER_OPTIONS = 3, 5
@@ -79,6 +79,12 @@ class Grid:
 
     size: tuple[int, ...]
     before: int = 0
+
+    @classmethod
+    def of_patches(cls, sides: Sequence[int], patch_size: Sequence[int], before: int = 0) -> Grid:
+        """The patches of an input whose last dimensions, `sides`, are rounded up."""
+        sides = sides[-len(patch_size) :]
+        return cls(tuple(math.ceil(side / patch) for side, patch in zip(sides, patch_size, strict=True)), before)
 
 
 @dataclass(frozen=True)
@@ -162,8 +168,11 @@ class Transformer:
     def why_no_update(self, network: Module) -> str | None:
         return self.family.why_no_update(network)
 
+    def why_no_trace(self, network: Module) -> str | None:
+        return None
+
     def unread_layers(self, network: Module) -> frozenset[str]:
-        return frozenset({self.family.stream(name): name for name in self.layer_names(network)}.values())
+        return unread_layers(self.family, self.layer_names(network))
 
     @contextmanager
     def intercept(self, call: DenoiserCall, model: Module, args: Sequence[Any], kwargs: Mapping[str, Any]):
@@ -202,14 +211,8 @@ class Transformer:
         Everything else is that of a row of the call, the pooled text included.
         """
         x, timestep, concat, *_ = args
-        batch, images = x.shape[0], edit.conditioning[0][0].shape[0]
-        conds = {"edit": comfy.sampler_helpers.convert_cond(edit.conditioning)}
-        (cond,) = comfy.samplers.process_conds(model, x, conds, x.device)["edit"]
-        own = {
-            name: _copied(one.process_cond(batch_size=images, area=None).cond, x.device)
-            for name, one in cond["model_conds"].items()
-            if name not in ("c_concat", *POOLED_TEXTS)
-        }
+        batch, images = x.shape[0], edit.context.shape[0]
+        own = {name: value for name, value in conds_of(model, edit, x).items() if name not in POOLED_TEXTS}
         context = own.pop("c_crossattn")
         of_row = partial(_copies_of_row, batch=batch, row=row, count=images)
         others = {name: of_row(value) for name, value in kwargs.items()}
@@ -227,7 +230,7 @@ class Transformer:
             if _is_picture(family, module_args, grid):
                 raise _TextRead(_texts_of(family, module, module_args, module_kwargs, images, kwargs, context))
 
-        handle = reader.register_forward_pre_hook(_in_this_thread(note), with_kwargs=True)
+        handle = reader.register_forward_pre_hook(in_this_thread(note), with_kwargs=True)
         try:
             model.apply_model(x, timestep, concat, context, None, options, **kwargs)
         except _TextRead as read:
@@ -235,6 +238,11 @@ class Transformer:
         finally:
             handle.remove()
         raise RuntimeError(f"EBCA: the network did not reach its layer {name}. Please report the model.")
+
+
+def unread_layers(family: Family, names: Iterable[str]) -> frozenset[str]:
+    """The last layer of each stream, of all layers in the order of a call."""
+    return frozenset({family.stream(name): name for name in names}.values())
 
 
 class _TextRead(Exception):
@@ -281,7 +289,6 @@ class TransformerAttention:
     modulation: tuple[Tensor, Tensor] | None
     rotate: Callable[[Tensor, bool], Tensor] | None
     values_follow: Tensor | None = None
-    refused_edits: bool = False
 
     @property
     def normalises_keys(self) -> bool:
@@ -413,20 +420,6 @@ def _words(context: Tensor, mask: Tensor | None, not_words: slice | Tensor | Non
     return words
 
 
-def _in_this_thread(hook: Callable) -> Callable:
-    """A hook that acts in this thread alone: threads may share a network.
-
-    In another thread it may even get fewer arguments than it was registered for, because PyTorch registers and removes
-    a hook in several steps.
-    """
-    thread = threading.get_ident()
-
-    def guarded(*given):
-        return hook(*given) if threading.get_ident() == thread else None
-
-    return guarded
-
-
 class _CallHooks:
     """The hooks of one call."""
 
@@ -438,6 +431,7 @@ class _CallHooks:
         self._call = call
         self._network = network
         self._layers = dict(family.layers(network))
+        self._unread = unread_layers(family, self._layers)
         self._options = args[TRANSFORMER_OPTIONS]
         self._batch = args[0].shape[0]
         self._given_context = args[CONTEXT]
@@ -447,6 +441,8 @@ class _CallHooks:
         self._first: str | None = None
         #: The keyword arguments of the block that runs (Blocks).
         self._block_kwargs: Mapping[str, Any] = {}
+        #: The module that runs.
+        self._visit: _Visit | None = None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -457,9 +453,9 @@ class _CallHooks:
                     continue
                 if self._family.blocks is not None:
                     block = self._family.blocks.around(self._network, name)
-                    note = _in_this_thread(self._note_block)
+                    note = in_this_thread(self._note_block)
                     stack.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
-                enter = _in_this_thread(partial(self._enter, name))
+                enter = in_this_thread(partial(self._enter, name))
                 stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 self._hook_parts(name, self._family.parts(module), stack)
             yield
@@ -470,10 +466,10 @@ class _CallHooks:
 
     def _hook_parts(self, name: str, parts: Parts, stack: ExitStack) -> None:
         if parts.k_norm is not None and not parts.heads_first:
-            stack.callback(parts.k_norm.register_forward_pre_hook(_in_this_thread(self._note_z)).remove)
+            stack.callback(parts.k_norm.register_forward_pre_hook(in_this_thread(self._note_z)).remove)
         if parts.out is not None:
-            stack.callback(parts.q.register_forward_hook(_in_this_thread(self._note_q)).remove)
-            replace = _in_this_thread(partial(self._replace_output, name))
+            stack.callback(parts.q.register_forward_hook(in_this_thread(self._note_q)).remove)
+            replace = in_this_thread(partial(self._replace_output, name))
             stack.callback(parts.out.register_forward_pre_hook(replace).remove)
 
     # --- a module ---
@@ -502,7 +498,7 @@ class _CallHooks:
                 call.finish()  # the network runs again in the same call
             self._first = name
             rows = call.run.layout.rows(self._options, self._batch, call.latent_size)
-            call.begin(list(self._layers), rows, text, stream, self._given_context)
+            call.begin(list(self._layers), self._unread, rows, text, stream, self._given_context)
         moved = call.context(name, text, stream)
         parts = family.parts(module)
         mask = _text_mask(kwargs)
@@ -527,14 +523,13 @@ class _CallHooks:
 
     def _note_z(self, norm: Module, args: tuple) -> None:
         """Pre-hook of a key norm: the keys before it."""
-        visit = getattr(self, "_visit", None)
+        visit = self._visit
         if visit is not None and visit.parts.k_norm is norm and not visit.is_done:
             visit.z = args[0]
 
     def _override(self, name: str, visit: _Visit, other: Callable | None, function: Callable, *args, **kwargs):
         """Attention override of a module: its attention, with EBCA's part."""
-        chosen = getattr((visit.preferred | kwargs).get("preferred_attention"), "function", None)
-        own = chosen or function if other is None else partial(other, function)
+        own = attention_without_ebca(function, other, visit.preferred | kwargs)
         out = own(*args, **kwargs)
         call, visit.calls = visit.calls, visit.calls + 1
         if visit.is_done or call != visit.attention_call:
@@ -558,13 +553,13 @@ class _CallHooks:
     # --- a module that gets no options ---
 
     def _note_q(self, module: Module, args: tuple, out: Tensor) -> None:
-        visit = getattr(self, "_visit", None)
+        visit = self._visit
         if visit is not None and visit.parts.q is module and not visit.is_done:
             visit.q = out
 
     def _replace_output(self, name: str, module: Module, args: tuple):
         """Pre-hook of the output projection: the attention's output [b, n, (h d)], with EBCA's part."""
-        visit = getattr(self, "_visit", None)
+        visit = self._visit
         if visit is None or visit.is_done or visit.parts.out is not module:
             return None
         visit.is_done = True
@@ -674,11 +669,6 @@ def _packed(family: Family, text: Tensor) -> Tensor:
 def _flat(tensor: Tensor, has_heads: bool) -> Tensor:
     """[b, h, n, d] or [b, n, (h d)] -> [b, n, (h d)]."""
     return tensor.transpose(1, 2).flatten(2) if has_heads else tensor
-
-
-def _copied(value: Any, device: torch.device) -> Any:
-    """A tensor's copy: some networks write into their inputs."""
-    return value.to(device, copy=True) if torch.is_tensor(value) else value
 
 
 def _copies_of_row(value: Any, batch: int, row: int, count: int) -> Any:

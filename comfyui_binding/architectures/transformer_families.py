@@ -1,4 +1,5 @@
-"""The transformers that read text by cross-attention, one entry a family. To support another, add an entry.
+"""The transformers that read text by cross-attention, one entry a family. To support another, add an entry, and
+its name to SUPPORTED in registry.py.
 
 A family is one class of network, not its subclasses: a subclass that reads its text in another way would be updated
 wrongly, and nobody would notice. It is named, not imported: a ComfyUI need not have all of them.
@@ -17,6 +18,8 @@ from torch.nn import Module
 
 from .transformer import Blocks, Family, Grid, Parts
 
+_patches = Grid.of_patches
+
 
 def _in_blocks(attribute: str, blocks: str = "blocks", letter: str = "b"):
     """Layers b0.0, b1.0, ...: one module in each block."""
@@ -25,12 +28,6 @@ def _in_blocks(attribute: str, blocks: str = "blocks", letter: str = "b"):
         return {f"{letter}{index}.0": getattr(block, attribute) for index, block in enumerate(getattr(network, blocks))}
 
     return layers
-
-
-def _patches(sides: Sequence[int], patch_size: Sequence[int], before: int = 0) -> Grid:
-    """The patches of an input whose last dimensions, `sides`, are rounded up."""
-    sides = sides[-len(patch_size) :]
-    return Grid(tuple(math.ceil(side / patch) for side, patch in zip(sides, patch_size, strict=True)), before)
 
 
 # --- Wan ---

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..runtime import notices
 from ..runtime.denoiser_call import DenoiserCall
+from ..runtime.notices import Notices
 from ..runtime.settings import CALL_KEY
 from ..runtime.text_attention import EncodedText
 from ..shared_on_deepcopy import SharedOnDeepcopy
@@ -86,6 +87,9 @@ class UNet:
         """Why contexts cannot be updated in a supported U-Net; None where they can."""
         return None
 
+    def why_no_trace(self, network: UNetModel) -> str | None:
+        return None
+
     def unread_layers(self, network: UNetModel) -> frozenset[str]:
         """The layers whose update no other layer reads."""
         return frozenset(self.layer_names(network)[-1:])
@@ -140,7 +144,8 @@ def unet_forward(executor: WrapperExecutor, *args, **kwargs):
         return executor(*args, **kwargs)
     run.cache.prefetch(context)
     patches = Attn2Patches(call, unet)
-    call.begin(patches.names, run.layout.rows(options, x.shape[0], call.latent_size), context)
+    names = patches.names
+    call.begin(names, names[-1:], run.layout.rows(options, x.shape[0], call.latent_size), context)
     with replaced_entries(options, patches.entries(options)):
         out = executor(*args, **kwargs)
     call.finish()
@@ -189,7 +194,7 @@ class UNetAttention:
     #: Keyword arguments of ComfyUI's attention functions that belong to the layer.
     attn_precision: torch.dtype | None
     preferred: Mapping[str, Any]
-    refused_edits: bool = False
+    notices: Notices
     stream: str = ""
     text_mask: Tensor | None = None
     words: Tensor | None = None
@@ -232,7 +237,7 @@ class UNetAttention:
         except Exception:  # a pack may know no text but the prompt's, of its length
             out = None
         if out is None or out.shape != q.shape:
-            self.refused_edits = True
+            self.notices.warn_once(notices.EDITS_PLAIN)
             return None
         return out
 
@@ -356,6 +361,7 @@ class Attn2Patches(SharedOnDeepcopy):
             self._exchanged,
             extra_options.get("attn_precision", module.attn_precision),
             preferred,
+            self._call.run.notices,
         )
         if not is_asked:
             self._call.run.notices.bypassed(notices.BLOCK_REPLACED)
@@ -375,7 +381,7 @@ class Attn2Patches(SharedOnDeepcopy):
         """What another pack's attention returns for other keys and values; None if it is known to read them.
 
         If it returns the same, whatever EBCA does to the text would be lost in the layer. It is asked once a run and
-        layer, and again in each call as long as the answer is no. The host waits for the answer.
+        layer, and again in each call while the result is the same. The host waits for the answer.
         """
         if self._answers(layer).get("reads keys") == layer.others:
             return None
@@ -395,7 +401,7 @@ class Attn2Patches(SharedOnDeepcopy):
 
 
 def grid_of(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int] | None:
-    """Rows and columns of a layer's image tokens, where nobody says so: the latent's, halved as often as it takes."""
+    """Rows and columns of a layer's image tokens, where they are not given: the latent's, halved until it fits."""
     rows, columns = latent_size
     while rows * columns > tokens and (rows, columns) != (1, 1):
         rows, columns = (rows + 1) // 2, (columns + 1) // 2

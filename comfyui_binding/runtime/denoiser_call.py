@@ -9,7 +9,7 @@ between layers stays in force.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from .carried_contexts import CallKey
 from .sampling_run import Run
 from .settings import ContextUpdate, Edit
 from .tensor_cache import rows_of_images
-from .text_attention import EncodedText, TextAttention
+from .text_attention import EncodedText, ImageTokens, TextAttention
 
 #: By how much of its norm a text must change to count as another one.
 ANOTHER_TEXT = 0.25
@@ -50,6 +50,8 @@ class RowUpdate:
     knows_prompts: bool = False
     #: Whether it must be known which rows belong to which prompt and image.
     needs_rows: bool = False
+    #: The node of the graph that asks for the update.
+    node_id: str | None = None
 
 
 @dataclass(eq=False)
@@ -110,6 +112,13 @@ class ContextTrack:
         return True
 
 
+class EditsRefused(Exception):
+    """Ends a call of the model in which edits cannot be mixed in; it is made again without EBCA, as is every later one.
+
+    The message is for the log.
+    """
+
+
 class DenoiserCall(SharedOnDeepcopy):
     """One call of the model with EBCA on; `begin` to `finish` is one pass of its network.
 
@@ -124,9 +133,11 @@ class DenoiserCall(SharedOnDeepcopy):
         self.sigma = sigma
         self.latent_size = latent_size
         self._sigma_on_device = sigma_on_device
-        self._updates = run.timeline.updates(sigma)
+        #: The context updates that are on.
+        self.updates = run.timeline.updates(sigma)
         self._weights = run.timeline.weights(sigma)
         self._gammas = run.timeline.gammas(sigma)
+        self.has_edit_masks = any(edit.mask is not None for edit in self._weights)
         self._carried_on: dict[CallKey, Tensor] = {}
         #: The edits' texts beside a positive prompt as the layers read them, by stream, where that is not their encoded
         #: context.
@@ -134,7 +145,7 @@ class DenoiserCall(SharedOnDeepcopy):
 
     @property
     def is_active(self) -> bool:
-        return bool(self._updates or self._weights or self._gammas)
+        return bool(self.updates or self._weights or self._gammas)
 
     @property
     def edits(self) -> list[Edit]:
@@ -150,15 +161,22 @@ class DenoiserCall(SharedOnDeepcopy):
     # --- one pass of the network ---
 
     def begin(
-        self, layers: Sequence[str], rows: CallRows, context: Tensor, stream: str = "", given: Tensor | None = None
+        self,
+        layers: Sequence[str],
+        unread: Collection[str],
+        rows: CallRows,
+        context: Tensor,
+        stream: str = "",
+        given: Tensor | None = None,
     ) -> None:
         """Plan a pass. layers: their names, in the order of the pass; context [b, t, c]: what the first of them reads.
 
-        stream: which of the network's texts the context is; given: what the network was given, if it is another text.
+        unread: the layers whose update no other layer reads. stream: which of the network's texts the context is;
+        given: what the network was given, if it is another text.
         """
         self.chunks = chunks = rows.chunks
         self._why_rows_unknown = notices.REGIONS if chunks else rows.reason
-        self._first, self._last = layers[0], layers[-1]
+        self._first, self._unread = layers[0], unread
         self._network_context = context
         self._given = context if given is None else given
         self._contexts = {stream: context}
@@ -171,7 +189,6 @@ class DenoiserCall(SharedOnDeepcopy):
         self._prompts = self._prompt_track()
         self._composes = bool(self._weights or self._gammas)
         self._edits = self._edit_tracks() if self._composes else []
-        self._has_edit_masks = any(edit.mask is not None for edit in self._weights)
         self._recorder = None
         if self.run.recorder is not None:
             self._instrument(self._start_recording, layers)
@@ -180,6 +197,7 @@ class DenoiserCall(SharedOnDeepcopy):
     def restart(self) -> None:
         """The network starts again from its first layer."""
         self._updated_layers = 0
+        self._acted: set[str | None] = set()
         for track in (self._prompts, *self._edits):
             track.begin()
         if self._recorder is not None:
@@ -204,7 +222,7 @@ class DenoiserCall(SharedOnDeepcopy):
         own_rows = bool(self.chunks) and layer.q.shape[0] == layer.k.shape[0] == self._network_context.shape[0]
         if self._composes:
             out = self._compose(layer, out, own_rows)
-        change = self._update_prompts(layer, own_rows) if layer.name != self._last else None  # read by no layer
+        change = None if layer.name in self._unread else self._update_prompts(layer, own_rows)
         if self._recorder is not None:
             self._instrument(self._record_prompts, layer, change, own_rows)
         return out
@@ -221,7 +239,8 @@ class DenoiserCall(SharedOnDeepcopy):
             (self._contexts[stream], changes.get(self._contexts[stream].shape))
             for stream, changes in self._prompts.changes.items()
         ]
-        self.run.note_update([(text, change) for text, change in moved if change is not None], self._updated_layers)
+        moved = [(text, change) for text, change in moved if change is not None]
+        self.run.note_update(moved, self._updated_layers, self._acted)
         if self._recorder is not None:
             self._instrument(self.run.recorder.add, self._recorder, self._sigma_on_device)
 
@@ -229,12 +248,12 @@ class DenoiserCall(SharedOnDeepcopy):
 
     def _prompt_track(self) -> ContextTrack:
         """One track for all rows: every layer's steps start from the same context and are summed."""
-        scale = max((max(update.gamma_attn, update.gamma_norm) for update in self._updates), default=1.0)
+        scale = max((max(update.gamma_attn, update.gamma_norm) for update in self.updates), default=1.0)
         everything = [(slice(0, self._network_context.shape[0]), self.chunks)]
         positive = [(chunk.rows, [chunk]) for chunk in self.chunks if chunk.entry.positive]
         updates = [
             self._row_update(update, scale, rows, chunks)
-            for update in self._updates
+            for update in self.updates
             for rows, chunks in (positive if update.positive_only and self.chunks else everything)
         ]
         return ContextTrack(updates, scale)
@@ -257,6 +276,7 @@ class DenoiserCall(SharedOnDeepcopy):
             weights or None,
             knows_prompts,
             update.positive_only or update.token_weights is not None or update.mask is not None,
+            update.node_id,
         )
 
     def _update_prompts(self, layer: TextAttention, own_rows: bool) -> Tensor | None:
@@ -286,6 +306,7 @@ class DenoiserCall(SharedOnDeepcopy):
                 None if repeats is None else repeats[rows],
                 update.energy,
             )
+            self._acted.add(update.node_id)
             if total is None and step.shape == layer.k.shape:
                 total = step
             else:
@@ -435,10 +456,11 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.layers_without_edits.discard(layer.name)
         elif layer.name in self.run.layers_without_edits:  # then the copies of the negative prompt rest too
             return out
-        if self._has_edit_masks and not _is_on_grid(layer):
-            self.run.notices.warn_once(notices.EDITS_MERGED if layer.grid != () else notices.MASKS_WITHOUT_PICTURE)
-            return out
-        tracks = [track for track in self._edits if self._acts(track, layer)]
+        masks_fit = not self.has_edit_masks or self.masks_fit(layer)
+        tracks = [
+            track for track in self._edits
+            if (masks_fit or not self._needs_masks(track)) and self._acts(track, layer)
+        ]
         _make_keys_and_values(layer, tracks)
         if layer.has_attention_override:
             out = out.clone()  # the pack that computed it may keep it
@@ -447,11 +469,10 @@ class DenoiserCall(SharedOnDeepcopy):
             for track in tracks:
                 if track.chunk is chunk and track.v is not None:
                     outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text.mask))
-                    weights.append(self._masked_weight(track, layer) if track.weight is None else track.weight)
+                    is_masked = track.weight is None
+                    weights.append(self.weight_of(track.edit, chunk, layer, masks_fit) if is_masked else track.weight)
             if outs:
                 out[rows] += mix_contexts(out[rows], outs, weights)
-        if layer.refused_edits:
-            self.run.notices.warn_once(notices.EDITS_PLAIN)
         changes = self._move_edits(layer, [track for track in tracks if track.updates])
         if self._recorder is not None:
             self._instrument(self._record_edits, layer, tracks, changes)
@@ -510,13 +531,29 @@ class DenoiserCall(SharedOnDeepcopy):
             track.move(change, layer.stream)
         return changes
 
-    def _masked_weight(self, track: ContextTrack, layer: TextAttention) -> float | Tensor:
-        """A track's weight where an edit has a mask: one for each image token, [b, n, 1]."""
-        chunks = [track.chunk]
-        return composition_weight_sum([
-            self._weights[edit] * (1.0 if edit.mask is None else self._mask_rows(edit.mask, chunks, layer))
-            for edit in self._weighted(track.edit)
-        ])
+    def weight_of(self, edit: Edit | None, chunk: Chunk, image: ImageTokens, masks_fit: bool) -> float | Tensor:
+        """The weight of an edit (None: of all) for a prompt; where one has a mask, for each image token, [b, n, 1].
+
+        masks_fit: whether there are no masks or they fit; where they do not, edits with a mask have no weight.
+        """
+        weights = [
+            self._weights[one] * (1.0 if one.mask is None else self._mask_rows(one.mask, [chunk], image))
+            for one in self._weighted(edit)
+            if masks_fit or one.mask is None
+        ]
+        return composition_weight_sum(weights) if weights else 0.0
+
+    def masks_fit(self, image: ImageTokens) -> bool:
+        """Whether the edits' masks fit the image tokens of a layer; a warning where they do not."""
+        if _is_on_grid(image):
+            return True
+        self.run.notices.warn_once(notices.EDITS_MERGED if image.grid != () else notices.MASKS_WITHOUT_PICTURE)
+        return False
+
+    def _needs_masks(self, track: ContextTrack) -> bool:
+        """Whether a track is left out of a layer whose image tokens the edits' masks do not fit."""
+        weighted = self._weighted(track.edit)
+        return bool(weighted) and all(edit.mask is not None for edit in weighted)
 
     # --- what is known about a layer ---
 
@@ -528,13 +565,13 @@ class DenoiserCall(SharedOnDeepcopy):
         """Whether the layer's context has the call's tokens, so that it is known whose word each of them is."""
         return layer.context.shape[:2] == self._network_context.shape[:2]
 
-    def _mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], layer: TextAttention) -> Tensor:
+    def _mask_rows(self, mask: Tensor, chunks: Sequence[Chunk], image: ImageTokens) -> Tensor:
         """Mask [b, height, width] -> [rows of the chunks, n, 1]."""
-        rows = self.run.cache.mask_rows(mask, chunks, self.latent_size, layer.grid, layer.q)
-        before = layer.tokens_before_grid
+        rows = self.run.cache.mask_rows(mask, chunks, self.latent_size, image.grid, image.q)
+        before = image.tokens_before_grid
         if before is None:
             return rows
-        return pad(rows, (0, 0, before, layer.q.shape[1] - before - rows.shape[1]))  # tokens of no image have weight 0
+        return pad(rows, (0, 0, before, image.q.shape[1] - before - rows.shape[1]))  # tokens of no image have weight 0
 
     def _known_repeats(self) -> Tensor | None:
         """The copies in each row [b, 1, 1]; None where every row has one. Needs the prompts' own lengths.
@@ -575,7 +612,8 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.recorder.stop()
 
     def _start_recording(self, layers: Sequence[str]) -> None:
-        self._recorder = self.run.recorder.call_recorder(layers, self.chunks, self._network_context, self._repeats)
+        call = (layers, self._unread, self.chunks, self._network_context, self._repeats)
+        self._recorder = self.run.recorder.call_recorder(*call)
 
     def _record_edits(
         self, layer: TextAttention, tracks: Sequence[ContextTrack], changes: Mapping[ContextTrack, Tensor]
@@ -590,7 +628,7 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.notices.warn_once(notices.trace_skipped(self._why_rows_unknown))
             return
         self._recorder.record_prompts(layer, self._layer_repeats(layer), change, self._prompts.scale)
-        if not self.run.recorder.wants_maps or layer.grid == ():
+        if not self._recorder.wants_maps or layer.grid == ():
             return
         if not self._has_own_lengths(layer):
             self.run.notices.warn_once(notices.MAPS_LENGTHS)
@@ -643,12 +681,12 @@ def _rows_of(layer: TextAttention, rows: slice) -> EncodedText:
     )
 
 
-def _is_on_grid(layer: TextAttention) -> bool:
-    """Whether the layer's image tokens are the positions of its grid, so that masks and maps fit."""
-    if not layer.grid:
+def _is_on_grid(image: ImageTokens) -> bool:
+    """Whether the image tokens of a layer are the positions of its grid, so that masks and maps fit."""
+    if not image.grid:
         return False
-    tokens, before = math.prod(layer.grid), layer.tokens_before_grid
-    return layer.q.shape[1] == tokens if before is None else layer.q.shape[1] >= before + tokens
+    tokens, before = math.prod(image.grid), image.tokens_before_grid
+    return image.q.shape[1] == tokens if before is None else image.q.shape[1] >= before + tokens
 
 
 def _copies(text: Tensor, own: int) -> Tensor:

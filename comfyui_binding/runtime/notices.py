@@ -1,4 +1,4 @@
-"""Every reason for which EBCA stays out of a layer, a call or a run, as the user reads it in the log.
+"""Every reason why EBCA is bypassed in a layer, a call or a run, as the user reads it in the log.
 
 A part of EBCA that cannot act is bypassed: the rest of the run goes on, and the reason is logged once.
 """
@@ -17,8 +17,19 @@ log = logging.getLogger("ebca")
 
 REGIONS = "another node splits the prompt into regions"
 TILES = "another node samples the image in tiles"
-FRAMES = "another node samples some images of the batch at a time, and does not say which in a way that EBCA knows"
+FRAMES = "another node samples some images of the batch at a time, and EBCA cannot tell which"
 ROWS = "another node changes the rows of the batch"
+
+# --- why edits' texts cannot be kept apart in joint attention ---
+
+FORWARD = "another node has replaced a forward pass of the model's network"
+TOKENS = "another node changes which tokens the model's attention reads, or how"
+
+
+REFERENCES = (
+    "EBCA: edits skipped: this model has a text for each of its reference images, and edits take the place of none. "
+    "Remove the reference images to use edits."
+)
 
 
 def update_skipped(reason: str) -> str:
@@ -46,42 +57,42 @@ FORWARD_REPLACED = (
     "EBCA there."
 )
 BLOCK_REPLACED = (
-    "EBCA: bypassed in layers that do not ask for their context, because another node has replaced the block around "
-    "them. Remove that node to use EBCA there."
+    "EBCA: bypassed in layers whose transformer block another node has replaced. Remove that node to use EBCA there."
 )
 TEXT_REPLACED = (
     "EBCA: bypassed in cross-attention layers in which another node replaces or lengthens the text. Remove that node "
     "to use EBCA there."
 )
 LAYER_UNNAMED = (
-    "EBCA: bypassed in layers that do not say which they are, because another node has replaced the block around them. "
+    "EBCA: bypassed in layers that cannot be identified, because another node has replaced the block around them. "
     "Remove that node to use EBCA there."
 )
 KEYS_UNREAD = (
-    "EBCA: bypassed in layers in which another node has put an attention of its own that does not read the prompt it "
-    "is given, so that EBCA could not change the image there. Remove that node to use EBCA in these layers."
+    "EBCA: bypassed in layers in which another node has replaced the attention with one that ignores the prompt it is "
+    "given. Remove that node to use EBCA there."
 )
 EDITS_PLAIN = (
-    "EBCA: edits are mixed in with ComfyUI's own attention in some layers, because the attention that another node has "
-    "put there does not take a text of the edit's length."
+    "EBCA: some layers compute edits with ComfyUI's own attention, because the attention that another node has put "
+    "there does not take a text of the edit's length."
 )
 UPDATE_LENGTHS = (
     "EBCA: context update skipped: another node changes the prompt's length in the layers, so the token weights do not "
     "fit. It still works without token weights."
 )
 TOKEN_WEIGHTS_OTHER_TEXT = (
-    "EBCA: the token weights have no effect in some calls, because another node gives the model another text than the "
-    "prompt they were made for. Remove that node to use them there."
+    "EBCA: the token weights have no effect in some calls, because another node gives the model a different text from "
+    "the prompt they were made for. Remove that node to use them there."
 )
 UPDATE_MERGED = (
     "EBCA: context update skipped: another node merges image tokens, so the mask does not fit. It still works without "
     "a mask."
 )
 UPDATE_KEYS_ONLY = (
-    "EBCA: the context update changes the keys only, because another node gives keys and values different contexts."
+    "EBCA: the context update changes the keys only, because another node gives keys and values different contexts. "
+    "Remove that node to update the values too."
 )
 NO_NORM_TERM = (
-    "EBCA: gamma_norm has no effect on this model, because it normalises its keys: E(K) is constant there. Use "
+    "EBCA: gamma_norm has no effect on this model: the model normalises its keys, so E(K) is nearly constant. Use "
     "gamma_attn alone."
 )
 EDITS_MERGED = (
@@ -95,12 +106,15 @@ EDITS_NEGATIVE_LENGTH = (
     "EBCA: edits skipped on the negative prompt in some layers: another node changes its length between layers. Remove "
     "that node to use edits there."
 )
+NO_EDIT_UPDATE = (
+    "EBCA: gamma_attn and gamma_norm of the edits have no effect on %s: %s. Their alphas act as usual."
+)
 MAPS_LENGTHS = (
-    "EBCA Trace: attention maps not recorded: another node changes the prompt's length in the layers. Remove that node "
+    "EBCA: attention maps not recorded: another node changes the prompt's length in the layers. Remove that node "
     "to record them."
 )
 MAPS_MERGED = (
-    "EBCA Trace: attention maps not recorded: another node merges image tokens. Remove that node to record them."
+    "EBCA: attention maps not recorded: another node merges image tokens. Remove that node to record them."
 )
 MAPS_TEXT_CHANGED = (
     "EBCA Trace: the attention maps are means over several texts, because another node changes the prompt during the "
@@ -112,10 +126,10 @@ RECORDER_FAILED = (
 
 # --- a call ---
 
-TORCH_COMPILE = "EBCA: code compiled by torch.compile is not used while EBCA is on, because it would leave EBCA out."
+TORCH_COMPILE = "EBCA: code compiled by torch.compile is not used while EBCA is on, because it would bypass EBCA."
 CALL_WITHOUT_RUN_MASK = (
     "EBCA: use_noise_mask has no effect: another node calls the model without the options of the run, so the update "
-    "uses the whole image. Wire a mask, or use one of ComfyUI's own sampling nodes."
+    "uses the whole image. Connect a mask, or use one of ComfyUI's own sampling nodes."
 )
 CALL_WITHOUT_RUN_EDITS = (
     "EBCA: edits start again at each step: another node calls the model without the options of the run. Use one of "
@@ -157,16 +171,31 @@ NO_EFFECT = (
 )
 HOOKS_REMOVED = (
     "EBCA has no effect, or a part of it is missing: another node between EBCA's nodes and the sampler removes the "
-    "hooks of the nodes before it. Place EBCA's nodes behind that node."
+    "hooks of the nodes before it. Place EBCA's nodes after that node."
 )
 EDITS_CONTINUE = (
-    "EBCA: the edits start this stage of the image with their prompts as encoded: what their gammas have changed in an "
-    "earlier stage ended with it. For the result of a single run, sample in one stage or set the edits' gammas to 0."
+    "EBCA: the edits start this stage of the image with their prompts as encoded: context updates from an earlier "
+    "stage are not carried over. For the result of a single run, sample in one stage or set the edits' gammas to 0."
 )
 NEVER_ON = (
     "EBCA was off in this run: none of its steps lies between a start_percent and its end_percent. Widen the windows, "
     "or sample more of the schedule."
 )
+REROLL_WITHOUT_NOISE = (
+    "EBCA Reroll: this run is sampled as it is, because it adds no noise of its own: it goes on with an earlier stage "
+    "or starts from inverted noise."
+)
+REROLL_UNREAD = (
+    "EBCA Reroll: this try is kept as it is, because the attention to the prompt could not be read: another node "
+    "changes the prompt or bypasses EBCA in the layers, or the sampler does not report its steps. Remove that node, or "
+    "use another sampler."
+)
+REROLL_OTHER_TEXT = (
+    "EBCA Reroll: the positive prompt of the sampler is not the encoded text of this node, so the attention can belong "
+    "to other words. Connect one text to both, unless nodes in between change the prompt."
+)
+REROLL_FAILED = "EBCA Reroll could not compute a score; the image is not affected. Please report this."
+REROLL_UNTOLD = "EBCA Reroll could not say which seed was kept; the image is not affected. Please report this."
 TRACE_FAILED = "EBCA Trace could not build its record; the image is not affected. Please report this."
 
 
@@ -191,7 +220,7 @@ class Notices:
     def __init__(self, warned: set[str] | None = None):
         """warned: warnings that are not logged again."""
         self._warned: set[str] = set() if warned is None else warned
-        self._logged: list[str] = []
+        self._said: list[str] = []
         self._lock = threading.Lock()
         #: Flags of `warn_if`, by message and device.
         self._pending: dict[tuple[str, torch.device], Tensor] = {}
@@ -203,8 +232,8 @@ class Notices:
 
     @property
     def messages(self) -> list[str]:
-        """All that was logged in this run, in order."""
-        return list(self._logged)
+        """All that is to be said of this run, in order, whether or not an earlier run has logged it."""
+        return list(self._said)
 
     def inform_once(self, message: str) -> None:
         """As `warn_once`, at the level of information."""
@@ -226,15 +255,17 @@ class Notices:
 
     def settle(self) -> None:
         """Log what `warn_if` has found. The host waits for the device."""
-        pending, self._pending = self._pending, {}
+        with self._lock:
+            pending, self._pending = self._pending, {}
         for (message, _), flag in pending.items():
             if bool(flag):
                 self.warn_once(message)
 
     def _log_once(self, message: str, level: int) -> None:
         with self._lock:
+            if message not in self._said:
+                self._said.append(message)
             if message in self._warned:
                 return
             self._warned.add(message)
-            self._logged.append(message)
         log.log(level, message)

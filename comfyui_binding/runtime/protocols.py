@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,13 +33,19 @@ class Architecture(Protocol):
     def why_no_update(self, network: Module) -> str | None:
         """Why contexts cannot be updated in a supported network; None where they can."""
 
+    def why_no_trace(self, network: Module) -> str | None:
+        """Why nothing can be recorded in a supported network; None where it can."""
+
     def unread_layers(self, network: Module) -> frozenset[str]:
         """The layers whose update no other layer reads."""
 
     def intercept(
         self, call: DenoiserCall, model: Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> AbstractContextManager:
-        """Have the layers of a model's network consult a call while this lasts; args and kwargs of apply_model."""
+        """Have the layers of a model's network consult a call while this lasts; args and kwargs of apply_model.
+
+        Raises EditsRefused, and so does the call of the model, where edits cannot be mixed in.
+        """
 
 
 class RunTrace(Protocol):
@@ -48,8 +54,17 @@ class RunTrace(Protocol):
     wants_maps: bool
 
 
+class RunWatch(Protocol):
+    """What looks at the attention maps of a run while it goes on."""
+
+    #: What was logged in any of the runs that share it.
+    warned: set[str]
+
+
 class CallRecorder(Protocol):
     """What is recorded in one pass of the network."""
+
+    wants_maps: bool
 
     def begin(self) -> None:
         """The pass starts, or starts again."""
@@ -67,12 +82,18 @@ class CallRecorder(Protocol):
 class RunRecorder(Protocol):
     """What is recorded in one run."""
 
-    wants_maps: bool
+    #: Whether the next pass is recorded.
+    is_recording: bool
 
     def call_recorder(
-        self, names: Sequence[str], chunks: Sequence[Chunk], context: Tensor, repeats: Tensor | None
+        self,
+        names: Sequence[str],
+        unread: Collection[str],
+        chunks: Sequence[Chunk],
+        context: Tensor,
+        repeats: Tensor | None,
     ) -> CallRecorder | None:
-        """A recorder for one pass of the network; None once recording has failed."""
+        """A recorder for one pass of the network; None where nothing is recorded."""
 
     def stop(self) -> None:
         """Record no more, after an error."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from .batch_layout import BatchLayout, Chunk
 from .carried_contexts import CarriedContexts
 from .notices import TOKEN_WEIGHTS_UNKNOWN, Notices, token_weights_error
 from .protocols import RunRecorder
-from .settings import Settings
+from .settings import ContextUpdate, Settings
 from .tensor_cache import TensorCache
 from .timeline import Timeline
 
@@ -57,11 +57,16 @@ class Run(SharedOnDeepcopy):
         self._token_weights: dict[tuple[TokenWeights, Hashable], Tensor | None] = {}
         #: What is recorded for traces, where there are any.
         self.recorder: RunRecorder | None = None
+        #: Whether edits were refused: calls go on without EBCA.
+        self.is_refused = False
         self.calls = 0
         self.active_calls = 0
         #: ||change|| / ||context|| of the prompts at the end of each call with an update, on the device.
         self._update_sizes: list[Tensor] = []
         self._updated_layers = 0
+        #: The nodes whose updates were on in a call, and whose updates took a step.
+        self._on: set[str | None] = set()
+        self._acted: set[str | None] = set()
 
     def match_token_weights(self, lengths_known: bool = True) -> None:
         """Find the positive prompts that the token weights were made for; a warning where there is none.
@@ -90,24 +95,39 @@ class Run(SharedOnDeepcopy):
             self._token_weights[key] = weights.values[None]
         return self._token_weights[key]
 
-    def note_update(self, moved: Sequence[tuple[Tensor, Tensor]], layers: int) -> None:
-        """Note how far the prompts' contexts have moved in a call, and in how many layers.
+    def note_on(self, updates: Iterable[ContextUpdate]) -> None:
+        """Note which updates are on in a call."""
+        self._on |= {update.node_id for update in updates}
+
+    def note_update(self, moved: Sequence[tuple[Tensor, Tensor]], layers: int, nodes: set[str | None]) -> None:
+        """Note how far the prompts' contexts have moved in a call, in how many layers, and by which nodes' updates.
 
         moved: each context [b, t, c], one for a stream, and its change.
         """
+        self._acted |= nodes
         if not moved or all(update.node_id is None for update in self.settings.updates):
             return
         norm = partial(torch.linalg.vector_norm, dtype=torch.float32)
         self._update_sizes.append(torch.stack([norm(change) / norm(context) for context, change in moved]).mean())
         self._updated_layers = max(self._updated_layers, layers)
 
-    def summary(self) -> str:
-        """What the context update did in the run, or why it did nothing, for the node to show."""
-        if not self._update_sizes:
-            reasons = self.notices.messages or [notices.NEVER_ON if self.was_never_on else notices.NO_EFFECT]
-            return reasons[0]
-        moved = float(torch.stack([size.cpu() for size in self._update_sizes]).mean())
-        return f"moved the prompt by {moved:.2%} in {self._updated_layers} layers, {len(self._update_sizes)} calls"
+    def summary(self, node_id: str) -> str:
+        """What the context update of a node did in the run, or why it did nothing, for the node to show.
+
+        Several updates of a model move one context, so each of their nodes shows how far all have moved it.
+        """
+        if node_id not in self._on:
+            return notices.NEVER_ON
+        if node_id not in self._acted:
+            return next(iter(self.notices.messages), notices.NO_EFFECT)
+        sizes = torch.stack([size.cpu() for size in self._update_sizes])
+        moved = float(sizes[sizes.isfinite()].mean())  # a text of zeros has no norm
+        return f"moved the prompt by {moved:.2%} in {self._updated_layers} layers, {len(sizes)} calls"
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether the next call of the model is recorded."""
+        return self.recorder is not None and self.recorder.is_recording
 
     @property
     def silently_bypassed(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the nodes store on a MODEL: updates, edits and traces."""
+"""What the nodes store on a MODEL: updates, edits, traces and a reroll."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...ebca_core import EBCA, ContextEnergy, Schedule, Window
 
 if TYPE_CHECKING:
     from ..text.token_weights import TokenWeights
-    from .protocols import Architecture, RunTrace
+    from .protocols import Architecture, RunTrace, RunWatch
 
 #: Key of the settings and the wrappers in ComfyUI's options.
 KEY = "ebca"
@@ -134,6 +134,27 @@ class Edit:
 
 
 @dataclass(frozen=True, eq=False)
+class Reroll:
+    """One EBCAReroll: runs with several noises as far as `at`, a share of their steps, and the best of them in full.
+
+    objects: the places of each object's tokens in the positive prompt, which has `tokens` tokens; prompt: samples of
+    its text, by which it is known again; preview_steps: how many steps a run has that is only judged, 0 for all.
+    """
+
+    objects: Sequence[Sequence[int]]
+    tokens: int
+    prompt: Tensor
+    at: float
+    tries: int
+    #: A run whose score reaches it is taken at once; inf: all are tried.
+    threshold: float = math.inf
+    preview_steps: int = 0
+    #: What the node shows besides: the concepts that are not scored.
+    remark: str = ""
+    node_id: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Settings:
     """Everything the EBCA nodes before a sampler ask for, and the architecture of the model that they are on."""
 
@@ -141,6 +162,9 @@ class Settings:
     updates: tuple[ContextUpdate, ...] = ()
     edits: tuple[Edit, ...] = ()
     traces: tuple[RunTrace, ...] = ()
+    reroll: Reroll | None = None
+    #: What looks at the maps of this one run.
+    watch: RunWatch | None = None
     windows: frozenset[Window] = field(init=False)
     #: What was logged once for this MODEL: about calls outside any run, and about masks, whichever run they are in.
     told: set[str] = field(init=False, default_factory=set)
@@ -173,6 +197,15 @@ class Settings:
         """Whether an update uses the noise mask of the latent."""
         return any(update.needs_noise_mask for update in self.updates)
 
+    def of_image(self, image: int, watch: RunWatch) -> Settings:
+        """These settings for a run of one image of a batch, which is watched."""
+        edits = [replace(edit, conditioning=_text_row(edit.conditioning, image), mask=row_of(edit.mask, image))
+                 for edit in self.edits]
+        updates = [replace(update, mask=row_of(update.mask, image)) for update in self.updates]
+        one = replace(self, updates=tuple(updates), edits=tuple(edits), watch=watch)
+        object.__setattr__(one, "told", self.told)
+        return one
+
     def with_noise_mask(self, mask: Tensor) -> Settings:
         """These settings for a run whose latent has a mask [b, height, width]."""
         updates = [
@@ -180,6 +213,18 @@ class Settings:
             for update in self.updates
         ]
         return replace(self, updates=tuple(update for update in updates if not update.is_off))
+
+
+def row_of(tensor: Tensor | None, image: int) -> Tensor | None:
+    """What an image of a batch has of a tensor [b, ...]: fewer rows than images repeat."""
+    if tensor is None or len(tensor) == 1:
+        return tensor
+    place = image % len(tensor)
+    return tensor[place : place + 1]
+
+
+def _text_row(conditioning: list, image: int) -> list:
+    return [[row_of(text, image), options] for text, options in conditioning]
 
 
 def _is_zero(schedule: Schedule | None) -> bool:

@@ -1,4 +1,4 @@
-"""What an architecture hands to a DenoiserCall: one text cross-attention layer at work."""
+"""What an architecture gives to a DenoiserCall: one call of a text cross-attention layer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,19 @@ class EncodedText:
         return EncodedText(*(None if tensor is None else take(tensor) for tensor in tensors))
 
 
-class TextAttention(Protocol):
+class ImageTokens(Protocol):
+    """The image tokens of a layer: where masks lie on them."""
+
+    #: [b, n, (h d)].
+    q: Tensor
+    #: Rows and columns of the image tokens, with frames in front for videos; empty where the tokens are no picture's,
+    #: None where they are not known.
+    grid: tuple[int, ...] | None
+    #: Tokens in front of the grid's that belong to no image; None where the grid's must be the only ones.
+    tokens_before_grid: int | None
+
+
+class TextAttention(ImageTokens, Protocol):
     """A text cross-attention layer during one call of the denoiser.
 
     Shapes: b rows of the batch, n image tokens, t text tokens, (h d) heads and their width, c width of the context.
@@ -40,8 +52,7 @@ class TextAttention(Protocol):
     name: str
     #: Which of the network's texts it reads, where there are several: they move apart.
     stream: str
-    #: What the layer attends with: q [b, n, (h d)], k and v [b, t, (h d)].
-    q: Tensor
+    #: What the layer attends with, besides q: k and v [b, t, (h d)].
     k: Tensor
     v: Tensor
     heads: int
@@ -57,15 +68,8 @@ class TextAttention(Protocol):
     words: Tensor | None
     #: Whether keys are normalised. E(K) is constant then, or picks one token by chance, and is left out.
     normalises_keys: bool
-    #: Rows and columns of the image tokens, with frames in front for videos; empty where the tokens are no picture's,
-    #: None where they are not known.
-    grid: tuple[int, ...] | None
-    #: Tokens in front of the grid's that belong to no image; None where the grid's must be the only ones.
-    tokens_before_grid: int | None
     #: Whether another node has set an attention function of its own for the layer, or replaced its attention.
     has_attention_override: bool
-    #: Whether another node's attention in the layer has not taken an edit's text, so that ComfyUI's has read it.
-    refused_edits: bool
 
     def keys(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
         """The layer's keys of other contexts: [b, t, c] each -> [b, t, (h d)]."""

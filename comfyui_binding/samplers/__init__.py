@@ -1,1 +1,1 @@
-"""Samplers of the pack: inversion of a picture and RePaint."""
+"""Samplers of the pack: inversion of an image and RePaint."""

@@ -158,7 +158,7 @@ def without_names(record: InversionRecord) -> InversionRecord:
     return replace(record, loaded=[], caption="")
 
 
-# --- does what follows fit? ---
+# --- do the nodes after it fit? ---
 
 
 def model_mismatches(record: InversionRecord, family: str, loaded: list[str]) -> list[str]:
@@ -168,7 +168,8 @@ def model_mismatches(record: InversionRecord, family: str, loaded: list[str]) ->
     if record.loaded and loaded and record.loaded != loaded:
         was, now = (sorted(set(a) - set(b)) for a, b in ((record.loaded, loaded), (loaded, record.loaded)))
         return [
-            f"The model differs: it was made with {'; '.join(was) or 'less'}, now with {'; '.join(now) or 'less'}."
+            f"The model differs: it was made with {'; '.join(was) or 'nothing else'}, now with "
+            f"{'; '.join(now) or 'nothing else'}."
         ]
     return []
 

@@ -15,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...ebca_core import FLOW, NoiseRegularisation, Noising, ddim_inversion, inversion_sigmas, regularised_noise
+from ..architectures.registry import check_text_width
 from ..model_patch import settings_of
 from .inversion_record import Inversion, marked
 from .model_kinds import HIGHEST_FLOW_SIGMA, family_of, is_flow_matching, noising_of
@@ -31,7 +32,7 @@ def inverts_to_noise(model: ModelPatcher) -> bool:
 
 
 def usual_fixed_point_iterations(model: ModelPatcher) -> int:
-    """0, as in the paper; 1 for flow-matching models, whose schedules take large steps near the finished picture."""
+    """0, as in the paper; 1 for flow-matching models, whose schedules take large steps near the finished image."""
     return int(is_flow_matching(_sampling_of(model)))
 
 
@@ -191,13 +192,8 @@ def _check_caption(model: ModelPatcher, caption: list) -> None:
             f"caption is {', '.join(map(str, came)) or 'empty'} instead of an encoded prompt [batch, tokens, width]. "
             "Connect a CLIP Text Encode."
         )
-    width = model.model.model_config.unet_config.get("context_dim")
-    wrong = [text.shape[2] for text in texts if width not in (None, text.shape[2])]
-    if wrong:
-        raise ValueError(
-            f"The caption is encoded with width {wrong[0]}, but {family_of(model.model)} reads text of width {width}. "
-            "Encode it with the CLIP of the checkpoint that the model comes from."
-        )
+    for text in texts:
+        check_text_width(model, text, "The caption")
 
 
 def _checked_samples(model: ModelPatcher, latent: dict) -> Tensor:

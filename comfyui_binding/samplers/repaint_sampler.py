@@ -22,7 +22,7 @@ log = logging.getLogger("ebca")
 
 
 class RePaintSampler(comfy.samplers.KSAMPLER):
-    """A SAMPLER that inpaints by RePaint; without a noise mask it resamples the whole picture."""
+    """A SAMPLER that inpaints by RePaint; without a noise mask it resamples the whole image."""
 
     def __init__(self, jump_length: int, jump_n_sample: int, eta: float):
         if not 0 <= eta <= 1:

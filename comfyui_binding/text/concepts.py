@@ -1,5 +1,4 @@
-"""The concepts of a prompt, that is, the things that the image should show: found by rules, or read from the `concepts`
-box.
+"""The concepts of a prompt, that is, what the image should show: found by rules, or read from the `concepts` box.
 
 A concept is a substring of the prompt, so that its tokens can be found in the prompt:
 
@@ -11,7 +10,6 @@ noun phrase. If that is not certain, ConceptsNotFound asks for the box.
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from .concept_words import (  # isort: skip
     POSSESSIVE, PREPOSITIONS, SINGULAR, STYLE, STYLE_HEADS, TAGS, VERB_FORM, WITH,
 )  # fmt: skip
 from .noun_phrases import ConceptsNotFound, Phrase, ask, ask_twice, doubt, find_things, is_plural, read_tokens
+from .strengths import parse_number
 
 __all__ = [
     "Concept", "ConceptsNotFound", "concepts_of", "describe", "find_concepts", "on_one_line", "parse_concepts",
@@ -29,7 +28,7 @@ __all__ = [
 
 #: Longer lists are usually lists of tags.
 MAX_CONCEPTS = 8
-#: The strength was measured for three concepts. Ten at 0.1 each showed 36 % of prompts right, at 0.03 each 61 %
+#: The strength was measured for three concepts. Ten at 0.1 each gave 36 % correct images, ten at 0.03 each 61 %
 #: (docs/alignment.md).
 MEASURED_CONCEPTS = 3
 #: The largest alpha of EBCA Edit Context.
@@ -38,10 +37,14 @@ MAX_STRENGTH = 10.0
 
 @dataclass(frozen=True)
 class Concept:
-    """A thing that the image should show, and its strength; None is the strength of the node."""
+    """What the image should show, and its strength; None is the strength of the node."""
 
     text: str
     strength: float | None = None
+
+    def strength_or(self, shared: float) -> float:
+        """Its own strength or, if it has none, the shared one."""
+        return shared if self.strength is None else self.strength
 
 
 def concepts_of(prompt: str, box: str) -> list[Concept]:
@@ -56,7 +59,7 @@ def parse_concepts(box: str) -> list[Concept]:
     """
     concepts = [_parse_line(line.strip()) for line in box.splitlines() if line.strip()]
     if not concepts:
-        raise ValueError("The `concepts` box is empty. Write one thing a line, such as `a red balloon`.")
+        raise ValueError("The `concepts` box is empty. Write one concept per line, such as `a red balloon`.")
     if twice := _repeated([concept.text for concept in concepts]):
         raise ValueError(f"`{twice}` is in two lines of the `concepts` box. Remove one of them.")
     return concepts
@@ -68,11 +71,8 @@ def _parse_line(line: str) -> Concept:
     text, _, number = (part.strip() for part in line.rpartition("="))
     if not text:
         raise ValueError(f"The line `{line}` names no concept. Write it as in `a red balloon = 0.15`.")
-    try:
-        strength = float(number)
-    except ValueError:
-        strength = math.nan
-    if not 0 <= strength <= MAX_STRENGTH:  # False for nan too
+    strength = parse_number(number, MAX_STRENGTH)
+    if strength is None:
         raise ValueError(
             f"The strength `{number}` of `{text}` is not a number from 0 to {MAX_STRENGTH:g}. "
             "Write it as in `a red balloon = 0.15`."
@@ -82,22 +82,22 @@ def _parse_line(line: str) -> Concept:
 
 def describe(concepts: list[Concept], strength: float) -> str:
     """A table for the user: each concept with its own strength or, if it has none, with `strength`."""
-    rows = [f"{strength if c.strength is None else c.strength:<8g}  {c.text}" for c in concepts]
+    rows = [f"{c.strength_or(strength):<8g}  {c.text}" for c in concepts]
     return "\n".join(["strength  concept", *rows])
 
 
 def on_one_line(concepts: list[Concept], strength: float) -> str:
     """The same as `describe` for the text on a node, of which classic nodes show two lines and Nodes 2.0 no breaks."""
-    return " · ".join(f"{c.text} {strength if c.strength is None else c.strength:g}" for c in concepts)
+    return " · ".join(f"{c.text} {c.strength_or(strength):g}" for c in concepts)
 
 
 def shared_strength(strength: float, count: int) -> float:
-    """The strength of each of `count` concepts. More than MEASURED_CONCEPTS share out the strength of so many."""
+    """The strength of each of `count` concepts; above MEASURED_CONCEPTS: strength * MEASURED_CONCEPTS / count."""
     return strength * min(1.0, MEASURED_CONCEPTS / max(count, 1))
 
 
 def find_concepts(prompt: str) -> list[str]:
-    """The things that a prompt names, in the order and the words of the prompt.
+    """The concepts that a prompt names, in the order and the words of the prompt.
 
     Weights are removed: `(a red car:1.3)` gives `a red car`. They are weights of the words in the prompt; the strength
     of a concept is a different number, which can be set in the `concepts` box.
@@ -135,7 +135,7 @@ def _without_markup(prompt: str) -> str:
     text = re.sub(r"\bBREAK\b|[\n\r;]|\.(?=\s)", ", ", text)
     text = re.sub(r"\s[&+]\s", " and ", text)
     if TAGS.search(re.sub(r"embedding:[^\s,]+", "", text.lower())):
-        ask("The prompt is a list of tags, and which of them are things is not known here")
+        ask("The prompt is a list of tags, and which of them are concepts is not known here")
     return " ".join(text.split()).rstrip(" .,!")
 
 
@@ -202,7 +202,7 @@ def _is_style(words: list[str], first: bool) -> bool:
 def _check_list(things: list[Phrase]) -> None:
     """Raises ConceptsNotFound if the list as a whole is not certain."""
     if not things:
-        ask("The prompt names no thing")
+        ask("The prompt names no concept")
     if len(things) > MAX_CONCEPTS:
         ask(f"The prompt has {len(things)} parts, more than the {MAX_CONCEPTS} that are split")
     for before, thing, after in zip(things, things[1:], [*things[2:], None]):

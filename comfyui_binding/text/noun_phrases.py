@@ -26,7 +26,9 @@ class ConceptsNotFound(ValueError):
 
 def ask(reason: str) -> NoReturn:
     """Raises ConceptsNotFound. reason: what is wrong with the prompt."""
-    raise ConceptsNotFound(f"{reason}. Write the concepts in the `concepts` box, one a line, such as `a red balloon`.")
+    raise ConceptsNotFound(
+        f"{reason}. Write the concepts in the `concepts` box, one per line, such as `a red balloon`."
+    )
 
 
 def doubt(word: str) -> NoReturn:
@@ -36,7 +38,7 @@ def doubt(word: str) -> NoReturn:
 
 def ask_twice(name: str) -> NoReturn:
     """Raises ConceptsNotFound for a name that occurs twice."""
-    ask(f"The prompt names `{name}` twice, and whether that is one thing is not certain")
+    ask(f"The prompt names `{name}` twice, and whether that is one concept is not certain")
 
 
 class WordToken(NamedTuple):
@@ -249,6 +251,11 @@ def _check_phrase(phrase: Phrase) -> None:
 
 
 # --- the things -------------------------------------------------------------------------------------------------------
+
+
+def first_phrase(tokens: list[WordToken]) -> Phrase:
+    """The noun phrase that a text begins with."""
+    return _noun_phrase(tokens, 0, "start")[0] if tokens else ask("It is empty")
 
 
 def find_things(tokens: list[WordToken]) -> list[Phrase]:

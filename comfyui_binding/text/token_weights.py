@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .strengths import parse_number
 from .tokenized_prompt import (
     Token,
     TokenizedPrompt,
@@ -172,11 +172,8 @@ def _parse_line(line: str) -> Line:
     phrase, equals, number = (part.strip() for part in line.rpartition("="))
     if not equals or not phrase:
         raise ValueError(f"The line `{line}` in weights has no word or no weight. Write it as `shirt = 2.5`.")
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
-    if not 0 <= weight <= MAX_WEIGHT:  # False for nan too
+    weight = parse_number(number, MAX_WEIGHT)
+    if weight is None:
         raise ValueError(
             f"The weight of `{phrase}` is `{number}`. Set it to a number from 0 to {MAX_WEIGHT:g}, as in `shirt = "
             "2.5`; 1 changes nothing, 0 excludes the word from the attention term."

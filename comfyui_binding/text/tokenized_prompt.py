@@ -111,6 +111,15 @@ def tokenize_prompt(clip: CLIP, text: str) -> list[TokenizedPrompt]:
     return [TokenizedPrompt(own, length, True, encoded)]
 
 
+def whole_prompt(clip: CLIP, text: str) -> TokenizedPrompt:
+    """The tokens of `text` in the first encoder, and the length of the text that all encoders make together.
+
+    SDXL concatenates its encoders' outputs along the width, up to the length of the shorter one.
+    """
+    tokenized = tokenize_prompt(clip, text)
+    return tokenized[0]._replace(length=min(one.length for one in tokenized))
+
+
 def tokenize_phrase(clip: CLIP, phrase: str) -> list[list[Token]]:
     """The tokens of a phrase in each text encoder of `clip`; their positions say nothing."""
     tokens, lists = _token_lists(clip, phrase)
@@ -248,6 +257,12 @@ def occurrences(prompt: TokenizedPrompt, text: str, phrase: list[Token]) -> list
 
 def find(prompt: TokenizedPrompt, phrase: list[Token]) -> list[Token]:
     """The tokens of every occurrence of the phrase in the prompt, whole words only."""
+    found = {token.position for occurrence in occurrences_apart(prompt, phrase) for token in occurrence}
+    return [token for token in prompt.tokens if token.position in found]
+
+
+def occurrences_apart(prompt: TokenizedPrompt, phrase: list[Token]) -> list[list[Token]]:
+    """The tokens of each occurrence of the phrase in the prompt, whole words only."""
     text, places = _spelled([token.text for token in prompt.tokens])
     wanted = _spelled([token.text for token in phrase])[0].split()
     if not wanted:
@@ -256,11 +271,13 @@ def find(prompt: TokenizedPrompt, phrase: list[Token]) -> list[Token]:
     after = f"(?!{LETTER})" if re.match(LETTER, wanted[-1][-1]) else ""
     phrase_pattern = r"\s+".join(map(re.escape, wanted))
     pattern = f"{before}(?=({phrase_pattern}){after})"  # looks ahead: occurrences may overlap
-    spans = [match.span(1) for match in re.finditer(pattern, text)]
     return [
-        token
-        for token, (start, end) in zip(prompt.tokens, places, strict=True)
-        if any(start < last and first < end for first, last in spans)
+        [
+            token
+            for token, (start, end) in zip(prompt.tokens, places, strict=True)
+            if start < match.end(1) and match.start(1) < end
+        ]
+        for match in re.finditer(pattern, text)
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +26,8 @@ from ..runtime.batch_layout import Chunk
 from ..runtime.notices import Notices
 from ..runtime.settings import Settings
 from ..runtime.text_attention import EncodedText, hidden_tokens
+from ..shared_on_deepcopy import SharedOnDeepcopy
+from .map_pooling import pooled
 from .trace_record import TraceRecord, WordMaps, fingerprint
 
 if TYPE_CHECKING:
@@ -73,21 +75,24 @@ class MapSum:
 class CallRecorder:
     """Records one pass of the network: E(K|Q), E(K) and the update size [columns], one column for a layer and row.
 
-    names: of the layers, in the order of the pass; context [b, t, c]: the prompts as the network got them; repeats
-    [b, 1, 1]: how many copies of a prompt's own tokens they hold, None for one.
+    names: of the layers, in the order of the pass; unread: those whose update no other layer reads; context [b, t, c]:
+    the prompts as the network got them; repeats [b, 1, 1]: how many copies of a prompt's own tokens they hold, None for
+    one.
     """
 
     names: Sequence[str]
+    unread: Collection[str]
     chunks: Sequence[Chunk]
     context: Tensor
     repeats: Tensor | None
     wants_maps: bool
+    wants_values: bool = True
     energy: ContextEnergy = EBCA
     #: How many tokens of its own the network puts in front of a prompt's.
     tokens_before_text: int = 0
     columns: list[Column] = field(default_factory=list)
     values: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    #: Maps [b, t, rows, columns] of a positive prompt, by the size of their grid.
+    #: Maps [b, t, rows, columns] of a positive prompt, by the grid of the layers that they are of.
     maps: dict[tuple[Chunk, tuple[int, int]], MapSum] = field(default_factory=dict)
 
     def begin(self) -> None:
@@ -96,19 +101,23 @@ class CallRecorder:
 
     def record_prompts(self, layer: TextAttention, repeats: Tensor | None, change: Tensor | None, scale: float) -> None:
         """The prompts' contexts in a layer, and its change of them [b, t, c] in units of `scale`, None for none."""
+        if not self.wants_values:
+            return
         roles = [
             Column(layer.name, "positive" if chunk.entry.positive else "negative", chunk.cond, image)
             for chunk in self.chunks
             for image in chunk.images
         ]
         size = self._relative_size(change, scale, layer.context)
-        if layer.name == self.names[-1]:  # no layer reads the update of the last one
+        if layer.name in self.unread:
             size = torch.full_like(size, torch.nan)
         words = layer.words_of(EncodedText(layer.context, words=layer.words))
         self._note(roles, _energies(layer.k, layer.q, layer.heads, repeats, self.energy, words), size)
 
     def record_edit(self, layer: TextAttention, number: int, track: ContextTrack, change: Tensor | None) -> None:
         """An edit's context in a layer, and the layer's change of it [b, t, c] in units of the track's scale."""
+        if not self.wants_values:
+            return
         chunk = track.chunk
         columns = [Column(layer.name, f"edit{number}", chunk.cond, image) for image in chunk.images]
         energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, EBCA, layer.words_of(track.text))
@@ -132,8 +141,8 @@ class CallRecorder:
                     if self.repeats is not None:  # what is no repetition is another node's text
                         count = (self.repeats[chunk.rows].flatten() == maps.shape[1]).to(count)
                     maps = maps.sum(dim=1)
-                maps = _pooled(maps.unflatten(2, (-1, *layer.grid[-2:])).mean(dim=2))
-                _add(self.maps, (chunk, tuple(maps.shape[-2:])), MapSum(maps, maps.new_ones(())).times(count))
+                maps = pooled(maps.unflatten(2, (-1, *layer.grid[-2:])).mean(dim=2), MAP_SIDE)
+                _add(self.maps, (chunk, layer.grid[-2:]), MapSum(maps, maps.new_ones(())).times(count))
 
     def holds_tokens_of(self, chunk: Chunk) -> bool:
         """Whether a prompt's rows can hold its tokens: their number is a multiple of the prompt's own."""
@@ -154,31 +163,70 @@ class CallRecorder:
         return _norm(self.context)
 
 
+class MapWatch(SharedOnDeepcopy):
+    """The attention maps of the last noise level at which the model was called while the watch was open.
+
+    It is read during the run, and belongs to a run of one image.
+    """
+
+    def __init__(self):
+        self.is_open = False
+        #: What was logged in any of the runs that share it.
+        self.warned: set[str] = set()
+        self._sigma: float | None = None
+        self._maps: dict[tuple[Hashable, tuple[int, int]], MapSum] = {}
+
+    def restart(self, is_open: bool) -> None:
+        """Forget what was seen: another run begins."""
+        self.is_open, self._sigma, self._maps = is_open, None, {}
+
+    def add(self, call: CallRecorder, sigma: Tensor) -> None:
+        """Keep the maps of a pass at `sigma`; of passes in a row at one sigma the first counts, as in a record."""
+        if not call.maps:
+            return
+        if float(sigma) != self._sigma:
+            self._sigma, self._maps = float(sigma), {}
+        for (chunk, grid), maps in call.maps.items():
+            self._maps.setdefault((chunk.cond, grid), maps)
+
+    def maps(self) -> WordMaps | None:
+        """The maps of the one positive prompt; None where there are none, or another node's text took its place."""
+        maps = [self._maps[key] for key in sorted(self._maps, key=lambda key: key[1])]
+        if not maps or len({cond for cond, _ in self._maps}) > 1 or not all(bool(one.count[0]) for one in maps):
+            return None
+        return WordMaps([one.total[:1] / one.count[0] for one in maps], [int(one.count[0]) for one in maps])
+
+
 class RunRecorder:
-    """All that one run has recorded."""
+    """All that one run has recorded, for traces, for a watch, or for both."""
 
     def __init__(
         self,
+        wants_values: bool,
         wants_maps: bool,
         notices_of_run: Notices,
         energy: ContextEnergy = EBCA,
         expects_one_text: bool = True,
         tokens_before_text: int = 0,
         encoded_texts: Mapping[Hashable, Tensor] = MappingProxyType({}),
+        watch: MapWatch | None = None,
     ):
-        """expects_one_text: whether a prompt's text is the same in all calls, unless another node changes it.
+        """wants_values, wants_maps: of the traces. expects_one_text: whether a prompt's text is the same in all calls,
+        unless another node changes it.
 
         tokens_before_text: how many tokens of its own the network puts in front of a prompt's. encoded_texts: by uuid,
         the positive prompts as they were encoded, where the layers read another text.
         """
-        self.wants_maps = wants_maps
+        self._wants_values = wants_values
+        self._wants_maps = wants_maps
+        self._watch = watch
         self._tokens_before_text = tokens_before_text
         self._encoded_texts = encoded_texts
         self._expects_one_text = expects_one_text
         self._energy = energy
         self._names: list[str] = []
         self._calls: list[tuple[Tensor, list[Column], Tensor, Tensor]] = []
-        #: Maps [t, rows, columns] of one prompt and image, by the size of their grid.
+        #: Maps [t, rows, columns] of one prompt and image, by the grid of the layers that they are of.
         self._maps: dict[tuple[Hashable, tuple[int, int], int], MapSum] = {}
         #: Of the last call for a prompt and image.
         self._sigmas: dict[tuple[Hashable, int], Tensor] = {}
@@ -189,15 +237,31 @@ class RunRecorder:
         self.has_failed = False
         self._lock = threading.Lock()
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether the next pass is recorded."""
+        return not self.has_failed and (self._wants_values or self._is_watched)
+
+    @property
+    def _is_watched(self) -> bool:
+        return self._watch is not None and self._watch.is_open
+
     def call_recorder(
-        self, names: Sequence[str], chunks: Sequence[Chunk], context: Tensor, repeats: Tensor | None
+        self,
+        names: Sequence[str],
+        unread: Collection[str],
+        chunks: Sequence[Chunk],
+        context: Tensor,
+        repeats: Tensor | None,
     ) -> CallRecorder | None:
-        """The recorder of one pass; None once recording has failed."""
-        if self.has_failed:
+        """The recorder of one pass; None where nothing is recorded."""
+        if not self.is_recording:
             return None
+        wants_maps = self._wants_maps or self._is_watched
         return CallRecorder(
-            names, chunks, context, repeats, self.wants_maps, self._energy, self._tokens_before_text
-        )
+            names, unread, chunks, context, repeats, wants_maps, self._wants_values, self._energy,
+            self._tokens_before_text,
+        )  # fmt: skip
 
     def stop(self) -> None:
         """Record no more: an instrument that fails must not cost the image."""
@@ -211,6 +275,9 @@ class RunRecorder:
         Of calls in a row for one prompt and image at one sigma (heun, PAG, SAG, context windows that overlap) the first
         counts, as for what edits carry.
         """
+        with self._lock:
+            if self._is_watched:
+                self._watch.add(call, sigma)
         if not call.values:
             return
         values = torch.stack([torch.cat(row) for row in zip(*call.values)])
@@ -224,9 +291,9 @@ class RunRecorder:
                     read = call.context[chunk.rows][0][: chunk.entry.tokens]
                     encoded = self._encoded_texts.get(chunk.cond[0])
                     self._prompts[chunk.cond] = fingerprint(read if encoded is None else encoded[0])
-            for chunk in {chunk for chunk, _ in call.maps}:
+            for chunk in {chunk for chunk, _ in call.maps} if self._wants_maps else ():
                 self._compare_text(chunk, call.context)
-            for (chunk, grid), maps in call.maps.items():
+            for (chunk, grid), maps in call.maps.items() if self._wants_maps else ():
                 for image, total, count in zip(chunk.images, maps.total, maps.count, strict=True):
                     one = MapSum(total, count).times(is_new[chunk.cond, image])
                     _add(self._maps, (chunk.cond, grid, image), one)
@@ -305,23 +372,30 @@ def never_costs_the_image(message: str = notices.TRACE_FAILED):
 
 @contextmanager
 def recording(run: Run, sigmas: Sequence[float]):
-    """Record a run along `sigmas` in its settings' traces, from empty ones on, however it ends."""
-    traces = run.settings.traces
+    """Record a run along `sigmas` in its settings' traces, from empty ones on, however it ends; and for a watch."""
+    traces, watch = run.settings.traces, run.settings.watch
+    if not traces and watch is None:
+        yield
+        return
     for trace in traces:
         trace.record = None
     energy = next((update.energy for update in run.settings.updates), EBCA)
     wants_maps = any(trace.wants_maps for trace in traces)
     architecture = run.settings.architecture
     run.recorder = RunRecorder(
+        bool(traces),
         wants_maps,
         run.notices,
         energy,
         not architecture.text_depends_on_sigma,
         architecture.tokens_before_text,
         {} if architecture.repeats_prompts else run.layout.encoded_texts,
+        watch,
     )
 
     def write(is_complete: bool) -> None:
+        if not traces:
+            return
         record = run.recorder.record(sigmas, run.settings, is_complete)
         for trace in traces:
             trace.record = record if trace.wants_maps else replace(record, maps=())
@@ -396,24 +470,6 @@ def _in_parts(
 def _norm(context: Tensor) -> Tensor:
     """[b, t, c] -> [b]."""
     return torch.linalg.vector_norm(context, dim=(1, 2), dtype=torch.float32)
-
-
-def _pooled(maps: Tensor) -> Tensor:
-    """Maps [b, t, rows, columns] on a grid of at most MAP_SIDE tokens a side."""
-    scale = min(1.0, MAP_SIDE / max(maps.shape[-2:]))
-    grid = [max(1, round(side * scale)) for side in maps.shape[-2:]]
-    if grid == list(maps.shape[-2:]):
-        return maps
-    rows, columns = (_averages(*sizes, maps) for sizes in zip(maps.shape[-2:], grid, strict=True))
-    return rows @ maps @ columns.T
-
-
-def _averages(size: int, parts: int, like: Tensor) -> Tensor:
-    """The matrix [parts, size] that averages over parts of a side, as adaptive pooling does, which MPS has in part."""
-    part = torch.arange(parts, dtype=torch.float32, device=like.device).unsqueeze(1)
-    place = torch.arange(size, dtype=torch.float32, device=like.device)
-    is_inside = ((part * size / parts).floor() <= place) & (place < ((part + 1) * size / parts).ceil())
-    return (is_inside / is_inside.sum(dim=1, keepdim=True)).to(like.dtype)
 
 
 def _add(sums: dict[Key, MapSum], key: Key, one: MapSum) -> None:

@@ -1,7 +1,7 @@
 """Traces in files, for plots elsewhere: safetensors, with everything that is no tensor as JSON in the metadata.
 
 Tensors: `values` [quantity, step, layer, role], for each positive prompt p with attention maps `maps.p.g` [image,
-token, rows, columns] for each of its grids g, and `prompt.p` by which the text of a positive prompt is known again. The
+token, rows, columns] for each of its grids g, and `prompt.p` to check the text of a positive prompt. The
 metadata's entry `ebca_trace` says what stands at each place.
 """
 

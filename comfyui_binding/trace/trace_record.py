@@ -28,14 +28,15 @@ def matches_fingerprint(samples: Tensor, tensor: Tensor) -> bool:
     others = fingerprint(tensor).cpu()
     if samples.shape != others.shape or not torch.equal(samples.isfinite(), others.isfinite()):
         return False
-    samples, others = samples.nan_to_num(0, 0, 0), others.nan_to_num(0, 0, 0)  # a picture that broke up can be traced
+    samples, others = samples.nan_to_num(0, 0, 0), others.nan_to_num(0, 0, 0)  # an image that broke up can be traced
     return bool((samples - others).norm() <= 0.01 * samples.norm())
 
 
 @dataclass(frozen=True, eq=False)
 class WordMaps:
-    """Where a positive prompt's tokens were read: [b, t, rows, columns] for each size of grid, means over the layers of
-    that size, their heads and the steps. weights: how many maps, one a layer and step, each of them stands for."""
+    """Where a positive prompt's tokens were read: [b, t, rows, columns] for each grid that layers have, coarsest first,
+    means over these layers, their heads and the steps. Maps of fine grids are pooled. weights: how many maps, one a
+    layer and step, each of them stands for."""
 
     by_grid: Sequence[Tensor]
     weights: Sequence[int]
@@ -70,6 +71,20 @@ class TraceRecord:
     #: Samples of the latent that came out, and of the positive prompts: by them a record is known again.
     result: Tensor | None = None
     prompts: Sequence[Tensor] = ()
+
+
+def joined(records: Sequence[TraceRecord]) -> TraceRecord:
+    """The record of a batch whose images were sampled one after another, with the same settings."""
+    first, maps = records[0], []
+    for of_prompt in zip(*(record.maps for record in records), strict=True):
+        grids = zip(*(one.by_grid for one in of_prompt), strict=True)
+        maps.append(WordMaps([torch.cat(grid) for grid in grids], of_prompt[0].weights))
+    return replace(
+        first,
+        values=torch.stack([record.values for record in records]).nanmean(dim=0),
+        is_complete=all(record.is_complete for record in records),
+        maps=tuple(maps),
+    )
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ..text.tokenized_prompt import TokenizedPrompt, encode, occurrences, tokenize_phrase, tokenize_prompt, words
+from ..text.tokenized_prompt import TokenizedPrompt, encode, occurrences, tokenize_phrase, whole_prompt, words
 from .trace_record import TraceRecord, WordMaps, matches_fingerprint
 
 if TYPE_CHECKING:
@@ -18,8 +18,7 @@ def positions_of_words(clip: CLIP, text: str, wanted: str) -> tuple[dict[str, li
     wanted: words and phrases of the prompt `text`, between commas or on lines of their own; without any, all words.
     Every occurrence counts. Raises ValueError for one that is not in the prompt, and for a prompt without words.
     """
-    tokenized = tokenize_prompt(clip, text)
-    prompt = tokenized[0]._replace(length=min(one.length for one in tokenized))
+    prompt = whole_prompt(clip, text)
     phrases = [phrase.strip() for phrase in re.split(r"[,\n]", wanted) if phrase.strip()]
     found = {phrase: occurrences(prompt, phrase, tokenize_phrase(clip, phrase)[0]) for phrase in phrases}
     found = found or _all_words(prompt)
@@ -42,8 +41,8 @@ def is_prompt_of(record: TraceRecord, clip: CLIP, text: str) -> bool:
     return all(matches_fingerprint(prompt, context[0]) for prompt in record.prompts)
 
 
-def maps_of_prompt(record: TraceRecord, prompt: TokenizedPrompt, images: int) -> WordMaps:
-    """The maps of the one positive prompt of a run with so many images.
+def maps_of_prompt(record: TraceRecord, prompt: TokenizedPrompt, images: int | None = None) -> WordMaps:
+    """The maps of the one positive prompt of a run with, where it is given, so many images.
 
     Raises ValueError where a run has no such maps.
     """
@@ -63,7 +62,7 @@ def maps_of_prompt(record: TraceRecord, prompt: TokenizedPrompt, images: int) ->
             f"text has {prompt.length} tokens, but the positive prompt of the traced run has {maps.tokens}. Connect "
             "one text to CLIP Text Encode and to this node."
         )
-    if maps.images != images:
+    if images is not None and maps.images != images:
         raise ValueError(
             f"image has {images} image(s), but the traced run made {maps.images}. Connect the VAE Decode of the "
             "sampler that ran with this trace; of a video, one frame: its maps are means over all of them."

@@ -301,7 +301,7 @@ const commands = {
       canvas.centerOnNode(node);
     }, type);
     await page.locator('[data-testid="info-button"]').click();
-    const text = page.locator(".node-help-content .markdown-content");
+    const text = page.locator(".node-help-content").locator(".markdown-content, .comfy-markdown-content"); // older, newer
     await text.waitFor();
     const headings = await text.locator("h1, h2").allInnerTexts();
     const pictures = await Promise.all((await text.locator("img").all()).map(loaded));

@@ -3,6 +3,7 @@
     python run.py bench alignment              samples what is missing, writes docs/alignment.md and alignment.png
     python run.py bench alignment --tune       what the settings were chosen by, on other captions and noise
     python run.py bench alignment --report     only writes the table, from what there is
+    python run.py bench alignment --model transformer      the same on the other trained model
 
 Every method gets the same captions and the same noise. Results are kept in research/alignment/results.jsonl, a line for
 each method and set of captions, by their exact settings: what is there is not sampled again, so the command can be
@@ -26,7 +27,7 @@ sys.path.append(str(REPO / "research"))
 from alignment.image_statistics import ImageStatistics  # noqa: E402
 from alignment.report import Columns, share, table, write_between  # noqa: E402
 from alignment.results import PATH, ROUNDS, TIMED_IMAGES, Cell, Results, letter, time_key  # noqa: E402
-from alignment.settings import CANDIDATES, FIGURE, METHODS, PLAIN, Method  # noqa: E402
+from alignment.settings import PLAIN, STUDIES, Method  # noqa: E402
 from shapes.grammar import Scene  # noqa: E402
 from shapes.scorer import verdict  # noqa: E402
 from shapes_model import ShapesModel, bench_parser, boot, sheet  # noqa: E402
@@ -138,25 +139,26 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--results", type=Path, default=PATH, help="file of the results")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="file that gets the table")
     options = parser.parse_args(arguments)
-    methods, columns = (CANDIDATES, TUNING) if options.tune else (METHODS, SCORED)
+    study = STUDIES[options.model]
+    methods, columns = (study.candidates, TUNING) if options.tune else (study.methods, SCORED)
     images = options.images or (TUNING_IMAGES if options.tune else IMAGES)
     results = Results(options.results)
     if not options.report:
         boot(options)
-        shapes = ShapesModel()
+        shapes = ShapesModel(options.model)
         chosen = [m for m in methods if m is PLAIN or any(text in m.name for text in options.method)]
         fill(shapes, results, [
-            (Cell(captions, method.kind, method.settings, options.tune, images), method)
+            (Cell(captions, method.kind, method.settings, options.tune, images, options.model), method)
             for captions in options.captions or columns.sets for method in chosen
         ])  # fmt: skip
         if not (options.tune or options.captions or options.method != [""]):
             for method in methods:
-                if method is not PLAIN and results.get(time_key(method)) is None:
-                    results.add(time_key(method), ratios=times(shapes, method))
-            picture(shapes, FIGURE, options.document.with_suffix(".png"))
-    text = table(results, methods, columns, options.tune, images)
+                if method is not PLAIN and results.get(time_key(method, options.model)) is None:
+                    results.add(time_key(method, options.model), ratios=times(shapes, method))
+            picture(shapes, study.figure, options.document.with_name(f"{options.document.stem}{study.picture}.png"))
+    text = table(results, methods, columns, options.tune, images, options.model)
     print(text)
-    write_between(options.document, "candidates" if options.tune else "scores", text)
+    write_between(options.document, study.comments + ("candidates" if options.tune else "scores"), text)
     return 0
 
 

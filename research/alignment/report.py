@@ -10,7 +10,7 @@ import numpy as np
 
 from alignment.image_statistics import ImageStatistics, distance, drawn
 from alignment.results import Cell, Results, time_key
-from alignment.settings import COMPARED, PLAIN, Method
+from alignment.settings import PLAIN, STUDIES, Method
 from bootstrap import Estimate, mean_of
 
 Labels = Mapping[str, str]
@@ -91,11 +91,13 @@ def mean_distance(found: Mapping[str, ImageStatistics], references: Mapping[str,
     return float(np.mean([distance(found[captions], references[captions]) for captions in references]))
 
 
-def table(results: Results, methods: Sequence[Method], columns: Columns, is_tuning: bool, images: int) -> str:
-    """A line for each method that has been sampled, beside plain, which is the first; then COMPARED."""
+def table(
+    results: Results, methods: Sequence[Method], columns: Columns, is_tuning: bool, images: int, model: str
+) -> str:
+    """A line for each method that has been sampled, beside plain, which is the first; then the study's pairs."""
 
     def cell(method: Method, captions: str) -> Cell:
-        return Cell(captions, method.kind, method.settings, is_tuning, images)
+        return Cell(captions, method.kind, method.settings, is_tuning, images, model)
 
     wanted = {captions: cell(PLAIN, captions).scenes() for captions in columns.main}
     reference, others = (
@@ -109,13 +111,13 @@ def table(results: Results, methods: Sequence[Method], columns: Columns, is_tuni
         statistics = {captions: ImageStatistics(np.array(line["mean"]), np.array(line["covariance"]))
                       for captions, line in found.items() if line and captions in reference}  # fmt: skip
         far = f"{mean_distance(statistics, reference):.2f}" if len(statistics) == len(reference) else "-"
-        timed = results.get(time_key(method))
+        timed = results.get(time_key(method, model))
         if labels:
             time = "1" if method is PLAIN else f"{np.median(timed['ratios']):.2f}" if timed else "-"
             lines.append(columns.row(method.name, labels, all_labels[PLAIN.name], far, time))
     floor = mean_distance(others, reference)
     lines.append(f"\nImage statistics of other drawn pictures of the same captions: {floor:.2f}.")
-    for ours, other in COMPARED:
+    for ours, other in STUDIES[model].compared:
         if all_labels.get(ours.name) and all_labels.get(other.name):
             compared = against(all_labels[ours.name], all_labels[other.name])
             lines.append(f"\n{ours.name} against {other.name}: {compared}.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.settings import CFG, SAMPLER, Method
+from alignment.settings import CFG, SAMPLER, UNET, Method
 from shapes.captions import ROWS, scenes
 from shapes.grammar import Scene
 from shapes.scorer import LABELS, Verdict
@@ -30,10 +30,12 @@ class Cell:
     settings: dict[str, Any]
     is_tuning: bool
     images: int
+    #: The trained model, of settings.STUDIES.
+    model: str = UNET
 
     @property
     def key(self) -> str:
-        return json.dumps({"sampler": SAMPLER, "cfg": CFG, **vars(self)}, sort_keys=True)
+        return _key(self.model, {name: value for name, value in vars(self).items() if name != "model"} | {"cfg": CFG})
 
     def scenes(self) -> list[Scene]:
         if not self.is_tuning:
@@ -46,10 +48,16 @@ class Cell:
         return list(range(first, first + self.images))
 
 
-def time_key(method: Method) -> str:
+def time_key(method: Method, model: str = UNET) -> str:
     """The key of a method's times over the plain model's."""
-    timed = {"sampler": SAMPLER, "images": TIMED_IMAGES, "rounds": ROUNDS}
-    return json.dumps({"time": method.kind, "settings": method.settings, **timed}, sort_keys=True)
+    timed = {"time": method.kind, "settings": method.settings, "images": TIMED_IMAGES, "rounds": ROUNDS}
+    return _key(model, timed)
+
+
+def _key(model: str, of: dict[str, Any]) -> str:
+    """The first results are of the U-Net and do not name it."""
+    named = {} if model == UNET else {"model": model}
+    return json.dumps({"sampler": SAMPLER, **of, **named}, sort_keys=True)
 
 
 def letter(found: Verdict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -338,3 +339,43 @@ COMPARED = [
     (BOTH, HIGHEST),
 ]  # fmt: skip
 FIGURE = [PLAIN, HIGHER, EXCITE_HIGHER, AUTHORS, COMPOSED, AWAY_HIGHEST]
+
+# The transformer, which normalises its keys: the norm term has no effect there.
+_CFGS = (1.75, 2.5, 3.0, 4.0, 6.0)
+_STEPS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+TRANSFORMER_CANDIDATES = [
+    PLAIN,
+    *(_cfg(cfg) for cfg in _CFGS),
+    *(_ebca(gamma, 0.0) for gamma in _STEPS),
+    *(_ebca(gamma, 0.0, "cfg 2.5", cfg=2.5) for gamma in _STEPS),
+    _words(1.3, cfg=2.5),
+    *(_composable(0.1, 0.5, cfg=cfg) for cfg in (2.5, 4.0)),
+    *(_texts(_part("objects", alpha, 0.0, 0.5), cfg=2.5) for alpha in (0.1, 0.2, 0.4)),
+    *(_texts(_part("nothing", alpha, 0.0, 0.5, "remove"), cfg=2.5) for alpha in (0.2, 0.4)),
+    *(_texts(_EACH, _AWAY, cfg=cfg) for cfg in (2.5, 3.0, 4.0)),
+    _texts(_EACH, _part("nothing", 0.4, 0.0, 0.5, "remove"), cfg=2.5),
+    _texts(_part("objects", 0.2, 0.0, 0.5), _part("nothing", 0.4, 0.0, 0.5, "remove"), cfg=2.5),
+    _texts(_EACH, _AWAY_THROUGHOUT, cfg=2.5),
+]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared on one trained model.
+
+    picture: what follows the document's name in that of the pictures.
+    comments: what stands before `scores` and `candidates` in the document's comments around the tables.
+    """
+
+    candidates: Sequence[Method]
+    methods: Sequence[Method]
+    compared: Sequence[tuple[Method, Method]]
+    figure: Sequence[Method]
+    picture: str = ""
+    comments: str = ""
+
+
+UNET = "unet"
+STUDIES = {
+    UNET: Study(CANDIDATES, METHODS, COMPARED, FIGURE),
+}

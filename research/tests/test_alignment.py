@@ -109,7 +109,8 @@ def test_a_line_that_was_cut_off_is_sampled_again(tmp_path):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"captions": "three objects"}, {"kind": "ebca"}, {"settings": {"cfg": 2.0}}, {"is_tuning": True}, {"images": 5}],
+    [{"captions": "three objects"}, {"kind": "ebca"}, {"settings": {"cfg": 2.0}}, {"is_tuning": True}, {"images": 5},
+     {"model": "transformer"}],
 )
 def test_every_setting_is_in_the_key(changed):
     assert cell().key != cell(**changed).key

@@ -94,8 +94,18 @@ class PromptError(Exception):
         self.details = details
 
 
-def run_prompt(prompt: dict) -> dict:
+def new_executor():
+    """A PromptExecutor, which keeps results from one prompt to the next."""
+    import execution
+
+    return execution.PromptExecutor(_Server(), cache_args={"lru": 0, "ram": 0, "ram_inactive": 0})
+
+
+def run_prompt(prompt: dict, executor=None) -> dict:
     """Run an API-format prompt and give back its outputs: {node id: {kind: [...]}}.
+
+    Args:
+        executor: one of `new_executor` that may have run others; by default a new one.
 
     Raises:
         PromptError: validation refused the prompt or a node failed; the message holds the node's own.
@@ -106,7 +116,7 @@ def run_prompt(prompt: dict) -> dict:
     valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt(prompt_id, prompt, None))
     if not valid:
         raise PromptError("refused before running", (error, node_errors))
-    executor = execution.PromptExecutor(_Server(), cache_args={"lru": 0, "ram": 0, "ram_inactive": 0})
+    executor = executor or new_executor()
     executor.execute(prompt, prompt_id, {}, outputs)
     if not executor.success:
         raise PromptError("failed while running", [m for m in executor.status_messages if "error" in m[0]])

@@ -61,7 +61,7 @@ _FAMILIES: dict[str, tuple[str, dict, dict]] = {
                     {**_HEADS, "disable_self_attentions": [True, False], "num_classes": 1000}),
 }  # fmt: skip
 FAMILIES = [name for name in _FAMILIES if name not in ("svd", "x4_upscaler")]
-REFUSED = ["svd", "x4_upscaler", "flux"]
+REFUSED = ["svd", "x4_upscaler", "hunyuan_video"]
 
 
 def fill(module: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -93,8 +93,8 @@ def model(family: str = "sd1", seed: int = 0, dtype: torch.dtype = torch.float32
         dtype: the weights are stored in it; computation is in float32.
         unet: settings of ComfyUI's UNetModel that differ, say `context_dim=48`.
     """
-    if family == "flux":
-        return _flux(seed)
+    if family == "hunyuan_video":
+        return _hunyuan_video(seed)
     class_name, settings, extra = _FAMILIES[family]
     methods = {"unet_extra_config": extra}
     if family == "sd2_v":
@@ -106,12 +106,13 @@ def model(family: str = "sd1", seed: int = 0, dtype: torch.dtype = torch.float32
     return patcher(base.eval())
 
 
-def _flux(seed: int):
-    """A diffusion transformer: text and image in one attention, nothing for EBCA to reach."""
-    config = comfy.supported_models.Flux(dict(
-        image_model="flux", in_channels=16, patch_size=2, out_channels=16, vec_in_dim=POOLED, context_in_dim=WIDTH,
-        hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000,
-        qkv_bias=True, guidance_embed=False, txt_ids_dims=[],
+def _hunyuan_video(seed: int):
+    """A transformer with text and image in one attention that averages its text first: nothing for EBCA to reach."""
+    config = comfy.supported_models.HunyuanVideo(dict(
+        image_model="hunyuan_video", in_channels=16, patch_size=[1, 2, 2], out_channels=16, vec_in_dim=POOLED,
+        context_in_dim=WIDTH, hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=1,
+        axes_dim=[4, 6, 6], theta=256, qkv_bias=True, guidance_embed=False, byt5=False, meanflow=False,
+        use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False,
     ))  # fmt: skip
     config.set_inference_dtype(torch.float32, None)
     base = config.get_model({}, device=torch.device("cpu"))

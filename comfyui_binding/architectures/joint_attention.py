@@ -1,0 +1,353 @@
+"""Transformers in which text and image attend to each other in one attention: Qwen-Image, Flux and others.
+
+There the image's queries read the keys of the text and of the image itself, and the text is changed by every block. For
+the composition each edit's text is a text of its own, beside the prompt's, which attends to itself and to the one
+image; what the image reads with each of the texts is mixed by the weights of the edits, as in cross-attention.
+
+For the length of a call of the model the edits' texts follow the prompt's as more text tokens, so that everything that
+a network does token by token is right as it is. Hooks keep them apart where tokens meet: each joint attention becomes
+one attention for each text, and each text has the positions that it has alone. Nothing of ComfyUI's models is copied;
+a family says in `JointFamily` where its tokens lie (joint_families.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import pad
+
+from ...ebca_core import mix_contexts
+from ..runtime import notices
+from ..runtime.batch_layout import Chunk, latent_shape
+from ..runtime.denoiser_call import DenoiserCall, EditsRefused
+from ..runtime.settings import Edit
+from ..runtime.tensor_cache import rows_of_images
+from ..runtime.text_attention import EncodedText
+from ..runtime.torch_compile import uncompiled
+from .edit_conds import conds_of
+from .host_attention import attention_without_ebca
+from .key_projection import is_unpatched
+from .module_hooks import in_this_thread
+from .transformer import TEXT_MASKS, TRANSFORMER_OPTIONS, Grid
+
+NO_UPDATE = (
+    "it attends to text and image in one softmax, where every block updates the text by the image already and the "
+    "update of the context is not defined"
+)
+NO_TRACE = "its text is no context that layers share, and its attention to text is a part of that to the image"
+#: Forward passes of a network that other packs replace.
+FORWARDS = ("forward", "_forward", "forward_orig", "forward_core_with_concat", "patchify_and_embed")
+
+
+@dataclass(frozen=True)
+class JointFamily:
+    """Where one kind of network has its texts, in attention calls that hold the text's tokens before the image's."""
+
+    #: Its class in comfy.ldm, by name; subclasses are families of their own.
+    network: str
+    #: {name: module whose first attention call is that of text and image}, in the order of a call.
+    layers: Callable[[Module], Mapping[str, Module]]
+    #: The grid of the picture's tokens, the first of the image's, from the network, the shape of its input and the
+    #: keyword arguments of apply_model.
+    grid: Callable[[Module, Sequence[int], Mapping[str, Any]], Grid]
+    #: Width of the text that encoders give.
+    text_width: Callable[[Module], int]
+    #: The module whose input is the positions [b, t + n, axes] of the tokens, where texts have positions.
+    positions: Callable[[Module], Module | None] = lambda network: None
+    #: The text [b, t, c] among the arguments of a layer; None for a layer that gets text and image as one.
+    text: Callable[[tuple, Mapping[str, Any]], Tensor | None] = lambda args, kwargs: None
+    #: What apply_model's mask is of: the text's tokens [b, t]; text and image of the prompt [b, t + n, t + n], which no
+    #: edit has; or nothing that the network reads.
+    masks: Literal["text", "text and image", "nothing"] = "text"
+    #: Modules with an attention of the text's tokens alone.
+    text_layers: Callable[[Module], Sequence[Module]] = lambda network: ()
+    #: How texts are padded before the attention; None where they are not.
+    padding: Callable[[Module], Padding | None] = lambda network: None
+    #: The axis of the positions on which the image stands right behind the text. Every text then ends where the prompt
+    #: does, so that the image stands to it as in a run of its own.
+    axis_behind_text: int | None = None
+    #: Why no edits can be composed in on a network; None where they can.
+    why_unsupported: Callable[[Module], str | None] = lambda network: None
+    #: Why edits are refused in a call, from the network and its keyword arguments; None where they are not.
+    why_refused: Callable[[Module, Mapping[str, Any]], str | None] = lambda network, kwargs: None
+
+    def matches(self, network: Module) -> bool:
+        return f"{type(network).__module__}.{type(network).__qualname__}" == f"comfy.ldm.{self.network}"
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Texts are padded with a learned token [1, c] to a multiple of a length, behind a module that embeds them."""
+
+    embedder: Module
+    token: Tensor
+    multiple: int
+
+
+class JointTransformer:
+    """The architecture of one family."""
+
+    wrappers: Mapping[str, Callable] = {}
+    repeats_prompts = False
+    text_depends_on_sigma = False
+
+    def __init__(self, family: JointFamily):
+        self.family = family
+
+    def layer_names(self, network: Module) -> tuple[str, ...]:
+        return tuple(self.family.layers(network))
+
+    def context_width(self, network: Module, model_config: Any) -> int:
+        return self.family.text_width(network)
+
+    def why_unsupported(self, network: Module, name: str) -> str | None:
+        return self.family.why_unsupported(network)
+
+    def why_no_update(self, network: Module) -> str | None:
+        return NO_UPDATE
+
+    def why_no_trace(self, network: Module) -> str | None:
+        return NO_TRACE
+
+    def unread_layers(self, network: Module) -> frozenset[str]:
+        return frozenset()
+
+    @contextmanager
+    def intercept(self, call: DenoiserCall, model: Module, args: Sequence[Any], kwargs: Mapping[str, Any]):
+        """The edits' texts beside the prompt's, in calls that hold a positive prompt."""
+        network, run = uncompiled(model.diffusion_model), call.run
+        if not self.family.matches(network):
+            raise EditsRefused(notices.network_replaced(type(network).__name__))
+        modules = [network, *self.family.layers(network).values(), *self.family.text_layers(network)]
+        if not all(is_unpatched(module, name) for module in modules for name in FORWARDS if hasattr(module, name)):
+            raise EditsRefused(notices.edits_skipped(notices.FORWARD))
+        rows = run.layout.rows(args[TRANSFORMER_OPTIONS], args[0].shape[0], call.latent_size)
+        if not rows.chunks:
+            run.notices.bypassed(notices.edits_skipped(rows.reason))
+        if not any(chunk.entry.positive for chunk in rows.chunks):
+            yield
+            return
+        texts = {edit: self._text_of(call, model, edit, args[0]) for edit in call.edits}
+        grid = self.family.grid(network, latent_shape(args[0], kwargs), kwargs)
+        with _JointCall(self.family, call, rows.chunks, texts, grid).hooks_on(network):
+            yield
+        run.notices.accounted_for = True
+
+    def _text_of(self, call: DenoiserCall, model: Module, edit: Edit, x: Tensor) -> EncodedText:
+        """An edit's text as the network is given it."""
+
+        def read() -> EncodedText:
+            conds = conds_of(model, edit, x)
+            return EncodedText(conds["c_crossattn"], next((conds[name] for name in TEXT_MASKS if name in conds), None))
+
+        return call.run.cache.cached(("edit text", edit, x.device), read)
+
+
+@dataclass(eq=False)
+class _Image:
+    """ImageTokens of a layer: the image's rows and columns of its output."""
+
+    q: Tensor
+    grid: tuple[int, ...]
+    tokens_before_grid: int
+
+
+class _JointCall:
+    """The hooks of one call. Text 0 is the prompt's; those of the edits follow."""
+
+    def __init__(
+        self, family: JointFamily, call: DenoiserCall, chunks: Sequence[Chunk], texts: Mapping[Edit, EncodedText],
+        grid: Grid,
+    ):  # fmt: skip
+        self._family = family
+        self._call = call
+        self._chunks = chunks
+        self._texts = texts
+        self._grid = grid
+        #: Of each text: its number of tokens in the attention, and its mask that is added to the scores
+        #: (JointFamily.masks).
+        self._lengths: list[int] = []
+        self._masks: list[Tensor | None] = []
+        #: Whether the position embedder has met the texts.
+        self._are_texts_placed = False
+
+    @contextmanager
+    def hooks_on(self, network: Module) -> Iterator[None]:
+        with ExitStack() as stack:
+
+            def hook(module: Module, function: Callable) -> None:
+                handle = module.register_forward_pre_hook(in_this_thread(function), with_kwargs=True)
+                stack.callback(handle.remove)
+
+            family, padding = self._family, self._family.padding(network)
+            hook(network, self._append_texts)
+            if family.positions(network) is not None:
+                hook(family.positions(network), self._place_tokens)
+            if padding is not None:
+                pad_texts = in_this_thread(partial(self._pad_texts, padding))
+                stack.callback(padding.embedder.register_forward_hook(pad_texts).remove)
+            attentions = [(module, self._attend) for module in family.layers(network).values()]
+            attentions += [(module, self._attend_to_texts) for module in family.text_layers(network)]
+            for module, attend in attentions:
+                visit = _Visit(attend)
+                hook(module, partial(self._enter, visit))
+                left = in_this_thread(visit.left)
+                stack.callback(module.register_forward_hook(left).remove)
+            yield
+
+    # --- the network ---
+
+    def _append_texts(self, network: Module, args: tuple, kwargs: dict[str, Any]):
+        """Pre-hook of the network: the edits' texts behind the prompt's. Their masks act in the attention alone."""
+        prompt = kwargs.get("context")
+        if prompt is None or len(prompt) != self._chunks[-1].rows.stop:
+            raise EditsRefused(notices.edits_skipped(notices.ROWS))
+        reason = self._family.why_refused(network, kwargs)
+        if reason is not None:
+            raise EditsRefused(reason)
+        edits = list(self._texts.values())
+        texts = [prompt, *(self._rows(self._call.run.cache.cast(text.context, prompt)) for text in edits)]
+        self._lengths = [text.shape[1] for text in texts]
+        self._masks = self._masks_of(prompt, next((kwargs[name] for name in TEXT_MASKS if name in kwargs), None))
+        self._are_texts_placed = False
+        no_masks = {name: None for name in TEXT_MASKS if name in kwargs}
+        return args, {**kwargs, **no_masks, "context": torch.cat(texts, dim=1)}
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """A tensor of an edit for each row of the call; on negative prompts its text is read by nobody."""
+        return torch.cat([rows_of_images(tensor, chunk) for chunk in self._chunks])
+
+    def _masks_of(self, prompt: Tensor, mask: Tensor | None) -> list[Tensor | None]:
+        """The masks of the prompt and of the edits that are added to the scores."""
+        if self._family.masks == "text":
+            of_edits = [text.mask for text in self._texts.values()]
+            masks = [mask, *(None if one is None else self._rows(one.to(prompt.device)) for one in of_edits)]
+            return [_added_to_scores(mask, prompt) for mask in masks]
+        return [mask if self._family.masks == "text and image" else None, *(None for _ in self._texts)]
+
+    def _pad_texts(self, padding: Padding, embedder: Module, args: tuple, out: Tensor) -> Tensor:
+        """Hook of the text's embedder: each text padded by itself, [b, t, c]; what follows finds nothing to pad."""
+        token, texts = padding.token.to(out), []
+        for text in out.split(self._lengths, dim=1):
+            missing = -text.shape[1] % padding.multiple
+            texts += [text, token.expand(len(text), missing, -1)]
+        self._lengths = [text.shape[1] + pad.shape[1] for text, pad in zip(texts[::2], texts[1::2], strict=True)]
+        return torch.cat(texts, dim=1)
+
+    def _place_tokens(self, embedder: Module, args: tuple, kwargs: dict[str, Any]):
+        """Pre-hook of the position embedder: the texts' positions in its first call of a pass, the image's in all."""
+        ids, *others = args
+        axis, prompt, total = self._family.axis_behind_text, self._lengths[0], sum(self._lengths)
+        texts, image = [], ids
+        if not self._are_texts_placed:
+            self._are_texts_placed = True
+            image = ids[:, total:]
+            for length in self._lengths:
+                text = ids[:, :length]
+                texts.append(text if axis is None else _moved(text, axis, prompt - length))
+        if axis is not None:
+            is_behind = image[..., axis] == total + 1
+            image = torch.where(is_behind[..., None], _moved(image, axis, prompt - total), image)
+        return (torch.cat([*texts, image], dim=1), *others), kwargs
+
+    # --- a layer ---
+
+    def _enter(self, visit: _Visit, module: Module, args: tuple, kwargs: dict[str, Any]):
+        """Pre-hook of a layer: it attends to each text apart."""
+        text, options = self._family.text(args, kwargs), kwargs.get("transformer_options")
+        if options is None or (text is not None and text.shape[1] != sum(self._lengths)):
+            raise EditsRefused(notices.edits_skipped(notices.TOKENS))
+        visit.calls = 0
+        override = partial(visit.attend, visit, options.get("optimized_attention_override"))
+        return args, {**kwargs, "transformer_options": {**options, "optimized_attention_override": override}}
+
+    def _attend(
+        self, visit: _Visit, other: Callable | None, function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int,
+        mask: Tensor | None = None, **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
+        """Attention override of a layer: one attention for each text and the image, mixed on the image's tokens.
+
+        q, k, v: [b, h, t + n, d] or [b, t + n, (h d)], t of all texts -> [b, t + n, (h d)]
+        """
+        own, visit.calls = attention_without_ebca(function, other, kwargs), visit.calls + 1
+        if visit.calls > 1:
+            return own(q, k, v, heads, mask=mask, **kwargs)
+        tokens = 2 if kwargs.get("skip_reshape") else 1
+        image = q.shape[tokens] - sum(self._lengths)
+        if mask is not None or kwargs.get("skip_output_reshape") or image < 1:
+            raise EditsRefused(notices.edits_skipped(notices.TOKENS))
+        parts = [tensor.split([*self._lengths, image], dim=tokens) for tensor in (q, k, v)]
+
+        def attend(text: int, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+            """The outputs of a text's tokens and of the image's, [b, t, (h d)] and [b, n, (h d)]."""
+            joined = (torch.cat([part[text][rows], part[-1][rows]], dim=tokens) for part in parts)
+            mask = self._masks[text]
+            if mask is not None and self._family.masks == "text":
+                mask = pad(mask[rows], (0, image)).unsqueeze(1)
+            return own(*joined, heads, mask=mask, **kwargs).split([self._lengths[text], image], dim=1)
+
+        of_prompt, of_image = attend(0)
+        out = of_image.new_zeros(len(of_image), q.shape[tokens], of_image.shape[2])
+        *texts, mixed = out.split([*self._lengths, image], dim=1)
+        texts[0].copy_(of_prompt)
+        mixed.copy_(of_image)
+        for chunk in self._chunks:
+            if chunk.entry.positive:
+                outs = []
+                for text in range(1, len(texts)):
+                    texts[text][chunk.rows], of_image = attend(text, chunk.rows)
+                    outs.append(of_image)
+                self._mix(mixed[chunk.rows], outs, chunk)
+        return out
+
+    def _attend_to_texts(
+        self, visit: _Visit, other: Callable | None, function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int,
+        mask: Tensor | None = None, **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
+        """Attention override of a layer of the text's tokens alone: one attention for each text."""
+        own, visit.calls = attention_without_ebca(function, other, kwargs), visit.calls + 1
+        tokens = 2 if kwargs.get("skip_reshape") else 1
+        if mask is not None or kwargs.get("skip_output_reshape") or q.shape[tokens] != sum(self._lengths):
+            raise EditsRefused(notices.edits_skipped(notices.TOKENS))
+        texts = zip(*(tensor.split(self._lengths, dim=tokens) for tensor in (q, k, v)), strict=True)
+        return torch.cat([own(*text, heads, mask=None, **kwargs) for text in texts], dim=1)
+
+    def _mix(self, image: Tensor, outs: Sequence[Tensor], chunk: Chunk) -> None:
+        """Mix what the image reads with the edits' texts into what it reads with the prompt's, [b, n, (h d)]."""
+        tokens = _Image(image, self._grid.size, self._grid.before)
+        fit = not self._call.has_edit_masks or self._call.masks_fit(tokens)
+        image += mix_contexts(image, outs, [self._call.weight_of(edit, chunk, tokens, fit) for edit in self._texts])
+
+
+@dataclass(eq=False)
+class _Visit:
+    """One run of a layer: its attention override, and how many attention calls it has made."""
+
+    attend: Callable[..., Tensor]
+    calls: int = 0
+
+    def left(self, module: Module, args: tuple, out: Any) -> None:
+        """Hook of a layer, which has run."""
+        if self.calls == 0:
+            raise EditsRefused(notices.edits_skipped(notices.FORWARD))
+
+
+def _moved(positions: Tensor, axis: int, by: int) -> Tensor:
+    """Positions [b, t, axes] moved along an axis."""
+    moved = positions.clone()
+    moved[..., axis] += by
+    return moved
+
+
+def _added_to_scores(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """A mask [b, t] as ComfyUI adds it to the scores: of integers, 1 for tokens that are read; of floats, as it is."""
+    if mask is None or mask.is_floating_point():
+        return None if mask is None else mask.to(like.dtype)
+    return (mask - 1).to(like.dtype) * torch.finfo(like.dtype).max
