@@ -87,6 +87,21 @@ def test_everything_is_sorted_by_the_scores_of_the_trace(comfy):
     assert sheet.shape[1] > sheet.shape[2] > 0  # four rows of three tiles
 
 
+def test_sheet_marks_the_peak_of_each_map(pack):
+    """A row of three cells of 200 pixels with gaps of 8: the picture, and the maps of two things with a ring each."""
+    module = pack.plots.rank_sheet
+    maps, spots = torch.zeros(2, 8, 8), ((1, 6), (5, 2))
+    for one, spot in zip(maps, spots, strict=True):
+        one[spot] = 1.0
+    picture = module.RankedPicture("1", torch.zeros(64, 64, 3), maps, [8 * row + column for row, column in spots])
+    sheet = module.rank_sheet([picture], ["a bear", "a bench"])[0]
+    for cell, (row, column) in enumerate(spots, 1):
+        x, y = 8 + cell * 208 + 25 * column + 12, 8 + 25 * row + 12
+        ring = sheet[y, x + 8 : x + 10]
+        assert (ring == 1).all()
+        assert not (sheet[y, x - 60 + 8 : x - 60 + 10] == 1).all()
+
+
 def test_what_is_not_scored_is_said(comfy):
     trace, _, pictures = traced_run(comfy)
     table = rank(comfy, trace, pictures)[4]
