@@ -83,10 +83,10 @@ ARCHITECTURES = {
         unet, "Shapes", "shapes.safetensors", steps=4000, batch=64, rate=8e-4, ends=("input_blocks.0.", "out."),
         zero=("out_layers.3", "proj_out", "denoiser.out.2"), primer=(0.36, 0.42, 0.03), text=None),
     "transformer": Architecture(
-        transformer, "ShapesTransformer", "shapes_transformer.safetensors", steps=3000, batch=32, rate=1.5e-3,
-        ends=("x_embedder.", "t_embedder.", "final_layer.linear."),
+        transformer, "ShapesTransformer", "shapes_transformer.safetensors", steps=12000, batch=32, rate=1.5e-3,
+        ends=("x_embedder.", "t_embedder.", "final_layer.linear.", "draw.begin.", "draw.end."),
         zero=("adaln_modulation_self_attn.2", "adaln_modulation_cross_attn.2", "adaln_modulation_mlp.2",
-              "final_layer.linear", "final_layer.adaln_modulation.2", "t_embedder.1.linear_2"),
+              "final_layer.linear", "final_layer.adaln_modulation.2", "t_embedder.1.linear_2", "draw.end"),
         primer=(0.26, 0.38, 0.12), text=DEMO / "shapes.safetensors"),
 }
 

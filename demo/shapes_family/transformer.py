@@ -8,19 +8,23 @@ import comfy.ldm.common_dit
 import torch
 from comfy.ldm.cosmos.predict2 import MiniTrainDIT
 from einops import rearrange
-from torch.nn.functional import avg_pool2d, fold, interpolate, pad, unfold
+from torch.nn.functional import avg_pool2d, fold, interpolate, pad, silu, unfold
 
 TOKEN = 8  # pixels of the picture, each way, for one token
 STRIDE = TOKEN // 2  # the same at half resolution
 WINDOW = 2 * STRIDE  # a token reads and draws this many pixels each way at half resolution: windows overlap by half
 MARGIN = (WINDOW - STRIDE) // 2
 WAVES = 4  # cosines along each axis that tell a token where it lies
+FEATURES = 16  # what a token says of each pixel of its window; the first three are the colours that it would draw
+DILATIONS = (1, 2, 4, 1, 2, 1)  # of the convolutions that make a picture of these: together they see 23 pixels
+CHANNELS = 32  # of the convolutions
 DRAWN = 3 * WINDOW ** 2
 NEAR = 0.004  # rotations by 1 to 0.16 a token, for grids of eight; 1 would be for grids of hundreds
 CONFIG = {
-    "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": DRAWN + 2 * WAVES, "out_channels": DRAWN,
-    "patch_spatial": 1, "patch_temporal": 1, "concat_padding_mask": False, "model_channels": 192, "num_blocks": 6,
-    "num_heads": 6, "mlp_ratio": 4.0, "crossattn_emb_channels": 128, "pos_emb_cls": "rope3d",
+    "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": DRAWN + 2 * WAVES,
+    "out_channels": FEATURES * WINDOW ** 2, "patch_spatial": 1, "patch_temporal": 1, "concat_padding_mask": False,
+    "model_channels": 192, "num_blocks": 6, "num_heads": 6, "mlp_ratio": 4.0, "crossattn_emb_channels": 128,
+    "pos_emb_cls": "rope3d",
     "rope_h_extrapolation_ratio": NEAR, "rope_w_extrapolation_ratio": NEAR, "rope_enable_fps_modulation": False,
     "use_adaln_lora": True, "adaln_lora_dim": 64, "extra_per_block_abs_pos_emb": False,
 }
@@ -44,6 +48,8 @@ class ShapesDIT(MiniTrainDIT):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.patch_spatial = TOKEN  # what a token stands for; the embedding itself sees windows, one at a time
+        made = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype"), "operations": kwargs["operations"]}
+        self.draw = Draw(**made)
         ramp = (torch.arange(STRIDE) + 0.5) / STRIDE
         ramp = torch.cat([ramp, ramp.flip(0)])  # overlapping windows' ramps add up to one
         self.register_buffer("blend", (ramp[:, None] * ramp).flatten().to(kwargs.get("device")), persistent=False)
@@ -59,14 +65,14 @@ class ShapesDIT(MiniTrainDIT):
         return tokens.to(x.dtype), *rest  # blocks add to these: under autocast too in the precision of the picture
 
     def unpatchify(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Pictures [b c 1 h w] of tokens [b 1 h w o]: their windows, blended and enlarged."""
+        """Features [b f 1 h w] of tokens [b 1 h w o], at half resolution: their windows, blended."""
         height, width = (n * STRIDE for n in tokens.shape[2:4])
         size = (height + 2 * MARGIN, width + 2 * MARGIN)
         blend = self.blend.to(tokens)[:, None]
         windows = rearrange(tokens, "b 1 h w (c k) -> b c k (h w)", k=WINDOW ** 2) * blend
         share = fold(blend.expand(-1, windows.shape[-1])[None], size, WINDOW, stride=STRIDE)
         half = fold(windows.flatten(1, 2), size, WINDOW, stride=STRIDE) / share
-        return enlarged(half[..., MARGIN:MARGIN + height, MARGIN:MARGIN + width])[:, :, None]
+        return half[..., MARGIN:MARGIN + height, MARGIN:MARGIN + width][:, :, None]
 
     def _forward(self, x: torch.Tensor, timesteps: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """v [b c h w] for x = (1 - sigma) image + sigma noise, timesteps [b] = MULTIPLIER sigma.
@@ -79,10 +85,33 @@ class ShapesDIT(MiniTrainDIT):
         noise = (sigma ** 2 / 4 + (0.15 * signal) ** 2).sqrt()  # never 0: halving and enlarging change the image
         spread = (signal ** 2 + noise ** 2).sqrt()
         padded = comfy.ldm.common_dit.pad_to_patch_size(x, (TOKEN, TOKEN), padding_mode="replicate")
-        change = super()._forward((padded / spread)[:, :, None], timesteps, *args, **kwargs)[:, :, 0]
-        image = (signal / spread * enlarged(avg_pool2d(padded, 2)) + noise * change) / spread
+        features = super()._forward((padded / spread)[:, :, None], timesteps, *args, **kwargs)[:, :, 0]
+        half = avg_pool2d(padded, 2)
+        change = enlarged(self.draw(features.to(x.dtype), half / spread))
+        image = (signal / spread * enlarged(half) + noise * change) / spread
         image = image[..., :x.shape[-2], :x.shape[-1]]
         return (x - signal * image) / sigma.clamp_min(FLOOR) - image
+
+
+class Draw(torch.nn.Module):
+    """Convolutions that make a picture of what tokens say of each pixel: edges come out sharp anywhere."""
+
+    def __init__(self, device=None, dtype=None, operations=None):
+        super().__init__()
+        made = {"device": device, "dtype": dtype}
+        self.begin = operations.Conv2d(FEATURES + 3, CHANNELS, 1, **made)
+        self.norms = torch.nn.ModuleList(operations.GroupNorm(4, CHANNELS, **made) for _ in DILATIONS)
+        self.layers = torch.nn.ModuleList(
+            operations.Conv2d(CHANNELS, CHANNELS, 3, padding=reach, dilation=reach, **made) for reach in DILATIONS
+        )
+        self.end = operations.Conv2d(CHANNELS, 3, 1, **made)
+
+    def forward(self, features: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
+        """features [b f h w], noisy picture [b 3 h w] -> picture [b 3 h w]."""
+        x = self.begin(torch.cat([features, noisy], 1))
+        for norm, layer in zip(self.norms, self.layers):
+            x = x + layer(silu(norm(x)))
+        return features[:, :3] + self.end(silu(x))
 
 
 def enlarged(half: torch.Tensor) -> torch.Tensor:
