@@ -25,7 +25,7 @@ _QUICK = ("core_*", "schemas", "locales", "help", "packaging", "global_state")
 #: What tier 1 runs on the oldest ComfyUI: whatever touches ComfyUI's own interfaces, and one workflow file.
 _ON_OLDEST = (
     "composes_with", "composes_not", "batches", "projection", "families", "reference", "schemas", "transformer_runs",
-    "transformer_update",
+    "transformer_update", "joint_runs",
 )  # fmt: skip
 _ONE_WORKFLOW = (
     "tests/test_workflows.py::test_shapes_twin_gives_a_picture_with_and_one_without[EBCA 03 Add and remove (SD 1.5)]"
