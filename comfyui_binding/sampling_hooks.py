@@ -220,7 +220,7 @@ def _run_of_a_call(model: torch.nn.Module, options: dict[str, Any]) -> Run:
     run = Run(settings, model.model_sampling, warned=settings.told)
     if settings.needs_noise_mask:
         run.notices.warn_once(notices.CALL_WITHOUT_RUN_MASK)
-    if settings.edits:
+    if any(edit.is_updated for edit in settings.edits):
         run.notices.warn_once(notices.CALL_WITHOUT_RUN_EDITS)
     if settings.traces:
         run.notices.warn_once(notices.CALL_WITHOUT_RUN_TRACE)

@@ -24,7 +24,7 @@ _USED_BY_TOOLS = ("run.py", "ebca_core/", "comfyui_binding/", "nodes/", "plots/"
 _QUICK = ("core_*", "schemas", "locales", "help", "packaging", "global_state")
 #: What tier 1 runs on the oldest ComfyUI: whatever touches ComfyUI's own interfaces, and one workflow file.
 _ON_OLDEST = (
-    "composes_with", "composes_not", "batches", "projection", "families", "reference", "reroll", "schemas",
+    "composes_with", "composes_not", "batches", "joint_runs", "projection", "families", "reference", "reroll", "schemas",
     "transformer_runs", "transformer_update",
 )  # fmt: skip
 _ONE_WORKFLOW = (

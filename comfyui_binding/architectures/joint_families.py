@@ -75,6 +75,7 @@ FAMILIES = [
     # Flux 1 and 2, LongCat (whose texts are padded to one length, so that its images stand where they do alone), Ovis.
     _flux("flux.model.Flux"),
     _flux("chroma.model.Chroma"),
+    _flux("chroma_radiance.model.ChromaRadiance"),
     _qwen("mage_flow.model.MageFlowTransformer2DModel"),
     # Lumina 2, Z-Image, NewBie.
     JointFamily(

@@ -22,11 +22,10 @@ REASONS = {
     "depth_anything_3.model": _NO_IMAGES,
     **dict.fromkeys(
         (
-            "aura.mmdit", "boogu.model", "cascade.stage_b", "cascade.stage_c", "chroma_radiance.model",
-            "cogvideo.model", "genmo.joint_model.asymm_models_joint", "hidream.model",
-            "hidream_o1.model", "ideogram4.model", "joyimage.model", "lens.model",
-            "minimax.model", "omnigen.omnigen2",
-            "pixeldit.model", "pixeldit.pid", "seedvr.model",
+            "aura.mmdit", "boogu.model", "cascade.stage_b", "cascade.stage_c", "cogvideo.model",
+            "genmo.joint_model.asymm_models_joint", "hidream.model", "hidream_o1.model", "ideogram4.model",
+            "joyimage.model", "lens.model", "minimax.model", "omnigen.omnigen2", "pixeldit.model", "pixeldit.pid",
+            "seedvr.model",
         ),
         _JOINT,
     ),

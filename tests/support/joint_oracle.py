@@ -217,8 +217,25 @@ def _flux(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any])
 
 
 def _chroma(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any]) -> Tensor:
-    """x [16, height, width] -> the same. The modulations depend on no text: they are the network's own."""
+    """x [16, height, width] -> the same."""
     height, width = x.shape[-2:]
+    image, ids = linear(network.img_in, patches(x, 2)), places(height // 2, width // 2)
+    image, mods = _chroma_tokens(network, image, ids, timestep, mix, conds)
+    shift, scale = (one[0].double() for one in network.get_modulations(mods, "final"))
+    return picture(linear(network.final_layer.linear, layer_norm(image) * (1 + scale) + shift), 2, height, width)
+
+
+def _chroma_radiance(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any]) -> Tensor:
+    """x [3, height, width] -> the same. What turns tokens into pixels is the network's own."""
+    size, (height, width) = network.patch_size, x.shape[-2:]
+    kernel = network.img_in_patch
+    image = patches(x, size) @ kernel.weight.double().flatten(1).T + kernel.bias.double()
+    image, _ = _chroma_tokens(network, image, places(height // size, width // size), timestep, mix, conds)
+    return network.forward_nerf(x[None].float(), image[None].float(), network.params)[0].double()
+
+
+def _chroma_tokens(network, image, ids, timestep: Tensor, mix: Mix, conds: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The image's tokens behind the blocks, and the modulations: the network's own, as they depend on no text."""
     steps = torch.cat([timestep_embedding(value.float(), 16) for value in (timestep, conds["guidance"][:1])], dim=1)
     index = timestep_embedding(torch.arange(344), 32)
     mods = network.distilled_guidance_layer(torch.cat([steps.expand(344, -1), index], dim=1)[None].float())
@@ -231,10 +248,10 @@ def _chroma(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any
     double = [[modulation(kind, i) for kind in ("double_img", "double_txt")] for i in range(len(network.double_blocks))]
     single = [modulation("single", i) for i in range(len(network.single_blocks))]
     texts = [linear(network.txt_in, text) for text in mix.texts]
-    image, ids = linear(network.img_in, patches(x, 2)), places(height // 2, width // 2)
-    image = _flux_blocks(network, image, ids, texts, [torch.zeros(len(text), 3) for text in texts], mix, double, single)
-    shift, scale = (one[0].double() for one in network.get_modulations(mods, "final"))
-    return picture(linear(network.final_layer.linear, layer_norm(image) * (1 + scale) + shift), 2, height, width)
+    text_ids = [torch.zeros(len(text), 3) for text in texts]
+    if getattr(network.params, "use_sequential_txt_ids", False):
+        text_ids = [torch.nn.functional.pad(torch.arange(len(text)).float()[:, None], (0, 2)) for text in texts]
+    return _flux_blocks(network, image, ids, texts, text_ids, mix, double, single), mods
 
 
 def _flux_mlp(module, x: Tensor) -> Tensor:
@@ -475,7 +492,8 @@ def _sd3(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any]) 
 #: family: (network, x of one row, timestep [1], Mix, keyword arguments of the network) -> the output for the row
 FORWARDS: dict[str, Callable] = {
     "qwen": _qwen, "mage_flow": _mage_flow, "flux": _flux, "flux2": _flux, "longcat": _flux, "ovis": _flux,
-    "chroma": _chroma, "zimage": _lumina, "lumina": _lumina, "sd35": _sd3, "krea2": _krea2,
+    "chroma": _chroma, "chroma_radiance": _chroma_radiance, "zimage": _lumina, "lumina": _lumina, "sd35": _sd3,
+    "krea2": _krea2,
 }  # fmt: skip
 
 

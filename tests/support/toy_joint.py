@@ -13,6 +13,7 @@ import comfy.ops
 import comfy.sample
 import comfy.supported_models
 import torch
+from comfy.ldm.chroma_radiance.model import ChromaRadianceParams
 
 from support.toy import noise, patcher
 from support.toy_dit import POOLED, WIDTH, fill
@@ -24,11 +25,17 @@ _FLUX = dict(
     image_model="flux", in_channels=16, patch_size=2, out_channels=16, context_in_dim=WIDTH, hidden_size=64,
     mlp_ratio=2.0, num_heads=2, depth=2, depth_single_blocks=3, axes_dim=[8, 12, 12], theta=10000, qkv_bias=True,
 )  # fmt: skip
+_CHROMA = dict(_FLUX, in_dim=64, out_dim=64, hidden_dim=32, n_layers=2, vec_in_dim=None, txt_ids_dims=[])
 _LUMINA = dict(
     image_model="lumina2", patch_size=2, in_channels=16, dim=256, n_layers=3, n_refiner_layers=2, n_heads=4,
     multiple_of=32, ffn_dim_multiplier=2.0, qk_norm=True, axes_dims=[16, 24, 24], axes_lens=[64, 64, 64],
     rope_theta=256.0,
 )  # fmt: skip
+
+
+def _known(params: type, **settings: Any) -> dict[str, Any]:
+    """The settings that a network takes in this ComfyUI."""
+    return {name: value for name, value in settings.items() if name in params.__dataclass_fields__}
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,13 @@ TOYS = {
     "ovis": Toy("Flux", dict(
         _FLUX, vec_in_dim=None, guidance_embed=False, txt_ids_dims=[1, 2], yak_mlp=True, txt_norm=True,
     ), (16, 8, 8), "context_in_dim", 2, "double_blocks.0", "double_blocks"),
-    "chroma": Toy("Chroma", dict(
-        _FLUX, image_model="chroma", in_channels=64, out_channels=64, in_dim=64, out_dim=64, hidden_dim=32, n_layers=2,
-        vec_in_dim=None, txt_ids_dims=[],
-    ), (16, 8, 8), "context_in_dim", 2, "single_blocks.2", "double_blocks"),
+    "chroma": Toy("Chroma", dict(_CHROMA, image_model="chroma", in_channels=64, out_channels=64), (16, 8, 8),
+        "context_in_dim", 2, "single_blocks.2", "double_blocks"),
+    "chroma_radiance": Toy("ChromaRadiance", dict(
+        _CHROMA, image_model="chroma_radiance", in_channels=3, out_channels=3, patch_size=4, nerf_hidden_size=16,
+        nerf_mlp_ratio=2, nerf_depth=1, nerf_max_freqs=2, nerf_tile_size=0, nerf_final_head_type="conv",
+        nerf_embedder_dtype=None, use_x0=False, **_known(ChromaRadianceParams, use_sequential_txt_ids=True),
+    ), (3, 16, 16), "context_in_dim", 4, "double_blocks.0", "double_blocks"),
     "mage_flow": Toy("MageFlow", dict(
         image_model="mage_flow", num_layers=3, attention_head_dim=32, num_attention_heads=2, in_channels=128,
         axes_dims_rope=(8, 12, 12),
