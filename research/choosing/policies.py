@@ -5,7 +5,6 @@ Scores, right: [caption, noise]. Times are in whole runs of the plain model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -58,15 +57,3 @@ def auc_within(scores: np.ndarray, right: np.ndarray) -> float:
     higher = np.sign(scores[:, :, None] - scores[:, None, :]) / 2 + 0.5
     counts = (right[:, :, None] > 0) & (right[:, None, :] == 0)
     return float(higher[counts].mean())
-
-
-def auc_interval(scores: np.ndarray, right: np.ndarray, draws: int = 1000) -> tuple[float, float]:
-    """95 % interval of `auc` [caption, noise]: captions are drawn again, with all their noises."""
-    rng = np.random.default_rng(0)
-    picks = rng.integers(len(scores), size=(draws, len(scores)))
-    return tuple(np.percentile([auc(scores[pick].ravel(), right[pick].ravel()) for pick in picks], (2.5, 97.5)))
-
-
-def thresholds(scores: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """The scores below which these shares of pictures lie."""
-    return np.quantile(scores, shares)

@@ -10,9 +10,9 @@ import numpy as np
 from alignment.report import is_right, percent
 from alignment.results import Cell, Results, time_key
 from alignment.settings import AVERAGED_HIGHEST, EXCITE_HIGHER, HIGHEST, Method
-from bootstrap import mean_of
-from choosing.policies import Cost, auc, auc_interval, auc_within, ranked, rerolled
-from choosing.runs import CALLS, CHOICE, MEAN, SETTINGS, Runs, recorded
+from bootstrap import mean_of, statistic_of
+from choosing.policies import Cost, auc, auc_within, ranked, rerolled
+from choosing.runs import CALLS, CHOICE, IMAGES, MEAN, SETTINGS, Runs, recorded
 from choosing.scores import ALTERNATIVES, CHOSEN, LOSS, SCORES
 
 TUNED = ("three objects", "two objects")
@@ -52,11 +52,12 @@ CHOICES = {
 class Recordings:
     """What the results files hold, and what follows of it."""
 
-    def __init__(self, results: Results, alignment: Results, images: int, noises: int):
-        self._results, self._alignment, self._images, self._noises = results, alignment, images, noises
+    def __init__(self, results: Results, alignment: Results, noises: int, images: int | None = None):
+        """images: captions of every set, by default IMAGES."""
+        self._results, self._alignment, self._noises, self._images = results, alignment, noises, images
 
     def runs(self, setting: str, captions: str) -> Runs | None:
-        return recorded(self._results, SETTINGS[setting], captions, self._images, self._noises)
+        return recorded(self._results, SETTINGS[setting], captions, self._count(captions), self._noises)
 
     def tuning(self, setting: str, captions: str) -> Runs | None:
         return recorded(self._results, SETTINGS[setting], captions, TUNING_IMAGES, TUNING_NOISES, is_tuning=True)
@@ -79,7 +80,10 @@ class Recordings:
     def one_run(self, method: Method, captions: str) -> np.ndarray | None:
         """Right or not of each caption, one noise, as `bench alignment` sampled it."""
         line = self._alignment.get(Cell(captions, method.kind, method.settings, False, 500).key)
-        return None if line is None else is_right(line["labels"])[: self._images]
+        return None if line is None else is_right(line["labels"])[: self._count(captions)]
+
+    def _count(self, captions: str) -> int:
+        return self._images or IMAGES[captions]
 
     def rivals(self, captions: str) -> Iterator[tuple[str, np.ndarray]]:
         """Shares of right pictures of each caption, one noise taken at random; all noises that there are."""
@@ -102,13 +106,19 @@ def prediction(recordings: Recordings, sets: Sequence[str]) -> str:
             if runs is None:
                 continue
             right, scores = runs.right, runs.scores[CHOSEN]
-            cells = [f"{auc(scores[call].ravel(), right.ravel()):.2f}" for call in (*CALLS, MEAN)]
-            low, high = auc_interval(scores[CHOICE], right)
-            cells[CALLS.index(CHOICE)] += f" ({low:.2f} to {high:.2f})"
+            cells = aucs(scores, right, (*CALLS, MEAN))
             within = f"{auc_within(scores[CHOICE], right):.2f}" if runs.noises > 1 else "-"
             loss = f"{auc(runs.scores[LOSS][CHOICE].ravel(), right.ravel()):.2f}"
             rows.append([captions, setting, str(right.size), f"{100 * right.mean():.1f} %", *cells, within, loss])
     return markdown(head, rows)
+
+
+def aucs(scores: Mapping[int | str, np.ndarray], right: np.ndarray, calls: Sequence[int | str]) -> list[str]:
+    """After each call, with an interval after CHOICE: captions are drawn again, with all their noises."""
+    cells = {call: f"{auc(scores[call].ravel(), right.ravel()):.2f}" for call in calls}
+    found = statistic_of(lambda drawn: auc(scores[CHOICE][drawn].ravel(), right[drawn].ravel()), len(right))
+    cells[CHOICE] += f" ({found.low:.2f} to {found.high:.2f})"
+    return list(cells.values())
 
 
 def candidates(recordings: Recordings) -> str:
@@ -119,9 +129,7 @@ def candidates(recordings: Recordings) -> str:
             runs = recordings.tuning(setting, captions)
             for name in (*SCORES, *ALTERNATIVES) if runs else ():
                 right, scores = runs.right, runs.scores[name]
-                cells = [f"{auc(scores[call].ravel(), right.ravel()):.2f}" for call in CALLS]
-                low, high = auc_interval(scores[CHOICE], right)
-                cells[CALLS.index(CHOICE)] += f" ({low:.2f} to {high:.2f})"
+                cells = aucs(scores, right, CALLS)
                 rows.append([captions, f"{setting}, {100 * right.mean():.1f} % right", name, *cells])
     return markdown(["captions", "method", "score", *(f"call {call}" for call in CALLS[:-1]), "end"], rows)
 

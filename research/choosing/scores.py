@@ -55,13 +55,15 @@ def _of_each_call(maps: np.ndarray, score: Callable[[Tensor], Tensor]) -> np.nda
     return score(grids.flatten(0, 1)).view(maps.shape[:2]).numpy()
 
 
+#: [b, call] of what was recorded of a batch.
+Score = Callable[["Recorded"], np.ndarray]
 CHOSEN, LOSS = "one place each", "Attend-and-Excite's loss"
-SCORES: dict[str, Callable[[Recorded], np.ndarray]] = {
+SCORES: dict[str, Score] = {
     CHOSEN: lambda found: one_place(found.attention[FINE]),
     LOSS: lambda found: -found.loss,
 }
 #: What was compared with it on the tuning captions.
-ALTERNATIVES: dict[str, Callable[[Recorded], np.ndarray]] = {
+ALTERNATIVES: dict[str, Score] = {
     "its share near a peak alone": lambda found: _of_each_call(
         found.attention[FINE], lambda maps: near_share(claims(maps))
     ),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignment.results import Results
+from alignment.results import Cell, Results
 from alignment.settings import PLAIN
 from choosing import choose, policies, report, runs, scores
 from support import toy
@@ -65,8 +65,6 @@ def test_auc_counts_pairs_of_all_pictures_or_of_one_captions():
     assert policies.auc(values.ravel(), right.ravel()) == pytest.approx(share_in_order(everything))
     within = [pair for row, verdicts in zip(values, right) for pair in pairs(row, verdicts)]
     assert policies.auc_within(values, right) == pytest.approx(share_in_order(within))
-    low, high = policies.auc_interval(values, right, draws=200)
-    assert low < share_in_order(everything) < high
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
@@ -148,6 +146,7 @@ def test_noises_share_captions_and_no_noise():
     cells = [runs.cell(PLAIN, "three objects", 500, noise, is_tuning) for noise in range(4) for is_tuning in (0, 1)]
     assert len({seed for cell in cells for seed in cell.seeds()}) == 8 * 500
     assert cells[0].scenes() == cells[2].scenes()
+    assert cells[0].seeds() == Cell("three objects", PLAIN.kind, PLAIN.settings, False, 500).seeds()
     assert len({cell.key for cell in cells}) == 8
 
 
@@ -163,7 +162,7 @@ def test_score_that_knows_the_verdict_gains_what_a_perfect_judge_does(tmp_path):
     method, value = runs.SETTINGS["cfg 3"], {"R": 900, "m": 100}
     for noise, letters in enumerate(("RRmm", "mRRm")):
         results.add(runs.cell(method, "three objects", 4, noise).key, **line(letters, value))
-    table = report.choices(report.Recordings(results, alignment, 4, 2), "three objects").splitlines()
+    table = report.choices(report.Recordings(results, alignment, 2, 4), "three objects").splitlines()
     row = [cell.strip() for cell in next(text for text in table if "| best of 2 |" in text).split("|")]
     assert row[3] == "75.0 %"
     assert row[4] == "1.88"  # one run and a half, and another half for an earlier try: half of the orders, all ties
@@ -180,8 +179,3 @@ def test_command_samples_once_and_writes_its_tables(comfyui_root, tmp_path):
     printed = [subprocess.run(call, capture_output=True, text=True, timeout=600, check=True).stdout for _ in range(2)]
     assert ["6 of 6" in text for text in printed] == [True, False]
     assert document.read_text().count("| three objects | cfg 3 | 4 |") == 1
-    kept = Results(choose.ALIGNMENT)
-    for name, method in runs.SETTINGS.items():
-        found = Results(tmp_path / "results").get(runs.cell(method, "three objects", 2, 0).key)["labels"]
-        whole = kept.get(choose.Cell("three objects", method.kind, method.settings, False, 500).key)["labels"]
-        assert found == whole[:2], name
