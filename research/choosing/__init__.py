@@ -4,6 +4,7 @@
     scores      what they are worth
     runs        what was recorded, kept in results.jsonl
     policies    what choosing by a score gives, computed from whole runs
+    cost        the time of a score
     report      the tables of docs/choosing.md
     choose      the command: python run.py bench choosing
 """
