@@ -22,21 +22,22 @@ class Cost:
 def rerolled(
     scores: np.ndarray, right: np.ndarray, tries: int, threshold: float, cost: Cost
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Share of right pictures and time [caption], means over all orders of the noises.
+    """Share of right pictures and time [caption, noise], by the noise of the first try: means over the orders of the
+    others.
 
     A run whose score is below the threshold is dropped, and another noise is tried. If all tries are dropped, the best
     one is what counts: the last one goes on, an earlier one is run again. Threshold infinity: the best of `tries`.
     """
-    kept_right, times = [], []
+    by_first: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(scores.shape[1])]
     for order in permutations(range(scores.shape[1]), tries):
         tried = scores[:, order]
         passes = tried >= threshold
         any_passes = passes.any(1)
         kept = np.where(any_passes, passes.argmax(1), tried.argmax(1))
         last = np.where(any_passes, kept, tries - 1)
-        kept_right.append(np.take_along_axis(right[:, order], kept[:, None], 1)[:, 0])
-        times.append(cost.whole + cost.early * (last + (kept != last)))
-    return np.mean(kept_right, 0), np.mean(times, 0)
+        kept_right = np.take_along_axis(right[:, order], kept[:, None], 1)[:, 0]
+        by_first[order[0]].append((kept_right, cost.whole + cost.early * (last + (kept != last))))
+    return tuple(np.mean(by_first, axis=1).transpose(1, 2, 0))
 
 
 def ranked(scores: np.ndarray, right: np.ndarray, place: int = 0) -> np.ndarray:

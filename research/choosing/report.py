@@ -78,19 +78,19 @@ class Recordings:
         return float(np.quantile(tuning.scores[choice.score][choice.call], choice.share)) if tuning else np.nan
 
     def one_run(self, method: Method, captions: str) -> np.ndarray | None:
-        """Right or not of each caption, one noise, as `bench alignment` sampled it."""
+        """Right or not [caption, 1], as `bench alignment` sampled it with noise 0."""
         line = self._alignment.get(Cell(captions, method.kind, method.settings, False, 500).key)
-        return None if line is None else is_right(line["labels"])[: self._count(captions)]
+        return None if line is None else is_right(line["labels"])[: self._count(captions), None]
 
     def _count(self, captions: str) -> int:
         return self._images or IMAGES[captions]
 
     def rivals(self, captions: str) -> Iterator[tuple[str, np.ndarray]]:
-        """Shares of right pictures of each caption, one noise taken at random; all noises that there are."""
+        """Right or not [caption, noise] of one run of each other method, with all noises that there are."""
         for name, method in (("EBCA", SETTINGS["EBCA"]), ("Attend-and-Excite", EXCITE_HIGHER),
                              ("averaged predictions", AVERAGED_HIGHEST)):  # fmt: skip
             runs = self.runs(name, captions) if name in SETTINGS else None
-            found = runs.right.mean(1) if runs else self.one_run(method, captions)
+            found = runs.right if runs else self.one_run(method, captions)
             if found is not None:
                 yield name, found
 
@@ -143,7 +143,7 @@ def choices(recordings: Recordings, captions: str) -> str:
         runs = recordings.runs(setting, captions)
         if runs is None:
             continue
-        once = runs.right.mean(1)
+        once = runs.right
         rows.append([setting, "one run", *_line(once, recordings.cost(setting, CHOICE).whole, {"": once} | rivals)])
         for choice in among:
             threshold = recordings.threshold(setting, captions, choice)
@@ -161,9 +161,15 @@ def choices(recordings: Recordings, captions: str) -> str:
 
 
 def _line(right: np.ndarray, time: float, others: Mapping[str, np.ndarray]) -> list[str]:
-    """Share, time, and the differences to others on the same captions; a dash where there is none."""
-    differences = [right - other for other in others.values()]
-    compared = [percent(mean_of([difference])) if difference.any() else "-" for difference in differences]
+    """Share, time, and the differences to others; a dash where there is none.
+
+    right and others [caption, noise]: pairs have the caption and the noise of the first try in common.
+    """
+    compared = []
+    for other in others.values():
+        shared = min(right.shape[1], other.shape[1])
+        difference = (right[:, :shared] - other[:, :shared]).mean(1)
+        compared.append(percent(mean_of([difference])) if difference.any() else "-")
     return [f"{100 * right.mean():.1f} %", f"{time:.2f}", *compared]
 
 
