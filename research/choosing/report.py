@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alignment.report import is_right, percent
+from alignment.report import ERRORS, is_right, percent
 from alignment.results import Cell, Results, time_key
 from alignment.settings import AVERAGED_HIGHEST, EXCITE_HIGHER, HIGHEST, Method
 from bootstrap import mean_of, statistic_of
@@ -18,6 +18,7 @@ from choosing.scores import ALTERNATIVES, CHOSEN, LOSS, SCORES
 TUNED = ("three objects", "two objects")
 TUNING_IMAGES, TUNING_NOISES = 200, 2
 STEPS = CALLS[-1]
+FEWEST = 10  # pictures with an error, for a figure of it
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ CHOICES = {
         Choice(4, 0.35, call=4), Choice(4, 0.35, call=6), Choice(4, 0.35, LOSS), Choice(4, 1, LOSS),
     ],
     "EBCA": [
-        Choice(2, 0.2), Choice(2, 0.35), Choice(4, 0.2), Choice(4, 0.35), Choice(4, 0.5), Choice(2, 1), Choice(3, 1),
+        Choice(2, 0.1), Choice(2, 0.2), Choice(2, 0.35), Choice(4, 0.2), Choice(4, 0.35), Choice(4, 0.5), Choice(2, 1),
+        Choice(3, 1),
         Choice(4, 1), Choice(4, 0.35, LOSS), Choice(4, 1, LOSS),
     ],
     "Attend-and-Excite": [Choice(2, 1, LOSS), Choice(4, 1, LOSS), Choice(2, 1), Choice(4, 1)],
@@ -98,7 +100,8 @@ class Recordings:
 def prediction(recordings: Recordings, sets: Sequence[str]) -> str:
     """How well the score tells right pictures from others, after each call."""
     head = ["captions", "method", "pictures", "right", *(f"call {call}" for call in CALLS[:-1]), "end", MEAN,
-            f"call {CHOICE}, within a caption", f"call {CHOICE}, {LOSS}"]  # fmt: skip
+            f"call {CHOICE}, within a caption", f"call {CHOICE}, by error: missing, extra, unreadable",
+            f"call {CHOICE}, {LOSS}"]  # fmt: skip
     rows = []
     for captions in sets:
         for setting in SETTINGS:
@@ -109,7 +112,10 @@ def prediction(recordings: Recordings, sets: Sequence[str]) -> str:
             cells = aucs(scores, right, (*CALLS, MEAN))
             within = f"{auc_within(scores[CHOICE], right):.2f}" if runs.noises > 1 else "-"
             loss = f"{auc(runs.scores[LOSS][CHOICE].ravel(), right.ravel()):.2f}"
-            rows.append([captions, setting, str(right.size), f"{100 * right.mean():.1f} %", *cells, within, loss])
+            errors = ", ".join(by_error(runs))
+            rows.append(
+                [captions, setting, str(right.size), f"{100 * right.mean():.1f} %", *cells, within, errors, loss]
+            )
     return markdown(head, rows)
 
 
@@ -119,6 +125,14 @@ def aucs(scores: Mapping[int | str, np.ndarray], right: np.ndarray, calls: Seque
     found = statistic_of(lambda drawn: auc(scores[CHOICE][drawn].ravel(), right[drawn].ravel()), len(right))
     cells[CHOICE] += f" ({found.low:.2f} to {found.high:.2f})"
     return list(cells.values())
+
+
+def by_error(runs: Runs) -> Iterator[str]:
+    """After CHOICE, right pictures against those with one kind of error alone; a dash where there are few."""
+    for letter in (ERRORS[name] for name in ("missing", "extra", "unreadable")):
+        others = runs.letters == letter
+        of = (runs.right > 0) | others
+        yield f"{auc(runs.scores[CHOSEN][CHOICE][of], runs.right[of]):.2f}" if others.sum() >= FEWEST else "-"
 
 
 def candidates(recordings: Recordings) -> str:

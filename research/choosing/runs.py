@@ -16,7 +16,7 @@ PATH = Path(__file__).with_name("results.jsonl")
 SETTINGS = {"cfg 3": HIGHEST, "EBCA": AWAY_HIGHEST, "Attend-and-Excite": EXCITE_HIGHER}
 #: Captions of a set.
 IMAGES = {
-    "two objects": 500, "three objects": 500, "two objects, one a rare pair": 250, "two objects, left of / above": 250,
+    "three objects": 500, "two objects": 250, "two objects, one a rare pair": 250, "two objects, left of / above": 250,
 }  # fmt: skip
 #: Of the ten calls, those whose scores are kept, and the one that choices are made after.
 CALLS, CHOICE = (3, 4, 5, 6, 8, 10), 5
