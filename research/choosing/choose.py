@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 DOCUMENT = REPO / "docs" / "choosing.md"
 SHOWN, COLUMNS, PALETTE = 100, 10, 128  # pictures of the sheet, and its colours
-TIMED_CALLS = 7
+TIMED_CALLS = 3
 #: The sets of captions that each method is sampled on; Attend-and-Excite takes nearly twice the time.
 SAMPLED = {"cfg 3": SETS, "EBCA": SETS, "Attend-and-Excite": SETS[1:2]}
 

@@ -21,10 +21,6 @@ from baselines.layers import with_cross_attention
 from ebca_core import attention_map, one_place_score
 from shapes_model import ShapesModel, pack_module
 
-sys.path.append(str(comfy_host.REPO / "bench"))
-
-import random_models
-
 POSITIVE = 0  # in ComfyUI's cond_or_uncond
 #: Tokens of three objects of two words each.
 OBJECTS = ((2, 3), (6, 7), (10, 11))
@@ -87,6 +83,9 @@ def shares(model: Any, shape: Sequence[int], positive: list, negative: list, cal
 
 def table(shapes: ShapesModel, calls: int) -> str:
     """Of the shapes model, a batch of ten, and of a U-Net of SD 1.5's size with random weights, one image."""
+    sys.path.append(str(comfy_host.REPO / "bench"))
+    import random_models
+
     captions = ["a red circle, a blue square and a green star"] * 10
     lines = ["| model | score and maps, share of a call |", "|---|---|"]
     sd15, geometry = random_models.SD15.model(torch.float32), random_models.SD15
@@ -98,4 +97,5 @@ def table(shapes: ShapesModel, calls: int) -> str:
     ):
         low, median, high = np.percentile(shares(*arguments, calls), (25, 50, 75))
         lines.append(f"| {name} | {100 * median:.2f} % ({100 * low:.2f} to {100 * high:.2f}) |")
+        print(lines[-1], flush=True)
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -131,6 +132,24 @@ def test_maps_are_those_of_the_layers_own_inputs_and_the_picture_stays():
         attention, places = np.mean(found, axis=0)
         assert np.allclose(call[side].attention[0], attention, atol=1e-5)
         assert np.allclose(call[side].places[0], places, atol=1e-5)
+
+
+def test_timed_score_is_that_of_the_call_and_the_picture_stays(pack, monkeypatch):
+    from choosing import cost
+    from choosing.recording import Recorder
+
+    found = []
+    monkeypatch.setattr(cost, "pack_module", lambda name: attrgetter(name)(pack))
+    monkeypatch.setattr(cost, "one_place_score", lambda maps: found.append(maps))
+    model, timed = toy.model(), cost.TimedCalls()
+    recorder = Recorder(model.get_model_object("diffusion_model"))
+    got = sample(timed.applied_to(recorder.applied_to(model)), toy.conditioning(), steps=1)
+    assert torch.equal(got, sample(model, toy.conditioning(), steps=1))
+    (call,), (maps,) = recorder.means(), found
+    attention = call[maps.shape[-1]].attention
+    expected = torch.stack([attention[..., list(tokens)].sum(-1) for tokens in cost.OBJECTS], 1)
+    torch.testing.assert_close(maps.flatten(2), expected)
+    assert len(timed.pairs) == 1
 
 
 # --- runs and tables -------------------------------------------------------------------------------------------------
