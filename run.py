@@ -19,6 +19,7 @@
     python run.py bench round_trip            how exactly a picture returns from its inversion
     python run.py bench attention_maps        how often the attention map of a word peaks on its object
     python run.py bench alignment             how well pictures follow captions: EBCA beside other methods, counted
+    python run.py bench choosing              what is gained by choosing among runs by their attention, counted
     python run.py bench plain_model           what the shapes model draws without EBCA, counted
     python run.py bench real_checkpoints      the same question on your own checkpoint and servers, by CLIP
     python run.py bench import_time           how long ComfyUI takes to load the pack
@@ -47,6 +48,7 @@ BENCHES = {
     "joint_attention": "bench/joint_attention.py",
     "alignment": "research/alignment/compare.py",
     "attention_maps": "research/attention_maps.py",
+    "choosing": "research/choosing/choose.py",
     "editing": "research/editing.py",
     "inpainting": "research/inpainting.py",
     "plain_model": "research/plain_model.py",

@@ -6,7 +6,8 @@
 The servers need this pack and the checkpoint. What runs is the template EBCA 01 Several things (or another file that
 shows "Without EBCA" and "With EBCA") with its settings, but for the prompt, the seed and the checkpoint. Pictures and
 results go to --out; what is there is not made again, so the command can be stopped and started, also with other
-servers. With --clip the pictures are scored, and a table of CLIP similarities is printed.
+servers. EBCA Rank's score of each picture is kept beside it. With --clip the pictures are scored, and a table of CLIP
+similarities is printed, and how well EBCA Rank's score agrees with them.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.stats import spearmanr
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPO))
 
-from bootstrap import Estimate, mean_of  # noqa: E402
+from bootstrap import Estimate, mean_of, statistic_of  # noqa: E402
+from clip_similarity import ClipSimilarity, concepts, scores  # noqa: E402
 from devtools import workflows  # noqa: E402
 from devtools.server import Client, ServerError  # noqa: E402
 from devtools.twins import pictures  # noqa: E402
@@ -36,8 +39,6 @@ from devtools.twins import pictures  # noqa: E402
 PROMPTS = REPO / "research" / "data" / "attend_and_excite_prompts.json"
 WITHOUT, WITH = "Without EBCA", "With EBCA"
 WORKFLOW = REPO / "workflows" / "EBCA 01 Several things (SD 1.5).json"
-#: {node that encodes the positive prompt: the input that holds it}
-ENCODERS = {"CLIPTextEncode": "text", "EBCAConcepts": "prompt"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,13 @@ class Task:
     prompt: str
     seed: int
 
-    def file(self, folder: Path, title: str) -> Path:
-        return folder / self.group / f"{self.prompt.replace(' ', '_')}-{self.seed}-{title.replace(' ', '_')}.png"
+    def file(self, folder: Path, title: str, suffix: str = ".png") -> Path:
+        """Of a picture, or with ".txt" of its EBCA Rank."""
+        name = f"{self.prompt.replace(' ', '_')}-{self.seed}-{title.replace(' ', '_')}{suffix}"
+        return folder / self.group / name
+
+    def concepts(self) -> list[str]:
+        return concepts(self.prompt) if self.prompt else []
 
     def is_done(self, folder: Path) -> bool:
         return all(self.file(folder, title).exists() for title in (WITHOUT, WITH))
@@ -79,6 +85,27 @@ def prompt_inputs(api: workflows.Prompt) -> set[tuple[str, str]]:
     return found
 
 
+def add_rank(api: workflows.Prompt, picture: str) -> str:
+    """Trace the run of a picture with its attention maps and rank it: the node that shows the rank as text."""
+    decode = api[picture]["inputs"]["images"]
+    sampler = api[decode[0]]["inputs"]["samples"][0]
+    inputs, names = api[sampler]["inputs"], [f"{picture}-{part}" for part in ("trace", "rank", "text")]
+    trace, rank, text = names
+    api[trace] = {"class_type": "EBCATrace", "inputs": {"model": inputs["model"], "attention_maps": True}}
+    clip = api[inputs["positive"][0]]["inputs"]["clip"]
+    wired = {"trace": [trace, 1], "image": decode, "clip": clip, "prompt": "", "concepts": ""}
+    api[rank] = {"class_type": "EBCARank", "inputs": wired}
+    api[text] = {"class_type": "PreviewAny", "inputs": {"source": [rank, 4]}}
+    inputs["model"] = [trace, 0]
+    return text
+
+
+def score_in(table: str) -> float:
+    """EBCA Rank's score of a batch of one picture."""
+    _, row, *_ = table.splitlines()
+    return float(row.split()[-1])
+
+
 class Graph:
     """The API prompt of a workflow file for one task."""
 
@@ -94,6 +121,7 @@ class Graph:
         if set(self._titles) != {WITHOUT, WITH}:
             raise SystemExit(f"Expected pictures '{WITHOUT}' and '{WITH}' in {file}, but got {list(self._titles)}.")
         self._positive = prompt_inputs(self._api)
+        self._ranks = {title: add_rank(self._api, node) for title, node in self._titles.items()}
 
     def of(self, task: Task) -> workflows.Prompt:
         api = workflows.substitute(
@@ -101,6 +129,8 @@ class Graph:
         )  # fmt: skip
         for node, name in self._positive:
             api[node]["inputs"][name] = task.prompt
+        for rank in workflows.node_ids(api, "EBCARank"):
+            api[rank]["inputs"] |= {"prompt": task.prompt, "concepts": "\n".join(task.concepts())}
         return api
 
     def settings(self) -> workflows.Prompt:
@@ -110,6 +140,10 @@ class Graph:
     def saved(self) -> dict[str, str]:
         """{title: node that shows the picture}"""
         return self._titles
+
+    def ranks(self) -> dict[str, str]:
+        """{title: node that shows the rank of the picture}"""
+        return self._ranks
 
 
 def keep_settings(folder: Path, settings: dict) -> None:
@@ -138,12 +172,14 @@ def sample(servers: Sequence[str], graph: Graph, todo: Sequence[Task], folder: P
             try:
                 history = client.run(graph.of(task), timeout)
                 files = {title: client.images(history, node)[0] for title, node in graph.saved().items()}
+                ranks = {title: history["outputs"][node]["text"][0] for title, node in graph.ranks().items()}
             except (ServerError, OSError) as error:
                 waiting.put(task)  # for another server
                 failures.append(f"{url}: {error}")
                 print(f"{url} is given up: {error}", flush=True)
                 return
             for title, data in files.items():
+                _write(task.file(folder, title, ".txt"), ranks[title].encode())
                 _write(task.file(folder, title), data)
             with lock:
                 finished.append(task)
@@ -168,9 +204,8 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def score(clip: str, done: Sequence[Task], folder: Path) -> list[dict]:
-    """A line for each picture: group, prompt, seed, title, full and minimum similarity; kept in scores.jsonl."""
-    from clip_similarity import ClipSimilarity, scores
-
+    """A line for each picture: group, prompt, seed, title, full and minimum similarity, EBCA Rank's score; kept in
+    scores.jsonl."""
     path = folder / "scores.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     known = {(line["clip"], line["prompt"], line["seed"], line["picture"]) for line in lines}
@@ -182,7 +217,8 @@ def score(clip: str, done: Sequence[Task], folder: Path) -> list[dict]:
                     continue
                 similarity = similarity or ClipSimilarity(clip)
                 found = scores(similarity, Image.open(io.BytesIO(task.file(folder, title).read_bytes())), task.prompt)
-                line = {"clip": clip, **vars(task), "picture": title, **found}
+                rank = score_in(task.file(folder, title, ".txt").read_text(encoding="utf-8"))
+                line = {"clip": clip, **vars(task), "picture": title, **found, "one place": rank}
                 file.write(json.dumps(line) + "\n")
                 lines.append(line)
     return [line for line in lines if line["clip"] == clip]
@@ -201,6 +237,27 @@ def table(lines: Sequence[dict]) -> str:
                 f"| {change.mean:+.4f} ({change.low:+.4f} to {change.high:+.4f}) |"
             )
     return "\n".join(text)
+
+
+def agreement(lines: Sequence[dict]) -> str:
+    """Rank correlation (Spearman) of EBCA Rank's score with the similarity to the concept that a picture is less like:
+    of all pictures, and of those of one prompt, each less the mean of its prompt. Intervals are over prompts."""
+    text = ["| pictures | rank correlation | within a prompt |", "|---|---|---|"]
+    for title in (WITHOUT, WITH):
+        by_prompt: dict[str, list[tuple[float, float]]] = {}
+        for line in lines:
+            if line["picture"] == title:
+                by_prompt.setdefault(line["prompt"], []).append((line["one place"], line["minimum"]))
+        whole = [np.array(by_prompt[prompt]) for prompt in sorted(by_prompt)]
+        found = [_rank_correlation(whole), _rank_correlation([values - values.mean(0) for values in whole])]
+        cells = [title, *(f"{r.mean:+.2f} ({r.low:+.2f} to {r.high:+.2f})" for r in found)]
+        text.append(f"| {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def _rank_correlation(prompts: Sequence[np.ndarray]) -> Estimate:
+    """prompts: two values of each of their pictures [n, 2]."""
+    return statistic_of(lambda drawn: spearmanr(np.concatenate([prompts[i] for i in drawn])).statistic, len(prompts))
 
 
 def _by_prompt(lines: Sequence[dict], group: str, title: str, kind: str) -> np.ndarray:
@@ -236,7 +293,8 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     print(f"{2 * len(wanted)} pictures are in {options.out}")
     if options.clip:
-        print(table(score(options.clip, wanted, options.out)))
+        lines = score(options.clip, wanted, options.out)
+        print(table(lines), agreement(lines), sep="\n\n")
     return 0
 
 

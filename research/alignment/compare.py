@@ -44,14 +44,10 @@ TIMED = Cell(SETS[0], "plain", {}, True, TIMED_IMAGES)
 
 def sample(shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int]) -> np.ndarray:
     """Pictures [b h w 3] of a batch."""
-    from alignment.methods import guided
+    from alignment.methods import guided, pictures
 
     with torch.no_grad():
-        way = guided(shapes, method, scenes)
-        with torch.autocast("cpu", way.precision, enabled=way.precision != torch.float32):
-            return shapes.sampled(
-                way.model, way.positive, shapes.encode([""]), list(seeds), cfg=way.cfg, **way.sampler
-            )
+        return pictures(shapes, guided(shapes, method, scenes), seeds)
 
 
 def run(shapes: ShapesModel, cell: Cell, method: Method) -> dict[str, Any]:

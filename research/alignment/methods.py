@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,7 +84,7 @@ def attend_and_excite(
 ) -> Guided:
     """subjects: "shapes" (the nouns, as in the paper) or "content" (colours and shapes)."""
     method = AttendAndExcite(
-        _marked(shapes, scenes, subjects), _marked(shapes, scenes, "words"), step_size, refines, side=8
+        marked(shapes, scenes, subjects), marked(shapes, scenes, "words"), step_size, refines, side=8
     )
     return replace(plain(shapes, scenes, cfg), model=method.applied_to(shapes.model))
 
@@ -200,6 +201,14 @@ def guided(shapes: ShapesModel, method: Method, scenes: Sequence[Scene]) -> Guid
     return KINDS[method.kind](shapes, scenes, **method.settings)
 
 
+def pictures(shapes: ShapesModel, way: Guided, seeds: Sequence[int], model: Any = None) -> np.ndarray:
+    """Pictures [b h w 3] of a batch; model: in the place of the way's own."""
+    with torch.autocast("cpu", way.precision, enabled=way.precision != torch.float32):
+        return shapes.sampled(
+            model or way.model, way.positive, shapes.encode([""]), list(seeds), cfg=way.cfg, **way.sampler
+        )
+
+
 def _captions(scenes: Sequence[Scene]) -> list[str]:
     return [scene.caption() for scene in scenes]
 
@@ -219,7 +228,7 @@ _WORDS: dict[str, Callable[[Scene], Sequence[str]]] = {
 }
 
 
-def _marked(shapes: ShapesModel, scenes: Sequence[Scene], tokens: str) -> Tensor:
+def marked(shapes: ShapesModel, scenes: Sequence[Scene], tokens: str) -> Tensor:
     """Which tokens [b, t] of each caption are meant by a key of _WORDS."""
     weights = [_named(shapes, scene, tokens)[0] for scene in scenes]
     return torch.stack([weight.values != 1 for weight in weights])
@@ -232,8 +241,8 @@ def _named(shapes: ShapesModel, scene: Scene, tokens: str) -> tuple:
 
 def _token_weights(shapes: ShapesModel, scenes: Sequence[Scene], tokens: str, weight: float, other_weight: float):
     """EBCA_TOKEN_WEIGHTS that suit every scene; start, end and padding tokens count as others."""
-    marked = _marked(shapes, scenes, tokens)
-    if not torch.equal(marked, marked[:1].expand_as(marked)):
+    are_marked = marked(shapes, scenes, tokens)
+    if not torch.equal(are_marked, are_marked[:1].expand_as(are_marked)):
         raise ValueError(f"Expected the {tokens} at the same positions in every caption of a batch: sort the captions.")
-    values = torch.where(marked[0], weight, other_weight)
+    values = torch.where(are_marked[0], weight, other_weight)
     return replace(_named(shapes, scenes[0], tokens)[0], values=values)

@@ -14,7 +14,7 @@ from alignment.image_statistics import ImageStatistics, distance, drawn
 from alignment.methods import KINDS
 from alignment.results import PATH, Cell, Results
 from alignment.settings import CANDIDATES, METHODS, PLAIN
-from bootstrap import mean_of
+from bootstrap import mean_of, statistic_of
 from shapes.captions import scenes
 from shapes.scorer import verdict
 
@@ -38,6 +38,13 @@ def test_interval_of_several_sets_is_that_of_their_mean():
     assert (found.high - found.low) / 2 == pytest.approx(half_width, rel=0.06)
     assert found.is_clear
     assert not mean_of([np.array([1.0, -1.0] * 50)]).is_clear
+
+
+def test_interval_of_any_statistic_is_as_wide_as_the_normal_approximation():
+    values = np.random.default_rng(2).normal(3.0, 2.0, 400)
+    found = statistic_of(lambda drawn: values[drawn].mean(), 400)
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
 
 
 def test_change_is_paired_by_picture_wherever_objects_lie():

@@ -83,6 +83,42 @@ def test_prompt_goes_to_the_encoder_and_to_the_concepts_of_each_sampler():
         real_checkpoints.prompt_inputs(api)
 
 
+def test_rank_reads_the_run_of_its_picture():
+    api = {
+        "load": {"class_type": "CheckpointLoaderSimple", "inputs": {}},
+        "text": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["load", 1]}},
+        "sampler": {"class_type": "KSampler", "inputs": {"model": ["load", 0], "positive": ["text", 0]}},
+        "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sampler", 0]}},
+        "show": {"class_type": "PreviewImage", "inputs": {"images": ["decode", 0]}},
+    }
+    text = real_checkpoints.add_rank(api, "show")
+    (rank, output) = api[text]["inputs"]["source"]
+    trace = api["sampler"]["inputs"]["model"][0]
+    assert output == 4
+    assert api[rank]["inputs"]["trace"] == [trace, 1]
+    assert [api[rank]["inputs"][name] for name in ("image", "clip")] == [["decode", 0], ["load", 1]]
+    assert api[trace]["inputs"] == {"model": ["load", 0], "attention_maps": True}
+
+
+def test_agreement_is_that_of_ranks_and_within_prompts_leaves_their_means_out():
+    rank = np.random.default_rng(0).normal(size=(3, 4))
+    lines = [
+        {"prompt": prompt, "picture": title, "one place": rank[i, j], "minimum": sign * rank[i, j] ** 3}
+        for title, sign in (("Without EBCA", -1), ("With EBCA", 1))
+        for i, prompt in enumerate("abc") for j in range(4)
+    ]  # fmt: skip
+    without, with_ebca = real_checkpoints.agreement(lines).splitlines()[2:]
+    assert without.startswith("| Without EBCA | -1.00 (-1.00 to -1.00) | ")
+    assert with_ebca.startswith("| With EBCA | +1.00 (+1.00 to +1.00) | ")
+    for line in lines:  # another level for each prompt, the other way round: only within prompts do both agree
+        line["one place"] -= 100 * "abc".index(line["prompt"])
+        line["minimum"] = line["one place"] + 1000 * "abc".index(line["prompt"])
+    row = real_checkpoints.agreement(lines).splitlines()[2]
+    whole, within = (float(cell.split()[0]) for cell in row.split("|")[2:4])
+    assert whole < 0
+    assert within == 1
+
+
 def test_pictures_of_other_settings_are_not_mixed(tmp_path):
     real_checkpoints.keep_settings(tmp_path, {"steps": 4})
     real_checkpoints.keep_settings(tmp_path, {"steps": 4})
@@ -112,6 +148,15 @@ def test_from_servers_to_the_table_and_on_where_it_stopped(server, tmp_path, com
     files = sorted(out.rglob("*.png"))
     assert len(files) == 3 * 2 * 2
     assert "6 of 6" in first
+    ranks = {file.stem: file.read_text() for file in out.rglob("*.txt")}
+    assert set(ranks) == {file.stem for file in files}
+    assert "scored: a elephant, a rabbit" in ranks["a_elephant_and_a_rabbit-0-With_EBCA"]
+    scored = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    for line in scored:
+        name = f"{line['prompt'].replace(' ', '_')}-{line['seed']}-{line['picture'].replace(' ', '_')}"
+        assert f"{line['one place']:.3f}" in ranks[name]
+    assert len({line["one place"] for line in scored}) > 6
+    assert first.count("| With EBCA | ") == 1
     assert f"{NOBODY} is given up" in first
     assert first.count("| animals |") == 2
     without, with_ebca = (np.asarray(Image.open(out / "animals" / f"a_elephant_and_a_rabbit-0-{title}_EBCA.png"), int)
@@ -129,4 +174,4 @@ def test_from_servers_to_the_table_and_on_where_it_stopped(server, tmp_path, com
     assert "1 of 1" in again
     assert (out / "scores.jsonl").read_text() == lines
     assert [file for file in files if file.stat().st_mtime_ns == before[file]] == files[2:]
-    assert again.splitlines()[-8:] == first.splitlines()[-8:]
+    assert again.splitlines()[-13:] == first.splitlines()[-13:]

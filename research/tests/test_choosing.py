@@ -1,0 +1,201 @@
+"""Choosing among runs: the maps against a computation of their own, the policies against runs played one by one."""
+
+import itertools
+import subprocess
+import sys
+from operator import attrgetter
+
+import numpy as np
+import pytest
+import torch
+
+from alignment.results import Cell, Results
+from alignment.settings import PLAIN
+from choosing import choose, policies, report, runs, scores
+from support import toy
+from support.sampling import sample
+
+RNG = np.random.default_rng(0)
+
+# --- policies --------------------------------------------------------------------------------------------------------
+
+
+def played(noises, tries, threshold, cost):
+    """One caption's runs, one after the other: noises are pairs of score and verdict. -> verdict, time"""
+    time, seen = 0.0, []
+    for score, right in noises[:tries]:
+        time += cost.early
+        if score >= threshold:
+            return right, time + cost.whole - cost.early
+        seen.append((score, right))
+    best = max(seen, key=lambda run: run[0])
+    if best is seen[-1]:  # it has come as far as its choice and goes on
+        return best[1], time + cost.whole - cost.early
+    return best[1], time + cost.whole
+
+
+@pytest.mark.parametrize(("tries", "threshold"), [(1, 0.3), (2, 0.3), (3, 0.5), (4, 0.7), (2, np.inf), (4, np.inf)])
+def test_rerolled_runs_played_one_by_one_in_every_order(tries, threshold):
+    values, right = RNG.random((30, 4)), RNG.integers(0, 2, (30, 4)).astype(float)
+    cost = policies.Cost(0.6, 1.3)
+    got_right, got_time = policies.rerolled(values, right, tries, threshold, cost)
+    for caption, first in np.ndindex(30, 4):
+        orders = [order for order in itertools.permutations(range(4)) if order[0] == first]
+        runs_of = [[(values[caption, noise], right[caption, noise]) for noise in order] for order in orders]
+        expected = np.mean([played(noises, tries, threshold, cost) for noises in runs_of], axis=0)
+        assert [got_right[caption, first], got_time[caption, first]] == pytest.approx(list(expected))
+
+
+def test_first_and_last_of_all_pictures():
+    values, right = RNG.random((20, 5)), RNG.integers(0, 2, (20, 5))
+    for place in (0, 1, -1):
+        expected = [sorted(zip(-row, verdicts))[place][1] for row, verdicts in zip(values, right)]
+        assert list(policies.ranked(values, right, place)) == expected
+
+
+def share_in_order(pairs):
+    return np.mean([1.0 if good > bad else 0.5 if good == bad else 0.0 for good, bad in pairs])
+
+
+def test_auc_counts_pairs_of_all_pictures_or_of_one_captions():
+    values, right = RNG.integers(0, 5, (12, 4)).astype(float), RNG.integers(0, 2, (12, 4))
+
+    def pairs(numbers, verdicts):
+        return list(itertools.product(numbers[verdicts == 1], numbers[verdicts == 0]))
+
+    everything = pairs(values.ravel(), right.ravel())
+    assert policies.auc(values.ravel(), right.ravel()) == pytest.approx(share_in_order(everything))
+    within = [pair for row, verdicts in zip(values, right) for pair in pairs(row, verdicts)]
+    assert policies.auc_within(values, right) == pytest.approx(share_in_order(within))
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_gap_pixel_by_pixel():
+    places = RNG.dirichlet(np.ones(64), size=(2, 3)).reshape(2, 3, 8, 8)
+    got = scores.gaps(torch.from_numpy(places))
+    for image, thing in np.ndindex(2, 3):
+        grid = places[image, thing]
+        top = np.unravel_index(grid.argmax(), grid.shape)
+        inside = sum(grid[y, x] for y, x in np.ndindex(8, 8) if np.hypot(y - top[0], x - top[1]) / 8 <= 0.29)
+        assert float(got[image, thing]) == pytest.approx(np.log(inside / (1 - inside)))
+
+
+def test_mean_of_both_grids_counts_every_layer_once():
+    fine, coarse = RNG.random((1, 1, 1, 64)), RNG.random((1, 1, 1, 16))
+    got = scores.on_fine_grid({8: fine, 4: coarse}).reshape(8, 8)
+    for y, x in np.ndindex(8, 8):
+        expected = (3 * fine.reshape(8, 8)[y, x] + 4 * coarse.reshape(4, 4)[y // 2, x // 2]) / 7
+        assert got[y, x] == pytest.approx(expected)
+
+
+# --- recording -------------------------------------------------------------------------------------------------------
+
+
+def maps_by_hand(x, context, layer, heads):
+    """Of one image: softmax over tokens and over pixels, each the mean over heads, [n, t]."""
+    q, k = (tensor.double().numpy() @ linear.weight.double().numpy().T
+            for tensor, linear in ((x, layer.to_q), (context, layer.to_k)))  # fmt: skip
+    found = []
+    for part in np.split(np.arange(q.shape[1]), heads):
+        weights = np.exp(q[:, part] @ k[:, part].T / len(part) ** 0.5)
+        found.append([weights / weights.sum(axis, keepdims=True) for axis in (1, 0)])
+    return np.mean(found, axis=0)
+
+
+def test_maps_are_those_of_the_layers_own_inputs_and_the_picture_stays():
+    from choosing.recording import Recorder
+
+    model = toy.model()
+    unet = model.get_model_object("diffusion_model")
+    recorder, inputs = Recorder(unet), []
+    layers = list(recorder._layers.values())
+
+    def look(layer, args, kwargs):
+        inputs.append((layer, args[0], kwargs["context"]))
+
+    hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
+    plain = sample(model, toy.conditioning(), steps=1)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(sample(recorder.applied_to(model), toy.conditioning(), steps=1), plain)
+    (call,) = recorder.means()
+    expected = {}
+    for layer, x, context in inputs:
+        (row,) = [row for row in range(2) if torch.equal(context[row], toy.conditioning()[0][0][0])]
+        side = round(x.shape[1] ** 0.5)
+        expected.setdefault(side, []).append(maps_by_hand(x[row], context[row], layer, layer.heads))
+    assert len(inputs) == len(layers)
+    assert set(call) == set(expected)
+    for side, found in expected.items():
+        attention, places = np.mean(found, axis=0)
+        assert np.allclose(call[side].attention[0], attention, atol=1e-5)
+        assert np.allclose(call[side].places[0], places, atol=1e-5)
+
+
+def test_timed_score_is_that_of_the_call_and_the_picture_stays(pack, monkeypatch):
+    from choosing import cost
+    from choosing.recording import Recorder
+
+    found = []
+    monkeypatch.setattr(cost, "pack_module", lambda name: attrgetter(name)(pack))
+    monkeypatch.setattr(cost, "one_place_score", lambda maps: found.append(maps))
+    model, timed = toy.model(), cost.TimedCalls()
+    recorder = Recorder(model.get_model_object("diffusion_model"))
+    got = sample(timed.applied_to(recorder.applied_to(model)), toy.conditioning(), steps=1)
+    assert torch.equal(got, sample(model, toy.conditioning(), steps=1))
+    (call,), (maps,) = recorder.means(), found
+    attention = call[maps.shape[-1]].attention
+    expected = torch.stack([attention[..., list(tokens)].sum(-1) for tokens in cost.OBJECTS], 1)
+    torch.testing.assert_close(maps.flatten(2), expected)
+    assert len(timed.pairs) == 1
+
+
+# --- runs and tables -------------------------------------------------------------------------------------------------
+
+
+def line(letters, value):
+    """Of a noise: every score of every picture has the value of its letter."""
+    each = [value[letter] for letter in letters]
+    calls = {str(call): each for call in runs.CALLS}
+    return {"labels": letters, "scores": {name: calls | {runs.MEAN: each} for name in scores.SCORES}}
+
+
+def test_noises_share_captions_and_no_noise():
+    cells = [runs.cell(PLAIN, "three objects", 500, noise, is_tuning) for noise in range(4) for is_tuning in (0, 1)]
+    assert len({seed for cell in cells for seed in cell.seeds()}) == 8 * 500
+    assert cells[0].scenes() == cells[2].scenes()
+    assert cells[0].seeds() == Cell("three objects", PLAIN.kind, PLAIN.settings, False, 500).seeds()
+    assert len({cell.key for cell in cells}) == 8
+
+
+def test_runs_are_read_by_caption_and_noise():
+    found = runs.Runs.of([line("Rmr", {"R": 900, "r": 800, "m": -100}), line("uRR", {"R": 700, "u": 0})])
+    assert found.right.tolist() == [[1, 0], [0, 1], [1, 1]]
+    assert found.scores[scores.CHOSEN][5].tolist() == [[0.9, 0], [-0.1, 0.7], [0.8, 0.7]]
+    assert found.noises == 2
+
+
+def test_score_that_knows_the_verdict_gains_what_a_perfect_judge_does(tmp_path):
+    results, alignment = Results(tmp_path / "results"), Results(tmp_path / "alignment")
+    method, value = runs.SETTINGS["cfg 3"], {"R": 900, "m": 100}
+    for noise, letters in enumerate(("RRmm", "mRRm")):
+        results.add(runs.cell(method, "three objects", 4, noise).key, **line(letters, value))
+    table = report.choices(report.Recordings(results, alignment, 2, 4), "three objects").splitlines()
+    row = [cell.strip() for cell in next(text for text in table if "| best of 2 |" in text).split("|")]
+    assert row[3] == "75.0 %"
+    assert row[4] == "1.88"  # one run and a half, and another half for an earlier try: half of the orders, all ties
+    assert [text.split("|")[3].strip() for text in table if "perfect judge" in text] == ["75.0 %"]
+
+
+@pytest.mark.slow
+def test_command_samples_once_and_writes_its_tables(comfyui_root, tmp_path):
+    document = tmp_path / "choosing.md"
+    document.write_text(choose.DOCUMENT.read_text())
+    call = [sys.executable, choose.__file__, "--comfyui", comfyui_root, "--threads", "1", "--images", "2",
+            "--noises", "2", "--captions", "three objects", "--results", tmp_path / "results",
+            "--document", document]  # fmt: skip
+    printed = [subprocess.run(call, capture_output=True, text=True, timeout=600, check=True).stdout for _ in range(2)]
+    assert ["6 of 6" in text for text in printed] == [True, False]
+    assert document.read_text().count("| three objects | cfg 3 | 4 |") == 1
