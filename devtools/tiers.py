@@ -24,8 +24,8 @@ _USED_BY_TOOLS = ("run.py", "ebca_core/", "comfyui_binding/", "nodes/", "plots/"
 _QUICK = ("core_*", "schemas", "locales", "help", "packaging", "global_state")
 #: What tier 1 runs on the oldest ComfyUI: whatever touches ComfyUI's own interfaces, and one workflow file.
 _ON_OLDEST = (
-    "composes_with", "composes_not", "batches", "joint_runs", "projection", "families", "reference", "reroll", "schemas",
-    "transformer_runs", "transformer_update",
+    "composes_with", "composes_not", "batches", "joint_runs", "projection", "families", "reference", "reroll",
+    "schemas", "transformer_runs", "transformer_update",
 )  # fmt: skip
 _ONE_WORKFLOW = (
     "tests/test_workflows.py::test_shapes_twin_gives_a_picture_with_and_one_without[EBCA 03 Add and remove (SD 1.5)]"
