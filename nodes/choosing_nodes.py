@@ -191,7 +191,7 @@ class EBCAReroll(io.ComfyNode):
         show_on_node(own_id(cls), " · ".join([f"scored: {', '.join(scored.places)}", *_left_out(scored)]))
         reroll = Reroll(
             list(scored.places.values()),
-            scored.length,
+            scored.prompt.length,
             fingerprint(encode(clip, prompt)[:1]),
             at,
             tries,
