@@ -189,10 +189,12 @@ class EBCAReroll(io.ComfyNode):
             return io.NodeOutput(model)
         scored = scored_concepts(clip, prompt, concepts)
         show_on_node(own_id(cls), " · ".join([f"scored: {', '.join(scored.places)}", *_left_out(scored)]))
+        text = encode(clip, prompt)[:1]
         reroll = Reroll(
             list(scored.places.values()),
             scored.prompt.length,
-            fingerprint(encode(clip, prompt)[:1]),
+            text.shape[1],
+            fingerprint(text),
             at,
             tries,
             threshold if policy == "threshold" else math.inf,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from itertools import pairwise
 from types import SimpleNamespace
@@ -267,3 +268,31 @@ def test_attention_maps_are_drawn_for_the_prompt(comfy, family, caplog):
         draw(trace=trace, image=sheet, clip=clip, text="a blue cat wearing a red shirt", words="")
     (message,) = messages(caplog)
     assert "not the encoded text of this node" in message
+
+
+@pytest.mark.parametrize("family", PICTURES)
+def test_runs_are_scored_by_the_words_of_the_prompt(comfy, family, caplog):
+    """EBCA Reroll reads the maps of one call, EBCA Rank those of the trace: of one call, they are the same."""
+    if not toy_text_encoders.exists(family):
+        pytest.skip("this ComfyUI does not have the family")
+    clip, about = toy_text_encoders.clip(family), {"prompt": LION, "concepts": "a red cat\na blue shirt"}
+    positive, empty = encoded(clip, LION), encoded(clip, "")
+    is_of = toy_text_encoders.FAMILIES[family].toy
+    latent = torch.zeros(toy_dit.shape(family)) if is_of is toy_dit else toy_dit_more.latent(family, 1)
+    caplog.set_level(logging.INFO, "ebca")
+    with torch.inference_mode():
+        rerolled = node(comfy, "EBCAReroll").execute(
+            model=network(family), clip=clip, at=1.0, tries=2, policy="best", threshold=0.0, preview_steps=0, **about
+        )[0]
+        model, trace = node(comfy, "EBCATrace").execute(model=rerolled, attention_maps=True)
+        node(comfy, "KSampler").execute(
+            model=model, seed=5, steps=1, cfg=1.0, sampler_name="euler", scheduler="simple", positive=positive,
+            negative=empty, latent_image={"samples": latent}, denoise=1.0,
+        )  # fmt: skip
+        image = toy.noise(trace.record.maps[0].images, 64, 64, 3).sigmoid()
+        found = node(comfy, "EBCARank").execute(
+            trace=[trace], image=[image], clip=[clip], **{name: [text] for name, text in about.items()}
+        )
+    (said,) = [message for message in messages(caplog) if "EBCA Reroll: kept" in message]
+    scores = [float(score) for score in said.rpartition("scores ")[2].split(", ")]
+    assert float(found[4].splitlines()[1].split()[-1]) == pytest.approx(max(scores), abs=0.006)

@@ -137,12 +137,14 @@ class Edit:
 class Reroll:
     """One EBCAReroll: runs with several noises as far as `at`, a share of their steps, and the best of them in full.
 
-    objects: the places of each object's tokens in the positive prompt, which has `tokens` tokens; prompt: samples of
-    its text, by which it is known again; preview_steps: how many steps a run has that is only judged, 0 for all.
+    objects: the places of each object's tokens in the positive prompt as the layers read it, in `tokens` tokens at
+    least; encoded_tokens: of its text as it is encoded; prompt: samples of that, by which it is known again;
+    preview_steps: how many steps a run has that is only judged, 0 for all.
     """
 
     objects: Sequence[Sequence[int]]
     tokens: int
+    encoded_tokens: int
     prompt: Tensor
     at: float
     tries: int

@@ -206,7 +206,7 @@ class Judge:
         """The score of the maps; None, which is logged, where there are none."""
         with never_costs_the_image(notices.REROLL_FAILED):
             maps = self.watch.maps()
-            if maps is not None and maps.tokens == self.reroll.tokens:
+            if maps is not None and maps.tokens >= self.reroll.tokens:
                 return float(one_place_score(object_maps(maps, self.reroll.objects))[0])
         log.warning(notices.REROLL_UNREAD)
         return None
@@ -268,9 +268,9 @@ def _check_prompt(reroll: Reroll, conds: Mapping[str, Sequence[dict]]) -> None:
             "Use one prompt without Conditioning Combine, areas and timestep ranges, or remove EBCA Reroll."
         )
     text = positive[0].get("cross_attn")
-    if text is None or text.shape[1] != reroll.tokens:
+    if text is None or text.shape[1] != reroll.encoded_tokens:
         raise ValueError(
-            f"The prompt of EBCA Reroll has {reroll.tokens} tokens, but the positive prompt of the sampler has "
+            f"The prompt of EBCA Reroll has {reroll.encoded_tokens} tokens, but the positive prompt of the sampler has "
             f"{'none' if text is None else text.shape[1]}. Connect one text to both."
         )
     if not matches_fingerprint(reroll.prompt, text[:1]):
