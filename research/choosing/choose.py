@@ -27,6 +27,7 @@ from alignment.compare import BATCH, SETS, framed  # noqa: E402
 from alignment.report import share, write_between  # noqa: E402
 from alignment.results import PATH as ALIGNMENT  # noqa: E402
 from alignment.results import Results, letter  # noqa: E402
+from alignment.settings import UNET  # noqa: E402
 from choosing import report  # noqa: E402
 from choosing.runs import CALLS, IMAGES, MEAN, PATH, SETTINGS, RunCell, cell, kept  # noqa: E402
 from choosing.scores import ALTERNATIVES, CHOSEN, FINE, SCORES, Score, one_place  # noqa: E402
@@ -141,6 +142,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--results", type=Path, default=PATH, help="file of the results")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="file that gets the tables")
     options = parser.parse_args(arguments)
+    if options.model != UNET:
+        parser.error(f"the maps are read from the layers of a U-Net, got --model {options.model}")
     for name, text in (timed if options.time else counted)(options).items():
         print(f"{name}\n\n{text}\n")
         write_between(options.document, name, text)

@@ -118,8 +118,8 @@ def object_tokens(shapes: ShapesModel, scenes: Sequence[Scene]) -> Tensor:
     rows = []
     for scene in scenes:
         phrases = [wanted.words(article=False) for wanted in scene.objects]
-        positions, length = find(shapes.clip, scene.caption(), ", ".join(phrases))
-        row = torch.zeros(len(phrases), length)
+        positions, prompt = find(shapes.clip, scene.caption(), ", ".join(phrases))
+        row = torch.zeros(len(phrases), prompt.length)
         for each, phrase in zip(row, phrases, strict=True):
             each[positions[phrase]] = 1
         rows.append(row)

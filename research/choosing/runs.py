@@ -30,14 +30,14 @@ MEAN = "mean of all calls"
 class RunCell(Cell):
     """A cell of the alignment benchmark under one of several noises; noise 0 is the benchmark's own."""
 
-    noise: int
+    noise: int = 0
 
     def seeds(self) -> list[int]:
         return [seed + STRIDE * self.noise for seed in super().seeds()]
 
 
 def cell(method: Method, captions: str, images: int, noise: int, is_tuning: bool = False) -> RunCell:
-    return RunCell(captions, method.kind, method.settings, is_tuning, images, noise)
+    return RunCell(captions, method.kind, method.settings, is_tuning, images, noise=noise)
 
 
 def kept(scores: np.ndarray) -> list[int]:
