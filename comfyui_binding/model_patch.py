@@ -87,9 +87,7 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
 
 def with_trace(model: ModelPatcher, trace: Trace) -> ModelPatcher:
     """A clone of the model whose runs are recorded in a trace. Raises ValueError for one that EBCA cannot record."""
-    reason = architecture_of(model).why_no_trace(network_of(model))
-    if reason is not None:
-        raise ValueError(f"EBCA Trace cannot record {type(model.model).__name__}: {reason}. Remove the node.")
+    _check_recordable(model, "EBCA Trace cannot record")
     settings = settings_of(model)
     return _with_settings(model, replace(settings, traces=(*settings.traces, trace)))
 
@@ -97,18 +95,29 @@ def with_trace(model: ModelPatcher, trace: Trace) -> ModelPatcher:
 def with_reroll(model: ModelPatcher, reroll: Reroll) -> ModelPatcher:
     """A clone of the model whose runs are tried with several noises. Its hook is around those of all other nodes.
 
-    Raises ValueError for a model that EBCA cannot reach, and for one that has a reroll.
+    Raises ValueError as `check_reroll` does.
     """
-    architecture_of(model)
+    check_reroll(model)
     settings = settings_of(model)
-    if settings.reroll is not None:
-        raise ValueError(
-            "The model has passed an EBCA Reroll already. Use one of them, with as many tries as are wanted."
-        )
     clone = _with_settings(model, replace(settings, reroll=reroll))
     hooks = clone.wrappers[WrappersMP.OUTER_SAMPLE]
     clone.wrappers[WrappersMP.OUTER_SAMPLE] = {KEY: hooks[KEY], **hooks}
     return clone
+
+
+def check_reroll(model: ModelPatcher) -> None:
+    """Raises ValueError for a model whose attention EBCA cannot read, and for one that has a reroll."""
+    _check_recordable(model, "EBCA Reroll cannot read the attention of")
+    if settings_of(model).reroll is not None:
+        raise ValueError(
+            "The model has passed an EBCA Reroll already. Use one of them, with as many tries as are wanted."
+        )
+
+
+def _check_recordable(model: ModelPatcher, refusal: str) -> None:
+    reason = architecture_of(model).why_no_trace(network_of(model))
+    if reason is not None:
+        raise ValueError(f"{refusal} {type(model.model).__name__}: {reason}. Remove the node.")
 
 
 def _check_updates(model: ModelPatcher) -> None:

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..comfyui_binding.model_patch import with_reroll
+from ..comfyui_binding.model_patch import check_reroll, with_reroll
 from ..comfyui_binding.node_messages import show_on_node
 from ..comfyui_binding.runtime.settings import Reroll
 from ..comfyui_binding.text.scored_concepts import ScoredConcepts, describe, scored_concepts, split_concepts
@@ -187,6 +187,7 @@ class EBCAReroll(io.ComfyNode):
         if tries == 1:
             show_on_node(own_id(cls), OFF)
             return io.NodeOutput(model)
+        check_reroll(model)
         scored = scored_concepts(clip, prompt, concepts)
         show_on_node(own_id(cls), " · ".join([f"scored: {', '.join(scored.places)}", *_left_out(scored)]))
         text = encode(clip, prompt)[:1]

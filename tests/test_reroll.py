@@ -15,7 +15,7 @@ from comfy.model_management import InterruptProcessingException
 from PIL import Image
 
 from ebca_core import attention_map
-from support import progress, toy
+from support import progress, toy, toy_joint
 from support.host import new_executor, node
 from support.log_messages import messages, refused
 from support.one_place import score_by_loops
@@ -488,7 +488,7 @@ def test_refused_before_sampling(comfy):
 
 
 def test_models_without_maps_and_second_rerolls_are_refused(comfy):
-    refused(lambda: rerolled(comfy, toy.model("flux")), "Flux")
+    refused(lambda: rerolled(comfy, toy_joint.model("chroma")), "cannot read the attention of Chroma")
     refused(lambda: rerolled(comfy, rerolled(comfy, toy.model())), "EBCA Reroll already")
 
 

@@ -97,6 +97,7 @@ class JointTransformer:
     wrappers: Mapping[str, Callable] = {}
     repeats_prompts = False
     text_depends_on_sigma = False
+    tokens_before_text = 0
 
     def __init__(self, family: JointFamily):
         self.family = family

@@ -187,8 +187,8 @@ REROLL_WITHOUT_NOISE = (
 )
 REROLL_UNREAD = (
     "EBCA Reroll: this try is kept as it is, because the attention to the prompt could not be read: another node "
-    "changes the prompt or bypasses EBCA in the layers, or the sampler does not report its steps. Remove that node, or "
-    "use another sampler."
+    "changes the prompt, bypasses EBCA in the layers or skips steps, or the sampler does not report its steps. Remove "
+    "that node, or use another sampler."
 )
 REROLL_OTHER_TEXT = (
     "EBCA Reroll: the positive prompt of the sampler is not the encoded text of this node, so the attention can belong "

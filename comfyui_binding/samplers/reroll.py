@@ -102,7 +102,6 @@ def sample_rerolled(
     reroll, guider, images = settings.reroll, executor.class_obj, len(noise)
     if not noise.any() or len(sigmas) < 2:
         log.info(notices.REROLL_WITHOUT_NOISE)
-        show_on_node(reroll.node_id, notices.REROLL_WITHOUT_NOISE)
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **further)
     _check_run(guider, images, further)
     _check_prompt(reroll, guider.conds)
@@ -198,7 +197,7 @@ class Judge:
         score, earlier = self._score(), list(map(_worth, self.scores))
         self.scores.append(score)
         is_last = len(self.scores) == self.reroll.tries and _worth(score) >= max(earlier, default=-math.inf)
-        self.is_enough = score is None or score >= self.reroll.threshold
+        self.is_enough = not self.scores[:-1] if score is None else score >= self.reroll.threshold
         if not (self.is_full and (self.is_enough or is_last)):
             raise TryEnds
 
