@@ -437,9 +437,9 @@ def _traced(prompt: Prompt) -> dict[str, Any]:
     return {"trace": [traced[0], 1], "latent": latent}
 
 
-def _traced_picture(prompt: Prompt) -> dict[str, Any]:
+def _traced_picture(prompt: Prompt, /, **words: str) -> dict[str, Any]:
     clip, image = (_add(prompt, supply_of(kind), {"name": next(iter(GOOD[kind]))}) for kind in ("CLIP", "IMAGE"))
-    return {**_traced(prompt), "clip": clip, "image": image, "text": TEXTS[0], "words": ""}
+    return {**_traced(prompt), "clip": clip, "image": image, **words}
 
 
 def _swept(prompt: Prompt) -> dict[str, Any]:
@@ -456,7 +456,9 @@ BELONGING: dict[str, Callable[[Prompt], dict[str, Any]]] = {
     "EBCAConcepts": lambda prompt: {"prompt": "a red ball and a blue cube", "concepts": ""},  # an empty one is refused
     "EBCAEnergyPlot": _traced,
     "EBCASaveTrace": _traced,
-    "EBCAAttentionMaps": _traced_picture,
+    "EBCAAttentionMaps": partial(_traced_picture, text=TEXTS[0], words=""),
+    "EBCARank": partial(_traced_picture, prompt=TEXTS[0], concepts=""),
+    "EBCAReroll": lambda prompt: {"prompt": TEXTS[0], "concepts": "", "tries": 2},
     "EBCASweepGrid": _swept,
     "EBCASweep": lambda prompt: {"x_values": "0, 0.5", "y_values": ""},  # each pair is a run of what comes behind
 }
