@@ -221,7 +221,7 @@ def test_images_of_a_batch_are_inverted_as_alone(comfy):
     model, latent = toy.model(), picture(batch=3)
     together = inverted(comfy, model, latent)[0]["samples"]
     alone = [inverted(comfy, model, {"samples": image[None]})[0]["samples"] for image in latent["samples"]]
-    assert relative_error(together, torch.cat(alone)) < 1e-4  # float32 rounding, after a division by a sigma of 1e-4
+    assert relative_error(together, torch.cat(alone)) < 3e-4  # float32 rounding, after a division by a sigma of 1e-4
 
 
 def test_latent_passes_on_neither_mask_nor_more(comfy):
