@@ -3,7 +3,7 @@
 import itertools
 import subprocess
 import sys
-from operator import attrgetter
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -139,7 +139,7 @@ def test_timed_score_is_that_of_the_call_and_the_picture_stays(pack, monkeypatch
     from choosing.recording import Recorder
 
     found = []
-    monkeypatch.setattr(cost, "pack_module", lambda name: attrgetter(name)(pack))
+    monkeypatch.setattr(cost, "pack_module", lambda name: import_module(f"{pack.__name__}.{name}"))
     monkeypatch.setattr(cost, "one_place_score", lambda maps: found.append(maps))
     model, timed = toy.model(), cost.TimedCalls()
     recorder = Recorder(model.get_model_object("diffusion_model"))

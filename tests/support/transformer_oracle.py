@@ -309,7 +309,7 @@ class Ebca:
         dtype = self.base.get_dtype_inference()
         own = {name: _cast(_row_of(value, image), dtype) for name, value in options.items()}
         if self.pooled is not None:  # it stays the prompt's
-            own["pooled_output"] = self.pooled
+            own["pooled_output"] = self.pooled.to(dtype)
         entry = [_row_of(text, image).to(dtype), own]
         return self.family.embed(self.network, entry, self.timestep).double()
 
