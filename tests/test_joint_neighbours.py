@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import types
-from concurrent.futures import ThreadPoolExecutor
 
 import comfy.ldm.modules.attention as host
 import pytest
@@ -15,6 +13,7 @@ from support import joint_oracle, oracle, toy, toy_joint
 from support.host import node
 from support.joint_runs import composed, edits, run
 from support.log_messages import messages, refused
+from support.other_packs import in_threads
 from support.sampling import relative_error
 
 TOLERANCE = 1e-5
@@ -91,31 +90,6 @@ def test_steps_that_easy_cache_skips(comfy, pack, family, order):
     with joint_oracle.at_work(family, model, edits(family)):
         expected = run(cached(model), family, steps=steps, cfg=1.0)
     assert relative_error(got, expected) < TOLERANCE
-
-
-def in_threads(model):
-    """As packs for several devices do it: each prompt of a call in a thread of its own, here on one network."""
-
-    def split(apply_model, args):
-        options = args["c"]["transformer_options"]
-        count = len(options["uuids"])
-        size, start = args["input"].shape[0] // count, threading.Barrier(count)
-
-        def one(i):
-            rows = slice(i * size, (i + 1) * size)
-            conds = {k: v[rows] if torch.is_tensor(v) and len(v) == count * size else v for k, v in args["c"].items()}
-            own = {"uuids": options["uuids"][i : i + 1], "cond_or_uncond": options["cond_or_uncond"][i : i + 1]}
-            conds["transformer_options"] = {**options, **own}
-            start.wait()
-            with torch.inference_mode():
-                return apply_model(args["input"][rows], args["timestep"][rows], **conds)
-
-        with ThreadPoolExecutor(count) as threads:
-            return torch.cat(list(threads.map(one, range(count))))
-
-    model = model.clone()
-    model.set_model_unet_function_wrapper(split)
-    return model
 
 
 @each_kind

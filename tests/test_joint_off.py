@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 
 import pytest
 import torch
 
 from support import toy_joint
 from support.joint_runs import composed, edits, run
-from support.probes import described
+from support.probes import described, hooks_of
 
 each_family = pytest.mark.parametrize("family", toy_joint.FAMILIES)
 each_kind = pytest.mark.parametrize("family", toy_joint.KINDS)
-
-
-def hooks_of(model):
-    """Hooks and replaced methods of every module of the network."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks")
-    modules = model.model.diffusion_model.modules()
-    return [held for module, kind in product(modules, kinds) for held in getattr(module, kind).items()]
 
 
 @each_kind

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from support import joint_oracle, oracle, toy, toy_joint
 from support.host import node
 from support.joint_runs import composed, edits, run
+from support.probes import rows_of_calls
 from support.sampling import relative_error
 
 TOLERANCE = 1e-5
@@ -115,18 +116,6 @@ def test_a_black_mask_changes_nothing(comfy, pack, family):
 
 
 # --- rows of a batch -------------------------------------------------------------------------------------------------
-
-
-def rows_of_calls(model):
-    """Filled with the number of rows of each call of the MODEL."""
-    rows = []
-
-    def record(executor, x, *args, **kwargs):
-        rows.append(x.shape[0])
-        return executor(x, *args, **kwargs)
-
-    model.add_wrapper_with_key("apply_model", "record", record)
-    return rows
 
 
 @each_kind

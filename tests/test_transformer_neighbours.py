@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import types
-from concurrent.futures import ThreadPoolExecutor
 
 import comfy.ldm.modules.attention as host
 import pytest
@@ -14,6 +12,7 @@ from comfy.ldm.cosmos import predict2
 
 from support import oracle, toy, toy_dit, transformer_oracle
 from support.log_messages import messages, refused
+from support.other_packs import in_threads
 from support.sampling import relative_error
 from support.transformer_runs import Ebca, ebca, run, update
 
@@ -189,31 +188,6 @@ def test_layers_whose_text_grows_inside_are_left_out(comfy, pack, caplog, order)
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------
-
-
-def in_threads(model):
-    """As packs for several devices do it: each prompt of a call in a thread of its own, here on one network."""
-
-    def split(apply_model, args):
-        options = args["c"]["transformer_options"]
-        count = len(options["uuids"])
-        size, start = args["input"].shape[0] // count, threading.Barrier(count)
-
-        def one(i):
-            rows = slice(i * size, (i + 1) * size)
-            conds = {k: v[rows] if torch.is_tensor(v) and len(v) == count * size else v for k, v in args["c"].items()}
-            own = {"uuids": options["uuids"][i : i + 1], "cond_or_uncond": options["cond_or_uncond"][i : i + 1]}
-            conds["transformer_options"] = {**options, **own}
-            start.wait()
-            with torch.inference_mode():
-                return apply_model(args["input"][rows], args["timestep"][rows], **conds)
-
-        with ThreadPoolExecutor(count) as threads:
-            return torch.cat(list(threads.map(one, range(count))))
-
-    model = model.clone()
-    model.set_model_unet_function_wrapper(split)
-    return model
 
 
 @both_orders

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 import torch
 
 from support import oracle, toy_dit, transformer_oracle
-from support.probes import described
+from support.probes import described, hooks_of
 from support.transformer_runs import Ebca, ebca, edits, run, update
 
 each_family = pytest.mark.parametrize("family", toy_dit.FAMILIES)
@@ -28,13 +26,6 @@ def never(family):
         for e in edits(family)
     ]
     return {"update": Ebca([update(family, window=NEVER)]), "edits": Ebca(edits=late)}
-
-
-def hooks_of(model):
-    """Hooks and replaced methods of every module of the network."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks")
-    modules = model.model.diffusion_model.modules()
-    return [held for module, kind in product(modules, kinds) for held in getattr(module, kind).items()]
 
 
 @each_family

@@ -9,6 +9,7 @@ import torch
 
 from support import oracle, toy, toy_dit
 from support.host import node
+from support.probes import rows_of_calls
 from support.sampling import relative_error
 from support.transformer_runs import Ebca, ebca, edits, run, update
 
@@ -60,18 +61,6 @@ def test_windows_and_gammas_of_their_own_equal_the_loop(comfy, pack, family):
 
 
 # --- rows of a batch -------------------------------------------------------------------------------------------------
-
-
-def rows_of_calls(model):
-    """Filled with the number of rows of each call of the MODEL."""
-    rows = []
-
-    def record(executor, x, *args, **kwargs):
-        rows.append(x.shape[0])
-        return executor(x, *args, **kwargs)
-
-    model.add_wrapper_with_key("apply_model", "record", record)
-    return rows
 
 
 @each_family

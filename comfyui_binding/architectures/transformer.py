@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..runtime import notices
-from ..runtime.batch_layout import latent_shape
+from ..runtime.batch_layout import CallRows, latent_shape
 from ..runtime.denoiser_call import DenoiserCall
 from ..runtime.sampling_run import Run
 from ..runtime.settings import KEY, Edit
@@ -190,7 +190,7 @@ class Transformer:
             if chunk.entry.positive
             for edit in call.edits
         }
-        hooks = _CallHooks(self.family, call, network, args, kwargs)
+        hooks = _CallHooks(self.family, call, network, rows, args, kwargs)
         with hooks.installed():
             yield
         hooks.finish()
@@ -424,15 +424,21 @@ class _CallHooks:
     """The hooks of one call."""
 
     def __init__(
-        self, family: Family, call: DenoiserCall, network: Module, args: Sequence[Any], conds: Mapping[str, Any]
+        self,
+        family: Family,
+        call: DenoiserCall,
+        network: Module,
+        rows: CallRows,
+        args: Sequence[Any],
+        conds: Mapping[str, Any],
     ):
-        """args, conds: positional and keyword arguments of apply_model."""
+        """rows: of the call; args, conds: positional and keyword arguments of apply_model."""
         self._family = family
         self._call = call
         self._network = network
         self._layers = dict(family.layers(network))
         self._unread = unread_layers(family, self._layers)
-        self._options = args[TRANSFORMER_OPTIONS]
+        self._rows = rows
         self._batch = args[0].shape[0]
         self._given_context = args[CONTEXT]
         self._grid = partial(family.grid, network, latent_shape(args[0], conds), conds)
@@ -497,8 +503,7 @@ class _CallHooks:
             if self._first is not None:
                 call.finish()  # the network runs again in the same call
             self._first = name
-            rows = call.run.layout.rows(self._options, self._batch, call.latent_size)
-            call.begin(list(self._layers), self._unread, rows, text, stream, self._given_context)
+            call.begin(list(self._layers), self._unread, self._rows, text, stream, self._given_context)
         moved = call.context(name, text, stream)
         parts = family.parts(module)
         mask = _text_mask(kwargs)

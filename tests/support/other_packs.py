@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -924,3 +926,28 @@ def merged_tokens(comfy, scene: Scene) -> Scene:
     model.set_model_attn2_patch(lambda n, context, value, options: (n[:, ::2], context, value))
     model.set_model_attn2_output_patch(lambda n, options: n.repeat_interleave(2, dim=1))
     return replace(scene, model=model)
+
+
+def in_threads(model):
+    """As packs for several devices do it: each prompt of a call in a thread of its own, here on one network."""
+
+    def split(apply_model, args):
+        options = args["c"]["transformer_options"]
+        count = len(options["uuids"])
+        size, start = args["input"].shape[0] // count, threading.Barrier(count)
+
+        def one(i):
+            rows = slice(i * size, (i + 1) * size)
+            conds = {k: v[rows] if torch.is_tensor(v) and len(v) == count * size else v for k, v in args["c"].items()}
+            own = {"uuids": options["uuids"][i : i + 1], "cond_or_uncond": options["cond_or_uncond"][i : i + 1]}
+            conds["transformer_options"] = {**options, **own}
+            start.wait()
+            with torch.inference_mode():
+                return apply_model(args["input"][rows], args["timestep"][rows], **conds)
+
+        with ThreadPoolExecutor(count) as threads:
+            return torch.cat(list(threads.map(one, range(count))))
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(split)
+    return model

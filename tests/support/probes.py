@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import product
 from typing import NamedTuple
 
 from torch import Tensor
@@ -51,3 +52,22 @@ def watched(model):
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def hooks_of(model):
+    """Hooks and replaced methods of every module of the network."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks")
+    modules = model.model.diffusion_model.modules()
+    return [held for module, kind in product(modules, kinds) for held in getattr(module, kind).items()]
+
+
+def rows_of_calls(model):
+    """Filled with the number of rows of each call of the MODEL."""
+    rows = []
+
+    def record(executor, x, *args, **kwargs):
+        rows.append(x.shape[0])
+        return executor(x, *args, **kwargs)
+
+    model.add_wrapper_with_key("apply_model", "record", record)
+    return rows
