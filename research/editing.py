@@ -10,7 +10,7 @@ another colour and any shape, and removes the old one. The scorer reads the resu
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -57,23 +57,41 @@ class Method:
 
 
 AUTHORS = Edit((0.75, 0.65), 0.5, (6e-4, 5e-4))
-# The candidates of --tune with most edits right and, among those, the least background change; for both inversions.
-TUNED = {0: Edit((2.2, 2.1), 0.4, (5e-4, 5e-4)), 1: Edit((2.2, 2.1), 0.3, (5e-4, 5e-4))}
 CAPTION = dict(positive="caption", negative="caption")
 
-METHODS = [
-    Method("no edit, inversion as in the paper", 1.25, 0, **CAPTION),
-    Method("no edit, fixed-point inversion", 1.25, 1, **CAPTION),
-    Method("img2img with the new prompt, denoise 0.7", 1.25, denoise=0.7),
-    Method("img2img with the new prompt, denoise 0.75", 1.25, denoise=0.75),
-    Method("prompt swapped, inversion as in the paper", 1.25, 0),
-    Method("prompt swapped, fixed-point inversion", 1.25, 1),
-    Method("EBCA, the authors' cat -> dog, inversion as in the paper", 1.25, 0, edit=AUTHORS, **CAPTION),
-    Method("EBCA, tuned, inversion as in the paper", 1.25, 0, edit=TUNED[0], **CAPTION),
-    Method("EBCA, tuned, fixed-point inversion", 1.25, 1, edit=TUNED[1], **CAPTION),
-    Method("the same, mask on the edits", 1.25, 1, edit=TUNED[1], masked=True, **CAPTION),
-    Method("the same, noise mask as well", 1.25, 1, edit=TUNED[1], masked=True, noise_masked=True, **CAPTION),
-]
+
+@dataclass(frozen=True)
+class Tuned:
+    """For one trained model, the candidates of --tune with most edits right and, among those, the least background
+    change: EBCA's by the fixed-point iterations of the inversion, and the denoise of img2img."""
+
+    edits: Mapping[int, Edit]
+    denoise: float
+
+
+TUNED = {
+    "unet": Tuned({0: Edit((2.2, 2.1), 0.4, (5e-4, 5e-4)), 1: Edit((2.2, 2.1), 0.3, (5e-4, 5e-4))}, 0.75),
+    "transformer": Tuned({0: Edit((2.2, 2.1), 0.4, (5e-4, 5e-4)), 1: Edit((2.2, 2.1), 0.3, (5e-4, 5e-4))}, 0.75),
+}
+
+
+def methods(tuned: Tuned) -> list[Method]:
+    """The rows of the table."""
+    paper, fixed_point = tuned.edits[0], tuned.edits[1]
+    denoise = round(tuned.denoise - 0.05, 2)
+    return [
+        Method("no edit, inversion as in the paper", 1.25, 0, **CAPTION),
+        Method("no edit, fixed-point inversion", 1.25, 1, **CAPTION),
+        Method(f"img2img with the new prompt, denoise {denoise}", 1.25, denoise=denoise),
+        Method(f"img2img with the new prompt, denoise {tuned.denoise}", 1.25, denoise=tuned.denoise),
+        Method("prompt swapped, inversion as in the paper", 1.25, 0),
+        Method("prompt swapped, fixed-point inversion", 1.25, 1),
+        Method("EBCA, the authors' cat -> dog, inversion as in the paper", 1.25, 0, edit=AUTHORS, **CAPTION),
+        Method("EBCA, tuned, inversion as in the paper", 1.25, 0, edit=paper, **CAPTION),
+        Method("EBCA, tuned, fixed-point inversion", 1.25, 1, edit=fixed_point, **CAPTION),
+        Method("the same, mask on the edits", 1.25, 1, edit=fixed_point, masked=True, **CAPTION),
+        Method("the same, noise mask as well", 1.25, 1, edit=fixed_point, masked=True, noise_masked=True, **CAPTION),
+    ]
 
 
 def candidates() -> Iterator[Method]:
@@ -171,7 +189,7 @@ class Editor:
 
 
 def evaluations(method: Method, steps: int) -> int:
-    """How often the U-Net sees a picture, the two prompts of a guided call counted apart."""
+    """How often the model sees a picture, the two prompts of a guided call counted apart."""
     iterations = method.fixed_point_iterations
     inversion = 0 if iterations is None else steps if iterations == 0 else 1 + steps * iterations
     return inversion + (1 if method.cfg == 1 else 2) * steps
@@ -186,15 +204,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--sheet", type=Path, help="file for a picture of the first ten cases with every method")
     options = parser.parse_args(arguments)
     boot(options)
-    methods = [method for method in (candidates() if options.tune else METHODS) if options.method in method.name]
+    tried = candidates() if options.tune else methods(TUNED[options.model])
+    chosen = [method for method in tried if options.method in method.name]
     count, seed = (40, TUNING_SEED) if options.tune else (200, SCORED_SEED)
-    _run(ShapesModel(options.model), methods, cases(options.images or count, seed), options.steps, options.sheet)
+    _run(ShapesModel(options.model), chosen, cases(options.images or count, seed), options.steps, options.sheet)
     return 0
 
 
 def _run(shapes: ShapesModel, methods: list[Method], cases: list[Case], steps: int, picture: Path | None) -> None:
     print(f"{len(cases)} pictures a method, {steps} steps, euler, normal\n")
-    print("| method | new there | old gone | both | both, and nothing else | background change | U-Net | cfg |")
+    print("| method | new there | old gone | both | both, and nothing else | background change | calls | cfg |")
     print("|---|---|---|---|---|---|---|---|")
     editors = [Editor(shapes, cases[start : start + BATCH], steps) for start in range(0, len(cases), BATCH)]
     originals = [original for editor in editors for original in editor.originals]

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _print_variants(trip: RoundTrip, columns: Sequence[int]) -> None:
-    print("| inversion | " + " | ".join(f"{steps} steps" for steps in columns) + " | U-Net calls a step |")
+    print("| inversion | " + " | ".join(f"{steps} steps" for steps in columns) + " | calls a step |")
     print("|---" * (len(columns) + 2) + "|")
     for name, settings in VARIANTS.items():
         errors = [trip.error(trip.inverted(steps, **settings), steps) for steps in columns]

@@ -1,4 +1,4 @@
-"""The shapes models in a real ComfyUI: loader, sizes, hooks, and what the shipped one draws."""
+"""The shapes models in a real ComfyUI: loader, sizes, hooks, and what they draw."""
 
 from pathlib import Path
 
@@ -32,13 +32,8 @@ def architecture(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(comfy, architecture, tmp_path_factory) -> Path:
-    """The shipped U-Net, or a transformer with random weights: none is shipped yet."""
-    if architecture == "unet":
-        return shapes_model.CHECKPOINT
-    path = tmp_path_factory.mktemp("transformer") / "shapes_transformer.safetensors"
-    shapes_model.write_transformer(path)
-    return path
+def checkpoint(comfy, architecture) -> Path:
+    return shapes_model.CHECKPOINTS[architecture]
 
 
 @pytest.fixture(scope="module")
@@ -228,10 +223,8 @@ def test_saved_checkpoint_loads_again(loaded, tmp_path):
 
 
 @pytest.mark.parametrize(("colour", "ground"), [("red", "white"), ("blue", "grey"), ("yellow", "black")])
-def test_colour_and_ground_are_those_of_the_prompt(comfy, loaded, architecture, colour, ground):
+def test_colour_and_ground_are_those_of_the_prompt(comfy, loaded, colour, ground):
     """Shapes are for `research/plain_model.py` to count: single pictures may miss them."""
-    if architecture == "transformer":
-        pytest.skip("the transformer has random weights here")
     model, clip, vae = loaded
     positive = encode(comfy, clip, f"a {colour} square on a {ground} background")
     out = sample(model, positive, encode(comfy, clip, ""), pixels(64, 64, 2), steps=25, cfg=4.0)

@@ -5,6 +5,8 @@
     python run.py bench alignment --report     only writes the table, from what there is
     python run.py bench alignment --model transformer      the same on the other trained model
 
+Both models together: what each part of the method changes, in docs/alignment_parts.png.
+
 Every method gets the same captions and the same noise. Results are kept in research/alignment/results.jsonl, a line for
 each method and set of captions, by their exact settings: what is there is not sampled again, so the command can be
 stopped and started at any time.
@@ -24,6 +26,7 @@ import torch
 REPO = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPO / "research"))
 
+from alignment import parts_figure  # noqa: E402
 from alignment.image_statistics import ImageStatistics  # noqa: E402
 from alignment.report import Columns, share, table, write_between  # noqa: E402
 from alignment.results import PATH, ROUNDS, TIMED_IMAGES, Cell, Results, letter, time_key  # noqa: E402
@@ -155,6 +158,11 @@ def main(arguments: Sequence[str]) -> int:
     text = table(results, methods, columns, options.tune, images, options.model)
     print(text)
     write_between(options.document, study.comments + ("candidates" if options.tune else "scores"), text)
+    shown = parts_figure.rows(results, SCORED.main, images)
+    if shown and not options.tune:
+        title = f"Change in correct images, in percentage points ({images} images of two and of three objects each)"
+        parts = parts_figure.figure(shown, title).quantize(32)
+        parts.save(options.document.with_name(f"{options.document.stem}_parts.png"), optimize=True)
     return 0
 
 

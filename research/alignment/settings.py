@@ -340,29 +340,52 @@ COMPARED = [
 ]  # fmt: skip
 FIGURE = [PLAIN, HIGHER, EXCITE_HIGHER, AUTHORS, COMPOSED, AWAY_HIGHEST]
 
-# The transformer, which normalises its keys: the norm term has no effect there.
-_CFGS = (1.75, 2.5, 3.0, 4.0, 6.0)
-_STEPS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+# The transformer, which normalises its keys: the norm term has no effect there. Attend-and-Excite, NAG and PAG are made
+# for the layers of a U-Net.
+_GAMMAS = (0.03, 0.1, 0.3, 1.0, 3.0)
+_LOWER = 1.75
+_EMPTY_ALONE = _texts(_AWAY, cfg=2.5)
 TRANSFORMER_CANDIDATES = [
     PLAIN,
-    *(_cfg(cfg) for cfg in _CFGS),
-    *(_ebca(gamma, 0.0) for gamma in _STEPS),
-    *(_ebca(gamma, 0.0, "cfg 2.5", cfg=2.5) for gamma in _STEPS),
-    _words(1.3, cfg=2.5),
-    *(_composable(0.1, 0.5, cfg=cfg) for cfg in (2.5, 4.0)),
-    *(_texts(_part("objects", alpha, 0.0, 0.5), cfg=2.5) for alpha in (0.1, 0.2, 0.4)),
+    *(_cfg(cfg) for cfg in (_LOWER, 2.5, 4.0)),
+    AUTHORS,
+    *(_ebca(gamma, 0.0) for gamma in _GAMMAS),
+    *(_ebca(gamma, 0.0, "cfg 2.5", cfg=2.5) for gamma in (0.1, 1.0)),
+    *(_composable(0.1, 0.5, cfg=cfg) for cfg in (_LOWER, 2.5)),
+    *(_objects(alpha, 0.0, 0.5, cfg=cfg) for cfg in (_LOWER, 2.5) for alpha in (0.1, 0.2, 0.4)),
     *(_texts(_part("nothing", alpha, 0.0, 0.5, "remove"), cfg=2.5) for alpha in (0.2, 0.4)),
-    *(_texts(_EACH, _AWAY, cfg=cfg) for cfg in (2.5, 3.0, 4.0)),
-    _texts(_EACH, _part("nothing", 0.4, 0.0, 0.5, "remove"), cfg=2.5),
-    _texts(_part("objects", 0.2, 0.0, 0.5), _part("nothing", 0.4, 0.0, 0.5, "remove"), cfg=2.5),
+    *(_texts(_EACH, _AWAY, cfg=cfg) for cfg in (1.25, _LOWER, 2.5, 4.0)),
     _texts(_EACH, _AWAY_THROUGHOUT, cfg=2.5),
+    *(
+        _texts(_part("objects", 0.2, 0.0, 0.5), _part("nothing", 0.4, 0.0, 0.5, "remove"), cfg=cfg)
+        for cfg in (_LOWER, 2.5)
+    ),
 ]
+TRANSFORMER_METHODS = [
+    PLAIN,
+    HIGHER,
+    HIGHEST,
+    _words(1.3),
+    AVERAGED,
+    AVERAGED_HIGHEST,
+    AUTHORS,
+    *(_ebca(gamma, 0.0) for gamma in _GAMMAS),
+    COMPOSED,
+    _EMPTY_ALONE,
+    AWAY,
+    AWAY_HIGHEST,
+]
+TRANSFORMER_COMPARED = [
+    (AWAY_HIGHEST, HIGHEST), (AWAY_HIGHEST, AVERAGED_HIGHEST), (AWAY, HIGHER), (AWAY, AVERAGED), (AWAY, COMPOSED),
+    (COMPOSED, HIGHER), (COMPOSED, AVERAGED), (_EMPTY_ALONE, HIGHER), (AVERAGED, HIGHER),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Study:
     """What is compared on one trained model.
 
+    parts: of the method, by the names that the figure of all models has, each with what it is compared with.
     picture: what follows the document's name in that of the pictures.
     comments: what stands before `scores` and `candidates` in the document's comments around the tables.
     """
@@ -371,11 +394,27 @@ class Study:
     methods: Sequence[Method]
     compared: Sequence[tuple[Method, Method]]
     figure: Sequence[Method]
+    parts: Sequence[tuple[str, Method, Method]]
     picture: str = ""
     comments: str = ""
 
 
 UNET = "unet"
+GUIDANCE, ATTENTION_TERM, AUTHORS_UPDATE = "cfg 3 (no EBCA)", "update: attention term", "update: authors' gammas"
+NORM_TERM, EACH_OBJECT = "update: norm term, first half", "each object composed in"
+EMPTY_REMOVED, CONCEPTS = "the empty prompt removed too", "both (EBCA Concepts), cfg 3"
+PARTS = [
+    (GUIDANCE, HIGHEST, PLAIN), (AUTHORS_UPDATE, AUTHORS, PLAIN), (ATTENTION_TERM, _ebca(0.1, 0.0), PLAIN),
+    (NORM_TERM, NORM_EARLY, HIGHER), (EACH_OBJECT, COMPOSED, HIGHER), (EMPTY_REMOVED, AWAY, COMPOSED),
+    (CONCEPTS, AWAY_HIGHEST, HIGHEST),
+]  # fmt: skip
+TRANSFORMER_PARTS = [
+    (part, method, other) for part, method, other in PARTS if method in TRANSFORMER_METHODS
+]  # fmt: skip
 STUDIES = {
-    UNET: Study(CANDIDATES, METHODS, COMPARED, FIGURE),
+    UNET: Study(CANDIDATES, METHODS, COMPARED, FIGURE, PARTS),
+    "transformer": Study(
+        TRANSFORMER_CANDIDATES, TRANSFORMER_METHODS, TRANSFORMER_COMPARED,
+        [PLAIN, HIGHER, AUTHORS, COMPOSED, AWAY_HIGHEST], TRANSFORMER_PARTS, "_transformer", "transformer ",
+    ),
 }

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignment import compare, report
+from alignment import compare, parts_figure, report
 from alignment.image_statistics import ImageStatistics, distance, drawn
 from alignment.methods import KINDS
 from alignment.results import PATH, Cell, Results
-from alignment.settings import CANDIDATES, METHODS, PLAIN
+from alignment.settings import CANDIDATES, METHODS, PLAIN, STUDIES
 from bootstrap import mean_of, statistic_of
 from shapes.captions import scenes
 from shapes.scorer import verdict
@@ -150,13 +150,13 @@ def test_methods_whose_code_was_removed_are_in_the_results_and_are_not_sampled(t
 
 
 def test_settings_are_arguments_of_their_method():
-    for method in [*METHODS, *CANDIDATES]:
+    for method in [one for study in STUDIES.values() for one in (*study.methods, *study.candidates)]:
         if not method.is_recorded_only:
             inspect.signature(KINDS[method.kind]).bind("shapes", "scenes", **method.settings)
 
 
 def test_names_and_settings_are_unique():
-    for methods in (CANDIDATES, METHODS):
+    for methods in [methods for study in STUDIES.values() for methods in (study.candidates, study.methods)]:
         assert len({method.name for method in methods}) == len(methods)
         assert len({json.dumps([method.kind, method.settings], sort_keys=True) for method in methods}) == len(methods)
 
@@ -196,6 +196,20 @@ def test_against_compares_the_sets_that_both_have():
     assert "together" in text
     assert "three" not in text
     assert "single" not in text
+
+
+def test_figure_shows_each_part_as_its_paired_change_on_the_models_that_have_all_of_it(tmp_path):
+    sets, results = ("two", "three"), Results(tmp_path / "results")
+    (name, method, other), (_, absent, _), *_ = STUDIES["unet"].parts
+    for labels, one in (("RRRm", method), ("Rmmm", other)):
+        for captions in sets:
+            results.add(Cell(captions, one.kind, one.settings, False, 4).key, labels=labels)
+    results.add(Cell("two", absent.kind, absent.settings, False, 4).key, labels="RRRR")
+    (row,) = parts_figure.rows(results, sets, 4)
+    assert (row.part, list(row.changes)) == (name, ["unet"])
+    assert row.changes["unet"].mean == pytest.approx(0.5)
+    left = np.asarray(parts_figure.figure([row], "")) == parts_figure.COLOURS[0]
+    assert left.all(2).any(), "the model's dot is drawn"
 
 
 @pytest.mark.slow
