@@ -171,6 +171,9 @@ def table(families: dict[str, Family], comfyui: str) -> str:
         "template with several models counts as accepted if EBCA accepts one of them. Written by",
         f"`python run.py bench templates`, with {comfyui}.",
         "",
+        "Workflow files of this pack for some of them: EBCA 13, 14 and 16 (Wan 2.2), 15 (Anima), 17 (Qwen-Image) and 18",
+        "(Z-Image).",
+        "",
         "| family | templates | EBCA |",
         "|---|---|---|",
         *(
