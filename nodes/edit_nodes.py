@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from comfy_api.latest import io
 
+from ..comfyui_binding.architectures.layer_selection import block_items, parse_blocks
+from ..comfyui_binding.architectures.registry import layer_names
 from ..comfyui_binding.model_patch import with_edits
-from ..comfyui_binding.runtime.settings import Edit
+from ..comfyui_binding.runtime.settings import Composition, Edit
 from ..comfyui_binding.text.edit_conditioning import checked_conditioning, encode_prompt
 from .input_validation import first_error
 from .shared_inputs import (
@@ -15,6 +18,7 @@ from .shared_inputs import (
     EDIT,
     MODEL_TOOLTIP,
     EditType,
+    blocks_input,
     end_input,
     gamma_input,
     schedule_input,
@@ -195,16 +199,22 @@ class EBCACompose(io.ComfyNode):
                     tooltip=f"{MODEL_TOOLTIP} Several EBCA Compose nodes in a row form one list of edits.",
                 ),
                 io.Autogrow.Input("edits", template=edits),
+                blocks_input("Layers that mix in these edits"),
             ],
             outputs=[io.Model.Output(tooltip="The model with the edits.")],
         )
 
     @classmethod
-    def execute(cls, model, edits) -> io.NodeOutput:
+    def validate_inputs(cls, blocks=None):
+        return first_error(cls, dict(blocks=blocks), (block_items, "blocks"))
+
+    @classmethod
+    def execute(cls, model, edits, blocks="") -> io.NodeOutput:
         connected = [edit for edit in edits.values() if edit is not None]
         if not connected:
             raise ValueError("No edit is connected. Connect an EBCA Edit Context to edit0.")
-        return io.NodeOutput(with_edits(model, connected))
+        composition = Composition(parse_blocks(layer_names(model), blocks))
+        return io.NodeOutput(with_edits(model, [replace(edit, composition=composition) for edit in connected]))
 
 
 NODES = [EBCAEditContext, EBCACompose]

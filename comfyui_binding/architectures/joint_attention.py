@@ -155,6 +155,7 @@ class JointTransformer:
 class _Image:
     """ImageTokens of a layer: the image's rows and columns of its output."""
 
+    name: str
     q: Tensor
     grid: tuple[int, ...]
     tokens_before_grid: int
@@ -194,9 +195,9 @@ class _JointCall:
             if padding is not None:
                 pad_texts = in_this_thread(partial(self._pad_texts, padding))
                 stack.callback(padding.embedder.register_forward_hook(pad_texts).remove)
-            attentions = [(module, self._attend) for module in family.layers(network).values()]
-            attentions += [(module, self._attend_to_texts) for module in family.text_layers(network)]
-            for module, attend in attentions:
+            layers = [(module, partial(self._attend, name)) for name, module in family.layers(network).items()]
+            layers += [(module, self._attend_to_texts) for module in family.text_layers(network)]
+            for module, attend in layers:
                 visit = _Visit(attend)
                 hook(module, partial(self._enter, visit))
                 left = in_this_thread(visit.left)
@@ -270,8 +271,8 @@ class _JointCall:
         return args, {**kwargs, "transformer_options": {**options, "optimized_attention_override": override}}
 
     def _attend(
-        self, visit: _Visit, other: Callable | None, function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int,
-        mask: Tensor | None = None, **kwargs: Any,
+        self, name: str, visit: _Visit, other: Callable | None, function: Callable, q: Tensor, k: Tensor, v: Tensor,
+        heads: int, mask: Tensor | None = None, **kwargs: Any,
     ) -> Tensor:  # fmt: skip
         """Attention override of a layer: one attention for each text and the image, mixed on the image's tokens.
 
@@ -305,7 +306,7 @@ class _JointCall:
                 for text in range(1, len(texts)):
                     texts[text][chunk.rows], of_image = attend(text, chunk.rows)
                     outs.append(of_image)
-                self._mix(mixed[chunk.rows], outs, chunk)
+                self._mix(name, mixed[chunk.rows], outs, chunk)
         return out
 
     def _attend_to_texts(
@@ -320,10 +321,10 @@ class _JointCall:
         texts = zip(*(tensor.split(self._lengths, dim=tokens) for tensor in (q, k, v)), strict=True)
         return torch.cat([own(*text, heads, mask=None, **kwargs) for text in texts], dim=1)
 
-    def _mix(self, image: Tensor, outs: Sequence[Tensor], chunk: Chunk) -> None:
+    def _mix(self, layer: str, image: Tensor, outs: Sequence[Tensor], chunk: Chunk) -> None:
         """Mix what the image reads with the edits' texts into what it reads with the prompt's, [b, n, (h d)]."""
-        tokens = _Image(image, self._grid.size, self._grid.before)
-        fit = not self._call.has_edit_masks or self._call.masks_fit(tokens)
+        tokens = _Image(layer, image, self._grid.size, self._grid.before)
+        fit = self._call.masks_fit(tokens)
         image += mix_contexts(image, outs, [self._call.weight_of(edit, chunk, tokens, fit) for edit in self._texts])
 
 

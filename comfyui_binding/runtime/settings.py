@@ -81,6 +81,16 @@ class ContextUpdate:
         }
 
 
+@dataclass(frozen=True)
+class Composition:
+    """What one EBCACompose asks for its edits. layers: names of the layers that mix them in, None for all."""
+
+    layers: frozenset[str] | None = None
+
+    def to_dict(self, layer_names: Sequence[str]) -> dict[str, Any]:
+        return {"layers": None if self.layers is None else [name for name in layer_names if name in self.layers]}
+
+
 @dataclass(frozen=True, eq=False)
 class Edit:
     """One EBCAEditContext: a further prompt to add (direction 1) or to remove (-1).
@@ -98,11 +108,16 @@ class Edit:
     mask: Tensor | None = None
     alpha_schedule: Schedule | None = None
     gamma_schedule: Schedule | None = None
+    composition: Composition = Composition()
 
     def __post_init__(self):
         _check_strengths(alpha=self.alpha, gamma_attn=self.gamma_attn, gamma_norm=self.gamma_norm)
 
-    def to_dict(self) -> dict[str, Any]:
+    def is_mixed_in(self, layer: str) -> bool:
+        """Whether a layer mixes the edit into its output, at times when the edit has a weight."""
+        return self.composition.layers is None or layer in self.composition.layers
+
+    def to_dict(self, layer_names: Sequence[str]) -> dict[str, Any]:
         return {
             "direction": "add" if self.direction > 0 else "remove",
             "alpha": self.alpha,
@@ -113,6 +128,7 @@ class Edit:
             "gamma_window": asdict(self.gamma_window),
             "gamma_schedule": self.gamma_schedule and asdict(self.gamma_schedule),
             "has_mask": self.mask is not None,
+            **self.composition.to_dict(layer_names),
         }
 
     @property
@@ -191,7 +207,7 @@ class Settings:
         """The settings of all nodes, as JSON values."""
         return {
             "updates": [update.to_dict(layer_names) for update in self.updates],
-            "edits": [edit.to_dict() for edit in self.edits],
+            "edits": [edit.to_dict(layer_names) for edit in self.edits],
         }
 
     @property

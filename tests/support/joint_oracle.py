@@ -25,12 +25,15 @@ from support.oracle import Edit, _instead, attention
 class Mix:
     """What one row reads: its prompt and then the texts of its edits, [t, c] each, with the weights of these.
 
-    weights: a number or [n, 1] each, on the image's tokens.
+    weights: a number or [n, 1] each, on the image's tokens, in the blocks that the edits are mixed in.
     """
 
     texts: list[Tensor]
     weights: list[Tensor | float]
     masks: list[Tensor | None] = field(default_factory=list)
+    edits: Sequence[Edit] = ()
+    #: How many blocks have read it.
+    blocks: int = 0
 
     def attend(self, texts: list[tuple], image: tuple, heads: int) -> tuple[list[Tensor], Tensor]:
         """(q, k, v) [t, (h d)] of each text and of the image -> the output of each text, and of the image."""
@@ -43,8 +46,11 @@ class Mix:
                 k, v = k[seen], v[seen]
             outs.append(attention(q, k, v, heads).split([len(text[0]), len(image[0])]))
         main, *edits = (out for _, out in outs)
-        mixed = main + sum(weight * edit for weight, edit in zip(self.weights, edits, strict=True))
-        return [out for out, _ in outs], mixed / (1 + sum(self.weights))
+        on = [edit.is_mixed_in(self.blocks) for edit in self.edits]
+        weights = [weight * is_on for weight, is_on in zip(self.weights, on, strict=True)]
+        self.blocks += 1
+        mixed = main + sum(weight * edit for weight, edit in zip(weights, edits, strict=True))
+        return [out for out, _ in outs], mixed / (1 + sum(weights))
 
 
 # --- parts of networks, in float64 ---
@@ -533,6 +539,7 @@ def at_work(family: str, model, edits: Sequence[Edit], masks: Sequence[Tensor | 
                 [context[row].double(), *texts],
                 [weight(e, m if m is None or m.ndim == 2 else m[None], row % size) for e, m in here],
                 [None if mask is None else mask[row], *(None if m is None else m[0] for m in own_masks)],
+                [e for e, _ in here],
             )
             conds = {name: of_row(value, row, len(x)) for name, value in given.items()}
             outs.append(FORWARDS[family](network, x[row].double(), timestep[row : row + 1], mix, conds))

@@ -6,7 +6,7 @@ nodes) stays ComfyUI's. What another pack does in cross-attention is told as a f
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +42,11 @@ class Edit:
     gamma_norm: float = 0.0
     window: tuple[float, float] = WHOLE_RUN
     gamma_window: tuple[float, float] = WHOLE_RUN
+    #: The layers that mix it in, as each hand-made computation names them; None for all.
+    layers: Collection[Any] | None = None
+
+    def is_mixed_in(self, layer: Any) -> bool:
+        return self.layers is None or layer in self.layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +205,7 @@ class Ebca:
             return out
         if self.edits:
             compose = self._compose_positive if row.prompt.positive else self._compose_negative
-            out = out - main + compose(row, regions, main, q, wk, wv, heads)
+            out = out - main + compose(key, row, regions, main, q, wk, wv, heads)
         for region in regions:
             k = region.key_text() @ wk.T
             steps = [self._step(update, row, k, q, heads, grid) for update in self.updates if self.on(update.window)]
@@ -216,26 +221,26 @@ class Ebca:
             mask = interpolate(mask, size=grid, mode="bilinear", align_corners=True).view(-1, 1)
         return step(k, q, heads, update.gamma_attn, update.gamma_norm, weights, mask)
 
-    def _compose_positive(self, row, regions, main, q, wk, wv, heads) -> Tensor:
+    def _compose_positive(self, layer, row, regions, main, q, wk, wv, heads) -> Tensor:
         out, total = main, 1.0
         for index, edit in enumerate(self.edits):
             key = (index, True, row.cond, row.image)
             text = edit.text.double() + self.change(key)
             k = text @ wk.T
-            if self.on(edit.window):
+            if self.on(edit.window) and edit.is_mixed_in(layer):
                 out, total = out + edit.weight * self.neighbour.attend(q, k, text @ wv.T, heads), total + edit.weight
             if self.on(edit.gamma_window):
                 moved = step(k, q, heads, edit.gamma_attn, edit.gamma_norm) @ wk
                 self.changes[key] = self.change(key) + moved
         return out / total
 
-    def _compose_negative(self, row, regions, main, q, wk, wv, heads) -> Tensor:
+    def _compose_negative(self, layer, row, regions, main, q, wk, wv, heads) -> Tensor:
         (region,) = regions
         key = ("shared", False, row.cond, row.image)
         text = region.keys + self.change(key)
         k, values = text @ wk.T, text if region.values is None else region.values
         shared = self.neighbour.attend(q, k, values @ wv.T, heads)
-        weight = sum(edit.weight for edit in self.edits if self.on(edit.window))
+        weight = sum(edit.weight for edit in self.edits if self.on(edit.window) and edit.is_mixed_in(layer))
         moving = [edit for edit in self.edits if self.on(edit.gamma_window)]
         if moving:
             steps = [step(k, q, heads, edit.gamma_attn, edit.gamma_norm) for edit in moving]
