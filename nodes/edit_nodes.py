@@ -200,20 +200,34 @@ class EBCACompose(io.ComfyNode):
                 ),
                 io.Autogrow.Input("edits", template=edits),
                 blocks_input("Layers that mix in these edits"),
+                io.Float.Input(
+                    "norm_limit",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For strong removals: how many times the norm of the prompt's own output the mixed output "
+                    "of each image token may have in a layer, as tau in normalised attention guidance. Typical: 1.5 to "
+                    "2.5, at least 1. 0: no limit.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the edits.")],
         )
 
     @classmethod
-    def validate_inputs(cls, blocks=None):
-        return first_error(cls, dict(blocks=blocks), (block_items, "blocks"))
+    def validate_inputs(cls, blocks=None, norm_limit=None):
+        values = dict(blocks=blocks, norm_limit=norm_limit)
+        limited = partial(Composition, None)
+        return first_error(cls, values, (block_items, "blocks"), (limited, "norm_limit"))
 
     @classmethod
-    def execute(cls, model, edits, blocks="") -> io.NodeOutput:
+    def execute(cls, model, edits, blocks="", norm_limit=0.0) -> io.NodeOutput:
         connected = [edit for edit in edits.values() if edit is not None]
         if not connected:
             raise ValueError("No edit is connected. Connect an EBCA Edit Context to edit0.")
-        composition = Composition(parse_blocks(layer_names(model), blocks))
+        composition = Composition(parse_blocks(layer_names(model), blocks), norm_limit)
         return io.NodeOutput(with_edits(model, [replace(edit, composition=composition) for edit in connected]))
 
 

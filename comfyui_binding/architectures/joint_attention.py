@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import pad
 
-from ...ebca_core import mix_contexts
 from ..runtime import notices
 from ..runtime.batch_layout import Chunk, latent_shape
 from ..runtime.denoiser_call import DenoiserCall, EditsRefused
@@ -325,7 +324,8 @@ class _JointCall:
         """Mix what the image reads with the edits' texts into what it reads with the prompt's, [b, n, (h d)]."""
         tokens = _Image(layer, image, self._grid.size, self._grid.before)
         fit = self._call.masks_fit(tokens)
-        image += mix_contexts(image, outs, [self._call.weight_of(edit, chunk, tokens, fit) for edit in self._texts])
+        weights = [self._call.weight_of(edit, chunk, tokens, fit) for edit in self._texts]
+        self._call.mix_into(image, outs, weights, layer)
 
 
 @dataclass(eq=False)

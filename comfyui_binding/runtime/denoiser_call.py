@@ -18,7 +18,7 @@ from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...ebca_core import EBCA, ContextEnergy, composition_weight_sum, key_step, mix_contexts
+from ...ebca_core import EBCA, ContextEnergy, composition_weight_sum, key_step, mix_contexts, within_norm
 from ..shared_on_deepcopy import SharedOnDeepcopy
 from . import notices
 from .batch_layout import CallRows, Chunk
@@ -461,11 +461,22 @@ class DenoiserCall(SharedOnDeepcopy):
                     outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text.mask))
                     weights.append(self._weight(track.mixed, chunk, layer))
             if outs:
-                out[rows] += mix_contexts(out[rows], outs, weights)
+                self.mix_into(out[rows], outs, weights, layer.name)
         changes = self._move_edits(layer, [track for track in tracks if track.updates])
         if self._recorder is not None:
             self._instrument(self._record_edits, layer, tracks, changes)
         return out
+
+    def mix_into(
+        self, main: Tensor, edits: Sequence[Tensor], weights: Sequence[float | Tensor], layer: str
+    ) -> None:
+        """Mix edits' outputs into a layer's own, in place; all [b, n, (h d)].
+
+        Of several limits of the norm the least holds.
+        """
+        limits = [edit.composition.norm_limit for edit in self._mixed(None, layer) if edit.composition.norm_limit]
+        mixed = main + mix_contexts(main, edits, weights)
+        main.copy_(within_norm(mixed, main, min(limits)) if limits else mixed)
 
     def _acts(self, track: ContextTrack, layer: TextAttention, masks_fit: bool) -> bool:
         """Whether a track is mixed or moves in a layer; sets what is read there."""

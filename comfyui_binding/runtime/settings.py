@@ -83,12 +83,27 @@ class ContextUpdate:
 
 @dataclass(frozen=True)
 class Composition:
-    """What one EBCACompose asks for its edits. layers: names of the layers that mix them in, None for all."""
+    """What one EBCACompose asks for its edits.
+
+    layers: names of the layers that mix them in, None for all; norm_limit: how many times the norm of the layer's own
+    output an image token may have, 0 for any.
+    """
 
     layers: frozenset[str] | None = None
+    norm_limit: float = 0.0
+
+    def __post_init__(self):
+        if self.norm_limit != 0 and not 1 <= self.norm_limit < math.inf:
+            raise ValueError(
+                f"norm_limit is {self.norm_limit}, but must be 0, for no limit, or a finite number from 1 up: below 1 "
+                "the prompt's own output would be cut."
+            )
 
     def to_dict(self, layer_names: Sequence[str]) -> dict[str, Any]:
-        return {"layers": None if self.layers is None else [name for name in layer_names if name in self.layers]}
+        return {
+            "layers": None if self.layers is None else [name for name in layer_names if name in self.layers],
+            "norm_limit": self.norm_limit,
+        }
 
 
 @dataclass(frozen=True, eq=False)

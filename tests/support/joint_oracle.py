@@ -18,7 +18,7 @@ from comfy.ldm.flux.layers import timestep_embedding
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from support.oracle import Edit, _instead, attention
+from support.oracle import Edit, _instead, attention, within
 
 
 @dataclass(eq=False)
@@ -32,6 +32,7 @@ class Mix:
     weights: list[Tensor | float]
     masks: list[Tensor | None] = field(default_factory=list)
     edits: Sequence[Edit] = ()
+    norm_limit: float | None = None
     #: How many blocks have read it.
     blocks: int = 0
 
@@ -50,7 +51,7 @@ class Mix:
         weights = [weight * is_on for weight, is_on in zip(self.weights, on, strict=True)]
         self.blocks += 1
         mixed = main + sum(weight * edit for weight, edit in zip(weights, edits, strict=True))
-        return [out for out, _ in outs], mixed / (1 + sum(weights))
+        return [out for out, _ in outs], within(mixed / (1 + sum(weights)), main, self.norm_limit)
 
 
 # --- parts of networks, in float64 ---
@@ -509,7 +510,10 @@ def _prepared(family: str, text: Tensor) -> Tensor:
 
 
 @contextmanager
-def at_work(family: str, model, edits: Sequence[Edit], masks: Sequence[Tensor | None] | None = None):
+def at_work(
+    family: str, model, edits: Sequence[Edit], masks: Sequence[Tensor | None] | None = None,
+    norm_limit: float | None = None,
+):  # fmt: skip
     """While this lasts, the plain MODEL composes by hand. masks: of the edits on the image's tokens, [n] or [b, n]."""
     network, sampling = model.model.diffusion_model, model.get_model_object("model_sampling")
     method = "_forward" if hasattr(network, "_forward") else "forward"  # inside ComfyUI's wrappers, where it has some
@@ -540,6 +544,7 @@ def at_work(family: str, model, edits: Sequence[Edit], masks: Sequence[Tensor | 
                 [weight(e, m if m is None or m.ndim == 2 else m[None], row % size) for e, m in here],
                 [None if mask is None else mask[row], *(None if m is None else m[0] for m in own_masks)],
                 [e for e, _ in here],
+                norm_limit,
             )
             conds = {name: of_row(value, row, len(x)) for name, value in given.items()}
             outs.append(FORWARDS[family](network, x[row].double(), timestep[row : row + 1], mix, conds))

@@ -6,6 +6,7 @@ nodes) stays ComfyUI's. What another pack does in cross-attention is told as a f
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -94,6 +95,15 @@ def step(
     return gamma_attn * weights * pull - gamma_norm * torch.softmax((k * k).sum(dim=-1, keepdim=True), dim=0) * k
 
 
+def within(mixed: Tensor, main: Tensor, limit: float | None) -> Tensor:
+    """mixed [n, c], where each row's sum of magnitudes is at most `limit` times that in main."""
+    rows = []
+    for row, own in zip(mixed, main, strict=True):
+        size, most = float(row.abs().sum()), math.inf if limit is None else limit * float(own.abs().sum())
+        rows.append(row if size <= most else row * most / size)
+    return torch.stack(rows)
+
+
 def _whole_prompt(prompt: Prompt, grid: tuple[int, int]) -> list[Region]:
     return [Region(prompt.text)]
 
@@ -127,11 +137,11 @@ class Ebca:
 
     def __init__(
         self, model_sampling, prompts: Sequence[Prompt], updates: Sequence[Update] = (), edits: Sequence[Edit] = (),
-        neighbour: Neighbour | None = None, untouched: Sequence[Key] = (),
+        neighbour: Neighbour | None = None, untouched: Sequence[Key] = (), norm_limit: float | None = None,
     ):
         self.sampling, self.neighbour, self.untouched = model_sampling, neighbour or Neighbour(), untouched
         self.prompts = [Prompt(prompt.text.double(), prompt.positive) for prompt in prompts]
-        self.updates, self.edits = updates, edits
+        self.updates, self.edits, self.norm_limit = updates, edits, norm_limit
         self.sigma: float | None = None
         #: All that calls have left of a context: (sigma, window of images, change).
         self.carried: dict[tuple, list[tuple[float, tuple[int, ...], Tensor]]] = {}
@@ -232,7 +242,7 @@ class Ebca:
             if self.on(edit.gamma_window):
                 moved = step(k, q, heads, edit.gamma_attn, edit.gamma_norm) @ wk
                 self.changes[key] = self.change(key) + moved
-        return out / total
+        return within(out / total, main, self.norm_limit)
 
     def _compose_negative(self, layer, row, regions, main, q, wk, wv, heads) -> Tensor:
         (region,) = regions
@@ -245,7 +255,7 @@ class Ebca:
         if moving:
             steps = [step(k, q, heads, edit.gamma_attn, edit.gamma_norm) for edit in moving]
             self.changes[key] = self.change(key) + sum(steps) @ wk / len(self.edits)
-        return (main + weight * shared) / (1 + weight)
+        return within((main + weight * shared) / (1 + weight), main, self.norm_limit)
 
 
 def _images(options: dict, size: int) -> tuple[int, ...]:
