@@ -212,6 +212,14 @@ class EBCACompose(io.ComfyNode):
                     "of each image token may have in a layer, as tau in normalised attention guidance. Typical: 1.5 to "
                     "2.5, at least 1. 0: no limit.",
                 ),
+                io.Boolean.Input(
+                    "mix_pooled",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Mix the edits' pooled texts into the prompt's with the same weights; they act on the "
+                    "whole image. Only Flux 1, SD 3, SD 3.5 and HiDream have them. Edits with a mask are left out.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the edits.")],
         )
@@ -223,11 +231,11 @@ class EBCACompose(io.ComfyNode):
         return first_error(cls, values, (block_items, "blocks"), (limited, "norm_limit"))
 
     @classmethod
-    def execute(cls, model, edits, blocks="", norm_limit=0.0) -> io.NodeOutput:
+    def execute(cls, model, edits, blocks="", norm_limit=0.0, mix_pooled=False) -> io.NodeOutput:
         connected = [edit for edit in edits.values() if edit is not None]
         if not connected:
             raise ValueError("No edit is connected. Connect an EBCA Edit Context to edit0.")
-        composition = Composition(parse_blocks(layer_names(model), blocks), norm_limit)
+        composition = Composition(parse_blocks(layer_names(model), blocks), norm_limit, mix_pooled)
         return io.NodeOutput(with_edits(model, [replace(edit, composition=composition) for edit in connected]))
 
 

@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import pad
 
+from ...ebca_core import mix_contexts
 from ..runtime import notices
 from ..runtime.batch_layout import Chunk, latent_shape
 from ..runtime.denoiser_call import DenoiserCall, EditsRefused
 from ..runtime.settings import Edit
 from ..runtime.tensor_cache import rows_of_images
-from ..runtime.text_attention import EncodedText
 from ..runtime.torch_compile import uncompiled
 from .edit_conds import conds_of
 from .host_attention import attention_without_ebca
@@ -72,6 +72,8 @@ class JointFamily:
     #: The axis of the positions on which the image stands right behind the text. Every text then ends where the prompt
     #: does, so that the image stands to it as in a run of its own.
     axis_behind_text: int | None = None
+    #: Whether it reads a pooled text, its keyword argument `y` [b, c].
+    has_pooled_text: Callable[[Module], bool] = lambda network: False
     #: Why no edits can be composed in on a network; None where they can.
     why_unsupported: Callable[[Module], str | None] = lambda network: None
     #: Why edits are refused in a call, from the network and its keyword arguments; None where they are not.
@@ -116,6 +118,9 @@ class JointTransformer:
     def why_no_trace(self, network: Module) -> str | None:
         return NO_TRACE
 
+    def has_pooled_text(self, network: Module) -> bool:
+        return self.family.has_pooled_text(network)
+
     def unread_layers(self, network: Module) -> frozenset[str]:
         return frozenset()
 
@@ -140,14 +145,24 @@ class JointTransformer:
             yield
         run.notices.accounted_for = True
 
-    def _text_of(self, call: DenoiserCall, model: Module, edit: Edit, x: Tensor) -> EncodedText:
+    def _text_of(self, call: DenoiserCall, model: Module, edit: Edit, x: Tensor) -> _EditText:
         """An edit's text as the network is given it."""
 
-        def read() -> EncodedText:
+        def read() -> _EditText:
             conds = conds_of(model, edit, x)
-            return EncodedText(conds["c_crossattn"], next((conds[name] for name in TEXT_MASKS if name in conds), None))
+            mask = next((conds[name] for name in TEXT_MASKS if name in conds), None)
+            return _EditText(conds["c_crossattn"], mask, conds.get("y"))
 
         return call.run.cache.cached(("edit text", edit, x.device), read)
+
+
+@dataclass(frozen=True, eq=False)
+class _EditText:
+    """An edit's text [b, t, c], its mask [b, t] and its pooled text [b, c], where it has some."""
+
+    context: Tensor
+    mask: Tensor | None
+    pooled: Tensor | None
 
 
 @dataclass(eq=False)
@@ -164,7 +179,7 @@ class _JointCall:
     """The hooks of one call. Text 0 is the prompt's; those of the edits follow."""
 
     def __init__(
-        self, family: JointFamily, call: DenoiserCall, chunks: Sequence[Chunk], texts: Mapping[Edit, EncodedText],
+        self, family: JointFamily, call: DenoiserCall, chunks: Sequence[Chunk], texts: Mapping[Edit, _EditText],
         grid: Grid,
     ):  # fmt: skip
         self._family = family
@@ -219,7 +234,21 @@ class _JointCall:
         self._masks = self._masks_of(prompt, next((kwargs[name] for name in TEXT_MASKS if name in kwargs), None))
         self._are_texts_placed = False
         no_masks = {name: None for name in TEXT_MASKS if name in kwargs}
-        return args, {**kwargs, **no_masks, "context": torch.cat(texts, dim=1)}
+        return args, {**kwargs, **no_masks, **self._pooled(kwargs), "context": torch.cat(texts, dim=1)}
+
+    def _pooled(self, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The pooled text with those of the edits mixed in, where any are."""
+        weights = self._call.pooled_weights
+        if not weights:
+            return {}
+        pooled = kwargs["y"].clone()
+        for chunk in self._chunks:
+            if chunk.entry.positive:
+                rows = pooled[chunk.rows]
+                edits = [rows_of_images(self._call.run.cache.cast(self._texts[edit].pooled, rows), chunk)
+                         for edit in weights]  # fmt: skip
+                rows += mix_contexts(rows, edits, list(weights.values()))
+        return {"y": pooled}
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """A tensor of an edit for each row of the call; on negative prompts its text is read by nobody."""

@@ -45,6 +45,7 @@ def _flux(network: str) -> JointFamily:
         positions=lambda network: network.pe_embedder,
         text=lambda args, kwargs: kwargs.get("txt"),
         masks="text and image",
+        has_pooled_text=lambda network: getattr(network, "vector_in", None) is not None,
     )
 
 
@@ -107,6 +108,7 @@ FAMILIES = [
         text_width=lambda network: network.context_embedder.in_features,
         text=lambda args, kwargs: args[0],
         masks="nothing",
+        has_pooled_text=lambda network: network.y_embedder is not None,
         why_unsupported=_why_no_sd3,
     ),
 ]

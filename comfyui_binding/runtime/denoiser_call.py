@@ -149,6 +149,11 @@ class DenoiserCall(SharedOnDeepcopy):
         """The edits that are on."""
         return [edit for edit in self.run.settings.edits if edit in self._weights or edit in self._gammas]
 
+    @property
+    def pooled_weights(self) -> dict[Edit, float]:
+        """The edits whose pooled texts are mixed into the prompt's, with their weights."""
+        return {edit: weight for edit, weight in self._weights.items() if edit.is_pooled_text_mixed}
+
     def commit(self) -> None:
         """Carry the edits' contexts to the next call."""
         self.run.carried.store(self._carried_on, self.sigma)

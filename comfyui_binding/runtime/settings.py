@@ -86,11 +86,12 @@ class Composition:
     """What one EBCACompose asks for its edits.
 
     layers: names of the layers that mix them in, None for all; norm_limit: how many times the norm of the layer's own
-    output an image token may have, 0 for any.
+    output an image token may have, 0 for any; mixes_pooled: whether their pooled texts are mixed too.
     """
 
     layers: frozenset[str] | None = None
     norm_limit: float = 0.0
+    mixes_pooled: bool = False
 
     def __post_init__(self):
         if self.norm_limit != 0 and not 1 <= self.norm_limit < math.inf:
@@ -103,6 +104,7 @@ class Composition:
         return {
             "layers": None if self.layers is None else [name for name in layer_names if name in self.layers],
             "norm_limit": self.norm_limit,
+            "mix_pooled": self.mixes_pooled,
         }
 
 
@@ -131,6 +133,11 @@ class Edit:
     def is_mixed_in(self, layer: str) -> bool:
         """Whether a layer mixes the edit into its output, at times when the edit has a weight."""
         return self.composition.layers is None or layer in self.composition.layers
+
+    @property
+    def is_pooled_text_mixed(self) -> bool:
+        """Whether its pooled text is mixed into the prompt's, which holds for the whole image."""
+        return self.composition.mixes_pooled and self.mask is None
 
     def to_dict(self, layer_names: Sequence[str]) -> dict[str, Any]:
         return {

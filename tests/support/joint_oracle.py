@@ -512,7 +512,7 @@ def _prepared(family: str, text: Tensor) -> Tensor:
 @contextmanager
 def at_work(
     family: str, model, edits: Sequence[Edit], masks: Sequence[Tensor | None] | None = None,
-    norm_limit: float | None = None,
+    norm_limit: float | None = None, mix_pooled: bool = False,
 ):  # fmt: skip
     """While this lasts, the plain MODEL composes by hand. masks: of the edits on the image's tokens, [n] or [b, n]."""
     network, sampling = model.model.diffusion_model, model.get_model_object("model_sampling")
@@ -547,6 +547,10 @@ def at_work(
                 norm_limit,
             )
             conds = {name: of_row(value, row, len(x)) for name, value in given.items()}
+            if mix_pooled:
+                own = [(e.weight, e.text[0][1]["pooled_output"]) for e, m in here if m is None]
+                pooled = conds["y"] + sum(w * p[row % size % len(p)][None] for w, p in own)
+                conds["y"] = pooled / (1 + sum(w for w, _ in own))
             outs.append(FORWARDS[family](network, x[row].double(), timestep[row : row + 1], mix, conds))
         return torch.stack(outs).to(x.dtype)
 
