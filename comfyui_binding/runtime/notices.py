@@ -25,7 +25,13 @@ ROWS = "another node changes the rows of the batch"
 FORWARD = "another node has replaced a forward pass of the model's network"
 TOKENS = "another node changes which tokens the model's attention reads, or how"
 
-
+EDIT_WITHOUT_TEXT = (
+    "EBCA: edits skipped: an edit lacks the text of one of the model's encoders. Encode it with the CLIP of the model."
+)
+MASKS_BESIDE_IMAGE = (
+    "EBCA: edits skipped: an edit has a mask, and this model has another image beside its own, where masks do not fit. "
+    "Remove the masks of the edits."
+)
 REFERENCES = (
     "EBCA: edits skipped: this model has a text for each of its reference images, and edits take the place of none. "
     "Remove the reference images to use edits."
