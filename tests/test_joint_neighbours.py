@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-from support import joint_oracle, oracle, toy, toy_joint
+from support import joint_oracle, joint_parts, oracle, toy, toy_joint
 from support.host import node
 from support.joint_runs import composed, edits, run
 from support.log_messages import messages, refused
@@ -48,7 +48,7 @@ def sharpened(model):
 def test_attention_override_computes_edits_too(comfy, pack, monkeypatch, family, order):
     model = toy_joint.model(family)
     got = run(wired(comfy, pack, order, sharpened, model, family), family)
-    monkeypatch.setattr(joint_oracle, "attention", lambda q, k, v, heads: oracle.attention(1.5 * q, k, v, heads))
+    monkeypatch.setattr(joint_parts, "attention", lambda q, k, v, heads: oracle.attention(1.5 * q, k, v, heads))
     with joint_oracle.at_work(family, model, edits(family)):
         expected = run(model, family)
     assert relative_error(got, expected) < TOLERANCE

@@ -90,12 +90,14 @@ def masks_of(family: str, count: int = 1) -> list[torch.Tensor]:
     return [(toy.noise(count, *toy_joint.shape(family)[-2:], seed=seed) > 0).float() for seed in (32, 33)]
 
 
-def on_tokens(masks: torch.Tensor, family: str, after: int = 0) -> torch.Tensor:
-    """Masks [b, height, width] -> [b, n]; 0 for tokens behind those of the picture."""
+def on_tokens(masks: torch.Tensor, family: str, references: int = 0) -> torch.Tensor:
+    """Masks [b, height, width] -> [b, n]; 0 for tokens before and behind those of the picture."""
     grid = [side // toy_joint.TOYS[family].patch for side in masks.shape[-2:]]
     small = interpolate(masks[:, None], size=grid, mode="bilinear", align_corners=True).flatten(1)
-    after += toy_joint.TOYS[family].after
-    return torch.cat([small, torch.zeros(len(masks), after)], dim=1)
+    toy = toy_joint.TOYS[family]
+    before, after = (references, 0) if toy.are_references_first else (0, references)
+    zeros = (torch.zeros(len(masks), count) for count in (before, after + toy.after))
+    return torch.cat([next(zeros), small, next(zeros)], dim=1)
 
 
 @each_family
@@ -217,6 +219,6 @@ def test_reference_images_equal_the_loop(comfy, pack, family, with_masks):
     }
     patch, masks, tokens = toy_joint.TOYS[family].patch, (), None
     if with_masks:
-        masks, after = masks_of(family), sum(one.shape[-2] * one.shape[-1] // patch**2 for one in references)
-        tokens = [on_tokens(mask, family, after) for mask in masks]
+        masks, count = masks_of(family), sum(one.shape[-2] * one.shape[-1] // patch**2 for one in references)
+        tokens = [on_tokens(mask, family, count) for mask in masks]
     equals_the_loop(comfy, pack, toy_joint.model(family), family, edits(family), masks, tokens, **prompts)
