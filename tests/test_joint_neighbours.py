@@ -170,6 +170,66 @@ def test_a_replaced_forward_pass_is_left_alone(comfy, pack, caplog, family, orde
     assert "edits skipped: another node has replaced a forward pass" in message
 
 
+def mixed_by_hand(args):
+    """What all tokens of a block read in one softmax of their own."""
+    names = [name for name in ("txt", "img") if name in args]
+    tokens = torch.cat([args[name] for name in names], dim=1)
+    out = torch.softmax(tokens @ tokens.mT / tokens.shape[-1] ** 0.5, dim=-1) @ tokens
+    return dict(zip(names, out.split([args[name].shape[1] for name in names], dim=1), strict=True))
+
+
+def written_into(args):
+    """The same, in the tensors of the block."""
+    return {name: args[name].copy_(out) for name, out in mixed_by_hand(args).items()}
+
+
+@both_orders
+@pytest.mark.parametrize("patch", [mixed_by_hand, written_into])
+@pytest.mark.parametrize(("family", "place"), [
+    ("qwen", ("double_block", 1)), ("flux", ("double_block", 1)), ("flux", ("single_block", 0)),
+    ("sd35", ("double_block", 1)), ("lens", ("double_block", 1)), ("joyimage", ("double_block", 1)),
+])  # fmt: skip
+def test_a_block_with_an_attention_of_another_pack_is_left_alone(comfy, pack, caplog, family, place, patch, order):
+    """It does not ask for the attention that EBCA's hooks see, in which the texts are kept apart."""
+    if family not in toy_joint.FAMILIES:
+        pytest.skip("not in this ComfyUI")
+
+    def neighbour(model):
+        model = model.clone()
+        model.set_model_patch_replace(lambda args, extra: patch(args), "dit", *place)
+        return model
+
+    model = toy_joint.model(family)
+    got = run(wired(comfy, pack, order, neighbour, model, family), family)
+    assert torch.equal(got, run(neighbour(model), family))
+    (message,) = messages(caplog)
+    assert "edits skipped: another node computes a block of the model's network itself" in message
+
+
+@both_orders
+@pytest.mark.parametrize("family", ["qwen", "flux", "sd35"])
+def test_a_patch_that_runs_the_block_itself_composes(comfy, pack, family, order):
+    """With what it adds to the picture, as packs for reference faces do."""
+
+    def neighbour(model):
+        def patch(args, extra):
+            out = extra["original_block"](args)
+            return {**out, "img": out["img"] + 0.1 * out["img"].mean(dim=1, keepdim=True)}
+
+        model = model.clone()
+        model.set_model_patch_replace(patch, "dit", "double_block", 1)
+        return model
+
+    model = toy_joint.model(family)
+    got = run(wired(comfy, pack, order, neighbour, model, family), family)
+    without = run(composed(comfy, pack, model, edits(family)), family)
+    theirs = run(neighbour(model), family)
+    assert min(relative_error(got, other) for other in (without, theirs)) > 100 * TOLERANCE
+    prompt = [oracle.Edit(toy_joint.conditioning(family, 1), 0.75)]
+    assert torch.equal(run(composed(comfy, pack, neighbour(model), prompt), family, cfg=4.0),
+                       run(neighbour(model), family, cfg=4.0))  # fmt: skip
+
+
 @each_kind
 def test_text_that_grows_inside_the_network_is_left_alone(comfy, pack, caplog, family):
     """As packs for style images do it: tokens of the image in front of the text's, and positions for them."""

@@ -43,6 +43,8 @@ NO_UPDATE = (
 NO_TRACE = "its text is no context that layers share, and its attention to text is a part of that to the image"
 #: The owner of the image's tokens, where texts are numbered.
 IMAGE = -1
+#: The tokens among the arguments and results of a patch in place of a block.
+BLOCK_TOKENS = ("img", "txt")
 #: Forward passes of a network that other packs replace.
 FORWARDS = ("forward", "_forward", "forward_orig", "forward_core_with_concat", "patchify_and_embed")
 
@@ -210,6 +212,8 @@ class _JointCall:
         self._masks: list[Tensor | None] = []
         #: Whether the position embedder has met the texts.
         self._are_texts_placed = False
+        #: How many layers have been entered.
+        self._layer_runs = 0
         #: The rotation that the network has given to layers, and the one that they get.
         self._rotation: tuple[Tensor, Tensor] | None = None
 
@@ -256,9 +260,29 @@ class _JointCall:
         self._masks = self._masks_of(prompt, mask)
         self._are_texts_placed = False
         given = {**kwargs, **texts, **self._network_masks(kwargs, mask), **self._pooled(kwargs)}
+        given["transformer_options"] = self._watched(kwargs["transformer_options"])
         if self._family.token_count is not None:
             given[self._family.token_count] = self._text_tokens
         return args, given
+
+    def _watched(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The network's options, with an eye on what other packs have put in place of its blocks."""
+        patches = options.get("patches_replace", {})
+        watched = {place: partial(self._watch, patch) for place, patch in patches.get("dit", {}).items()}
+        return {**options, "patches_replace": {**patches, "dit": watched}} if watched else options
+
+    def _watch(self, patch: Callable, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        """A patch in place of a block: it may run the block's layers or leave them out.
+
+        In an attention of its own all texts would meet, so that one that changes tokens without the layers is refused.
+        """
+        tokens = {name: args.get(name) for name in BLOCK_TOKENS}
+        before = {name: one.clone() for name, one in tokens.items() if torch.is_tensor(one)}  # blocks write into them
+        runs = self._layer_runs
+        out = patch(args, extra)
+        if self._layer_runs == runs and not all(torch.equal(out[name], was) for name, was in before.items()):
+            raise EditsRefused(notices.edits_skipped(notices.BLOCK))
+        return out
 
     def _network_masks(self, kwargs: Mapping[str, Any], mask: Tensor | None) -> dict[str, Tensor | None]:
         """What the network gets as masks of all texts [b, t]: none unless it makes its own mask of it."""
@@ -338,6 +362,7 @@ class _JointCall:
         text, options = self._family.text(args, kwargs), kwargs.get("transformer_options")
         if options is None or (text is not None and text.shape[1] != self._text_tokens):
             raise EditsRefused(notices.edits_skipped(notices.TOKENS))
+        self._layer_runs += 1
         visit.calls, place = 0, self._family.rotation
         if place is not None:
             args = (*args[:place], self._rotated(args[place]), *args[place + 1 :])

@@ -23,6 +23,7 @@ ROWS = "another node changes the rows of the batch"
 # --- why edits' texts cannot be kept apart in joint attention ---
 
 FORWARD = "another node has replaced a forward pass of the model's network"
+BLOCK = "another node computes a block of the model's network itself"
 TOKENS = "another node changes which tokens the model's attention reads, or how"
 
 EDIT_WITHOUT_TEXT = (

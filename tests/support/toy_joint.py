@@ -144,7 +144,7 @@ TOYS = {
 #: Those that this ComfyUI has.
 FAMILIES = [name for name, toy in TOYS.items() if hasattr(comfy.supported_models, toy.class_name)]
 #: One for each way in which tokens lie: what does not depend on more is tested on these.
-KINDS = ["qwen", "flux", "zimage", "sd35"]
+KINDS = [name for name in ("qwen", "flux", "zimage", "sd35", "hidream", "ideogram4") if name in FAMILIES]
 
 
 def named(**wanted: Any) -> list[str]:
