@@ -24,7 +24,7 @@ SUPPORTED = (
     "EBCA works with models that read text through cross-attention: SD 1.x, SD 2.x, SDXL (base and refiner), SSD-1B, "
     "Segmind Vega, KOALA, Wan, Anima, Cosmos, LTX-Video, LTX-2, PixArt, Kandinsky 5, HunyuanDiT, Stable Audio, "
     "ACE-Step; EBCA Compose and EBCA Concepts also with Qwen-Image, Flux 1 and 2, Chroma, LongCat, Ovis, Mage-Flow, "
-    "Krea 2, Z-Image, Lumina 2, SD 3 and 3.5."
+    "Krea 2, Z-Image, Lumina 2, SD 3 and 3.5, HiDream I1, OmniGen 2, Boogu, Lens, Ideogram 4, JoyImage and CogVideoX."
 )
 
 UNET = UNet()
