@@ -450,8 +450,13 @@ class _JointCall:
         fit = self._call.masks_fit(tokens)
         weights = [self._call.weight_of(edit, chunk, tokens, fit) for edit in self._texts]
         mixed = [(out, weight) for out, weight in zip(outs, weights, strict=True) if torch.is_tensor(weight) or weight]
-        if mixed:
-            self._call.mix_into(image, *zip(*mixed, strict=True), layer)
+        if not mixed:
+            return
+        outs, weights = zip(*mixed, strict=True)
+        if self._call.limits_norm:
+            self._call.mix_within_norm(image, outs, weights, layer)
+        else:
+            image += mix_contexts(image, outs, weights)
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from comfy.model_management import InterruptProcessingException
@@ -28,9 +28,18 @@ from .settings import ContextUpdate, Edit
 from .tensor_cache import rows_of_images
 from .text_attention import EncodedText, ImageTokens, TextAttention
 
+
+class Mixed(NamedTuple):
+    """The edits that a track is mixed in for in a layer, and the sum of their weights; None where masks decide it."""
+
+    edits: Sequence[Edit]
+    weight: float | None
+
+
 #: By how much of its norm a text must change to count as another one.
 ANOTHER_TEXT = 0.25
 NO_TEXT = EncodedText(None)
+NOT_MIXED = Mixed((), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +87,7 @@ class ContextTrack:
     changes: dict[str, dict[torch.Size, Tensor]] = field(default_factory=dict)
     #: In the present layer: the edits that it is mixed in for; the text (of an edit, as it was encoded), the context
     #: that was read (a slice: rows of the layer's own), its keys and its values.
-    mixed: Sequence[Edit] = ()
+    mixed: Mixed = NOT_MIXED
     text: EncodedText = NO_TEXT
     read: Tensor | slice | None = None
     k: Tensor | None = None
@@ -135,6 +144,13 @@ class DenoiserCall(SharedOnDeepcopy):
         self.updates = run.timeline.updates(sigma)
         self._weights = run.timeline.weights(sigma)
         self._gammas = run.timeline.gammas(sigma)
+        self._has_masks = any(edit.mask is not None for edit in self._weights)
+        self.limits_norm = any(edit.composition.norm_limit for edit in self._weights)
+        self._chooses_layers = any(edit.composition.layers is not None for edit in self._weights)
+        #: By track and layer: the edits that are mixed in.
+        self._mixed: dict[tuple[Edit | None, str], Mixed] = {}
+        for edit in () if self._chooses_layers else (None, *run.settings.edits):
+            self._mixed_in(edit, "")
         self._carried_on: dict[CallKey, Tensor] = {}
         #: The edits' texts beside a positive prompt as the layers read them, by stream, where that is not their encoded
         #: context.
@@ -435,9 +451,13 @@ class DenoiserCall(SharedOnDeepcopy):
             for stream, text in self.texts[edit, chunk.cond].items()
         }
 
-    def _mixed(self, edit: Edit | None, layer: str) -> list[Edit]:
-        """The edits that a track is mixed in for in a layer: its own (None: all), where they have a weight there."""
-        return [one for one in self._weights if edit in (None, one) and one.is_mixed_in(layer)]
+    def _mixed_in(self, edit: Edit | None, layer: str) -> Mixed:
+        """What a track (None: the shared one) is mixed in for in a layer: its own edit, or all that have a weight."""
+        edits = [one for one in self._weights if edit in (None, one) and one.is_mixed_in(layer)]
+        is_masked = any(one.mask is not None for one in edits)
+        mixed = Mixed(edits, None if is_masked else sum(self._weights[one] for one in edits))
+        self._mixed[edit, layer if self._chooses_layers else ""] = mixed
+        return mixed
 
     def _compose(self, layer: TextAttention, out: Tensor, own_rows: bool) -> Tensor:
         """Mix the edits' outputs into the layer's, [b, n, (h d)], and move the edits' contexts.
@@ -454,7 +474,7 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.layers_without_edits.discard(layer.name)
         elif layer.name in self.run.layers_without_edits:  # then the copies of the negative prompt rest too
             return out
-        masks_fit = self.masks_fit(layer)
+        masks_fit = not self._has_masks or self.masks_fit(layer)
         tracks = [track for track in self._edits if self._acts(track, layer, masks_fit)]
         _make_keys_and_values(layer, tracks)
         if layer.has_attention_override:
@@ -464,31 +484,32 @@ class DenoiserCall(SharedOnDeepcopy):
             for track in tracks:
                 if track.chunk is chunk and track.v is not None:
                     outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text.mask))
-                    weights.append(self._weight(track.mixed, chunk, layer))
-            if outs:
-                self.mix_into(out[rows], outs, weights, layer.name)
+                    weight = track.mixed.weight
+                    weights.append(self._weight(track.mixed.edits, chunk, layer) if weight is None else weight)
+            if outs and self.limits_norm:
+                self.mix_within_norm(out[rows], outs, weights, layer.name)
+            elif outs:
+                out[rows] += mix_contexts(out[rows], outs, weights)
         changes = self._move_edits(layer, [track for track in tracks if track.updates])
         if self._recorder is not None:
             self._instrument(self._record_edits, layer, tracks, changes)
         return out
 
-    def mix_into(
+    def mix_within_norm(
         self, main: Tensor, edits: Sequence[Tensor], weights: Sequence[float | Tensor], layer: str
     ) -> None:
-        """Mix edits' outputs into a layer's own, in place; all [b, n, (h d)].
-
-        Of several limits of the norm the least holds.
-        """
-        limits = [edit.composition.norm_limit for edit in self._mixed(None, layer) if edit.composition.norm_limit]
-        mixed = main + mix_contexts(main, edits, weights)
-        main.copy_(within_norm(mixed, main, min(limits)) if limits else mixed)
+        """Mix edits' outputs into a layer's own, in place, within the least of the edits' limits; all [b, n, (h d)]."""
+        limits = [edit.composition.norm_limit or math.inf for edit in self._mixed_in(None, layer).edits]
+        main.copy_(within_norm(main + mix_contexts(main, edits, weights), main, min(limits)))
 
     def _acts(self, track: ContextTrack, layer: TextAttention, masks_fit: bool) -> bool:
         """Whether a track is mixed or moves in a layer; sets what is read there."""
         track.k = track.v = None
-        mixed = self._mixed(track.edit, layer.name)
-        track.mixed = [edit for edit in mixed if masks_fit or edit.mask is None]
-        if not track.mixed and (mixed or not track.updates):
+        key = (track.edit, layer.name if self._chooses_layers else "")
+        mixed = track.mixed = self._mixed.get(key) or self._mixed_in(track.edit, layer.name)
+        if not masks_fit:
+            track.mixed = mixed._replace(edits=[edit for edit in mixed.edits if edit.mask is None])
+        if not track.mixed.edits and (mixed.edits or not track.updates):
             return False
         if track.edit is not None:
             track.text = track.texts[layer.stream]
@@ -543,7 +564,7 @@ class DenoiserCall(SharedOnDeepcopy):
 
         masks_fit: where the masks do not fit, edits with a mask have no weight.
         """
-        mixed = [one for one in self._mixed(edit, image.name) if masks_fit or one.mask is None]
+        mixed = [one for one in self._mixed_in(edit, image.name).edits if masks_fit or one.mask is None]
         return self._weight(mixed, chunk, image) if mixed else 0.0
 
     def _weight(self, edits: Sequence[Edit], chunk: Chunk, image: ImageTokens) -> float | Tensor:
@@ -555,7 +576,8 @@ class DenoiserCall(SharedOnDeepcopy):
 
     def masks_fit(self, image: ImageTokens) -> bool:
         """Whether the masks of the edits that a layer mixes in fit its image tokens; a warning where they do not."""
-        if _is_on_grid(image) or all(edit.mask is None for edit in self._mixed(None, image.name)):
+        edits = self._mixed_in(None, image.name).edits
+        if _is_on_grid(image) or all(edit.mask is None for edit in edits):
             return True
         self.run.notices.warn_once(notices.EDITS_MERGED if image.grid != () else notices.MASKS_WITHOUT_PICTURE)
         return False
@@ -662,7 +684,7 @@ def _make_keys_and_values(layer: TextAttention, tracks: Sequence[ContextTrack]) 
     read = [track for track in tracks if track.k is None]
     for track, k in zip(read, layer.keys([track.read for track in read]), strict=True):
         track.k = k
-    mixed = [track for track in read if track.mixed]
+    mixed = [track for track in read if track.mixed.edits]
     if layer.value_context is layer.context:
         contexts = [track.read for track in mixed]
     else:
