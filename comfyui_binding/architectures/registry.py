@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 SUPPORTED = (
     "EBCA works with models that read text through cross-attention: SD 1.x, SD 2.x, SDXL (base and refiner), SSD-1B, "
     "Segmind Vega, KOALA, Wan, Anima, Cosmos, LTX-Video, LTX-2, PixArt, Kandinsky 5, HunyuanDiT, Stable Audio, "
-    "ACE-Step; EBCA Compose and EBCA Concepts also with Qwen-Image, Flux, Chroma, Z-Image, Lumina 2, SD 3.5, HiDream I1 "
-    "and others (docs/models.md)."
+    "ACE-Step; EBCA Compose and EBCA Concepts also with Qwen-Image, Flux, Chroma, Z-Image, Lumina 2, SD 3.5, HiDream "
+    "I1 and others (docs/models.md)."
 )
 
 UNET = UNet()
