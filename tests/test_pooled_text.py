@@ -10,7 +10,7 @@ import torch
 from support import joint_oracle, oracle, toy, toy_joint
 from support.host import node
 from support.joint_runs import composed, edits, run
-from support.log_messages import refused
+from support.log_messages import messages, refused
 from support.sampling import relative_error
 
 TOLERANCE = 1e-5
@@ -80,6 +80,18 @@ def test_an_edit_without_a_pooled_text_is_refused(comfy):
     model = toy_joint.model("flux")
     refused(lambda: node(comfy, "EBCACompose").execute(model=model, edits={"edit0": edit}, mix_pooled=True),
             "an edit has no pooled text")  # fmt: skip
+
+
+def test_a_prompt_without_a_pooled_text_is_left_alone(comfy, pack, caplog):
+    """Flux takes zeros for it."""
+    prompts = {
+        name: [[toy_joint.conditioning("flux", seed)[0][0], {}]] for name, seed in (("positive", 1), ("negative", 2))
+    }
+    model = toy_joint.model("flux")
+    got = run(composed(comfy, pack, model, edits("flux"), mix_pooled=True), "flux", **prompts)
+    assert torch.equal(got, run(model, "flux", **prompts))
+    (message,) = messages(caplog)
+    assert "mix_pooled is on, and the prompt has no pooled text" in message
 
 
 def test_pooled_texts_of_removals_are_added_up(comfy):

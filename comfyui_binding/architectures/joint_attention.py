@@ -304,6 +304,8 @@ class _JointCall:
         weights = self._call.pooled_weights
         if not weights:
             return {}
+        if kwargs.get("y") is None:
+            raise EditsRefused(notices.PROMPT_WITHOUT_POOLED)
         pooled = kwargs["y"].clone()
         for chunk in self._chunks:
             if chunk.entry.positive:
