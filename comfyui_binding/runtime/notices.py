@@ -30,8 +30,8 @@ EDIT_WITHOUT_TEXT = (
     "EBCA: edits skipped: an edit lacks the text of one of the model's encoders. Encode it with the CLIP of the model."
 )
 PROMPT_WITHOUT_POOLED = (
-    "EBCA: edits skipped: mix_pooled is on, and the prompt has no pooled text. Encode it with the CLIP of the model, or "
-    "switch mix_pooled off."
+    "EBCA: edits skipped: mix_pooled is on, and the prompt has no pooled text. Encode it with the CLIP of the model, "
+    "or switch mix_pooled off."
 )
 MASKS_BESIDE_IMAGE = (
     "EBCA: edits skipped: an edit has a mask, and this model has another image beside its own, where masks do not fit. "
