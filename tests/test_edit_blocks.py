@@ -64,6 +64,42 @@ def test_joint_attention_equals_the_loop(comfy, pack, family):
     assert relative_error(everywhere, got) > 100 * TOLERANCE
 
 
+@pytest.mark.parametrize("family", toy_joint.named(has_text_mask=True))
+def test_masked_texts_in_joint_attention_equal_the_loop(comfy, pack, family):
+    """In other blocks the edits' texts read the image, and the image does not ask them."""
+    mask = torch.tensor([[1] * 6 + [0] * 3])
+    first, second = joint_runs.edits(family)
+    edits = replace(first, text=toy_joint.conditioning(family, 21, 9, attention_mask=mask)), second
+    model = toy_joint.model(family)
+    with joint_oracle.at_work(family, model, in_layers(edits, {1})):
+        expected = joint_runs.run(model, family)
+    got = joint_runs.run(on_model(comfy, pack, wiring.Ebca, edits, model, "b1"), family)
+    assert relative_error(got, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", toy_joint.KINDS)
+def test_image_asks_the_texts_in_the_chosen_blocks_alone(comfy, pack, family):
+    """Queries of all attention calls: in other blocks those of the edit's text are all that an edit costs."""
+    model, (edit, _) = toy_joint.model(family), joint_runs.edits(family)
+
+    def asked(blocks):
+        queries = []
+
+        def override(func, q, k, v, heads, *args, **kwargs):
+            queries.append(q.shape[2 if kwargs.get("skip_reshape") else 1])
+            return func(q, k, v, heads, *args, **kwargs)
+
+        wired = joint_runs.composed(comfy, pack, model, [edit], blocks=blocks)
+        wired.model_options["transformer_options"]["optimized_attention_override"] = override
+        joint_runs.run(wired, family, steps=1, cfg=1.0)
+        return sum(queries)
+
+    count = len(toy_joint.blocks(family, model))
+    height, width = toy_joint.shape(family)[-2:]
+    image = height * width // toy_joint.TOYS[family].patch ** 2 + toy_joint.TOYS[family].after
+    assert asked("") - asked("b0") == (count - 1) * image
+
+
 def test_removals_are_added_up_in_each_block(comfy):
     """Two of 0.6 fit in different blocks; where they meet they take away more than there is."""
     first, second = (

@@ -403,13 +403,20 @@ class _JointCall:
         owners, sizes = zip(*self._pieces(image), strict=True)
         parts = [tensor.split(sizes, dim=tokens) for tensor in (q, k, v)]
 
-        def attend(text: int, rows: slice = slice(None)) -> Iterator[tuple[int, Tensor]]:
-            """The places of a text's pieces and of the image among all, with their outputs [b, t, (h d)]."""
-            places = [place for place, owner in enumerate(owners) if owner in (text, IMAGE)]
-            joined = (torch.cat([part[place][rows] for place in places], dim=tokens) for part in parts)
-            text_mask = self._mask(text, rows, image) if mask is None else _cut(mask, sizes, places, rows)
+        def attend(text: int, rows: slice = slice(None), asking: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
+            """The places of a text's pieces and of the image among all, with their outputs [b, t, (h d)].
+
+            asking: the owners of the queries, both of them by default.
+            """
+            read = [place for place, owner in enumerate(owners) if owner in (text, IMAGE)]
+            asked = [place for place in read if owners[place] in (asking or (text, IMAGE))]
+            joined = [
+                torch.cat([part[place][rows] for place in places], dim=tokens)
+                for part, places in zip(parts, (asked, read, read), strict=True)
+            ]
+            text_mask = self._mask(text, rows, image) if mask is None else _cut(mask, sizes, asked, read, rows)
             out = own(*joined, heads, mask=text_mask, **kwargs)
-            return zip(places, out.split([sizes[place] for place in places], dim=1), strict=True)
+            return zip(asked, out.split([sizes[place] for place in asked], dim=1), strict=True)
 
         of_prompt = dict(attend(0))
         mixed = of_prompt[owners.index(IMAGE)]
@@ -419,11 +426,11 @@ class _JointCall:
             outs[place].copy_(piece)
         for chunk in self._chunks:
             if chunk.entry.positive:
-                of_image = []
-                for text in range(1, 1 + len(self._texts)):
-                    for place, piece in attend(text, chunk.rows):
+                of_image = {}
+                for text, edit in enumerate(self._texts, start=1):
+                    for place, piece in attend(text, chunk.rows, (text, IMAGE) if edit.is_mixed_in(name) else (text,)):
                         if owners[place] == IMAGE:
-                            of_image.append(piece)
+                            of_image[edit] = piece
                         else:
                             outs[place][chunk.rows] = piece
                 self._mix(name, outs[owners.index(IMAGE)][chunk.rows], of_image, chunk)
@@ -446,19 +453,15 @@ class _JointCall:
         texts = zip(*(tensor.split(self._lengths["context"], dim=tokens) for tensor in (q, k, v)), strict=True)
         return torch.cat([own(*text, heads, mask=None, **kwargs) for text in texts], dim=1)
 
-    def _mix(self, layer: str, image: Tensor, outs: Sequence[Tensor], chunk: Chunk) -> None:
-        """Mix what the image reads with the edits' texts into what it reads with the prompt's, [b, n, (h d)]."""
+    def _mix(self, layer: str, image: Tensor, outs: Mapping[Edit, Tensor], chunk: Chunk) -> None:
+        """Mix what the image reads with edits' texts into what it reads with the prompt's, all [b, n, (h d)]."""
         tokens = _Image(layer, image, self._grid.size, self._grid.before)
         fit = self._call.masks_fit(tokens)
-        weights = [self._call.weight_of(edit, chunk, tokens, fit) for edit in self._texts]
-        mixed = [(out, weight) for out, weight in zip(outs, weights, strict=True) if torch.is_tensor(weight) or weight]
-        if not mixed:
-            return
-        outs, weights = zip(*mixed, strict=True)
-        if self._call.limits_norm:
-            self._call.mix_within_norm(image, outs, weights, layer)
-        else:
-            image += mix_contexts(image, outs, weights)
+        weights = [self._call.weight_of(edit, chunk, tokens, fit) for edit in outs]
+        if outs and self._call.limits_norm:
+            self._call.mix_within_norm(image, list(outs.values()), weights, layer)
+        elif outs:
+            image += mix_contexts(image, list(outs.values()), weights)
 
 
 @dataclass(eq=False)
@@ -474,13 +477,13 @@ class _Visit:
             raise EditsRefused(notices.edits_skipped(notices.FORWARD))
 
 
-def _cut(mask: Tensor, sizes: Sequence[int], places: Sequence[int], rows: slice) -> Tensor:
-    """A mask [b or 1, 1, n or 1, n] of all tokens, for some of the pieces that they consist of."""
+def _cut(mask: Tensor, sizes: Sequence[int], asked: Sequence[int], read: Sequence[int], rows: slice) -> Tensor:
+    """A mask [b or 1, 1, n or 1, n] of all tokens, for some of the pieces that they consist of: queries and keys."""
     columns = mask.split(sizes, dim=-1)
-    mask = torch.cat([columns[place] for place in places], dim=-1)
+    mask = torch.cat([columns[place] for place in read], dim=-1)
     if mask.shape[-2] > 1:
         lines = mask.split(sizes, dim=-2)
-        mask = torch.cat([lines[place] for place in places], dim=-2)
+        mask = torch.cat([lines[place] for place in asked], dim=-2)
     return mask[rows] if len(mask) > 1 else mask
 
 
