@@ -225,7 +225,8 @@ class EBCACompose(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, blocks=None, norm_limit=None):
+    def validate_inputs(cls, edits=None, blocks=None, norm_limit=None):
+        """edits: ComfyUI hands the sockets of an Autogrow input to every function of the node."""
         values = dict(blocks=blocks, norm_limit=norm_limit)
         limited = partial(Composition, None)
         return first_error(cls, values, (block_items, "blocks"), (limited, "norm_limit"))
