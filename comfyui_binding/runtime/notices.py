@@ -23,9 +23,20 @@ ROWS = "another node changes the rows of the batch"
 # --- why edits' texts cannot be kept apart in joint attention ---
 
 FORWARD = "another node has replaced a forward pass of the model's network"
+BLOCK = "another node computes a block of the model's network itself"
 TOKENS = "another node changes which tokens the model's attention reads, or how"
 
-
+EDIT_WITHOUT_TEXT = (
+    "EBCA: edits skipped: an edit lacks the text of one of the model's encoders. Encode it with the CLIP of the model."
+)
+PROMPT_WITHOUT_POOLED = (
+    "EBCA: edits skipped: mix_pooled is on, and the prompt has no pooled text. Encode it with the CLIP of the model, "
+    "or switch mix_pooled off."
+)
+MASKS_BESIDE_IMAGE = (
+    "EBCA: edits skipped: an edit has a mask, and this model has another image beside its own, where masks do not fit. "
+    "Remove the masks of the edits."
+)
 REFERENCES = (
     "EBCA: edits skipped: this model has a text for each of its reference images, and edits take the place of none. "
     "Remove the reference images to use edits."
