@@ -137,7 +137,7 @@ def _best_of(
     reroll: Reroll, runs: RunsOfImage, sigmas: Tensor, watch: MapWatch, progress: Callable[..., Callback]
 ) -> tuple[Tensor, int, list[float | None]]:
     """The sample of the run that is kept, which try that was, and the scores of all that were judged."""
-    judged_sigmas, scores = _preview(sigmas, reroll.preview_steps), []
+    judged_sigmas, scores = preview(sigmas, reroll.preview_steps), []
     for attempt in range(reroll.tries):
         judge = Judge(reroll, watch, scores, is_full=judged_sigmas is sigmas)
         watch.restart(is_open=judge.looks_next(-1, len(judged_sigmas) - 1))
@@ -159,7 +159,7 @@ def _best_of(
     return runs.sample(best, sigmas, progress(best, len(sigmas) - 1, None)), best, scores
 
 
-def _preview(sigmas: Tensor, steps: int) -> Tensor:
+def preview(sigmas: Tensor, steps: int) -> Tensor:
     """The sigmas of a run of fewer steps: some of those of the full run, from its first to its last."""
     if steps == 0 or steps >= len(sigmas) - 1:
         return sigmas
@@ -223,7 +223,7 @@ class Progress:
         self._callback = callback
         self._images = images
         self._tries = reroll.tries
-        self._judged = judged_steps(reroll, len(_preview(sigmas, reroll.preview_steps)) - 1)
+        self._judged = judged_steps(reroll, len(preview(sigmas, reroll.preview_steps)) - 1)
         self._of_an_image = self._tries * self._judged + len(sigmas) - 1
         #: The last x0 and x of each image.
         self._last: dict[int, tuple[Tensor, Tensor]] = {}

@@ -1,15 +1,19 @@
-"""The attention of the positive half to the objects of a caption, in every call of the shapes model's U-Net."""
+"""The attention of the positive half to the objects of a caption, in every call of a trained model."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import comfy.samplers
 import numpy as np
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.patcher_extension import WrappersMP
 from einops import rearrange
 from torch import Tensor
 
@@ -42,10 +46,52 @@ class Maps(NamedTuple):
 
 
 class Recorder:
-    """An attn2_patch: keeps the maps of each call, {side of the grid: means over its layers}."""
+    """Keeps the maps of one prompt in each call, {side of the grid: those of its layers}.
 
-    def __init__(self, unet: torch.nn.Module):
+    text [b, t, c]: the encoded prompt, by which its rows are known among those of a call.
+    """
+
+    def __init__(self, text: Tensor):
         self.calls: list[dict[int, list[Maps]]] = []
+        self._text = text
+        self._row: int | None = None
+
+    def applied_to(self, model):
+        """A clone of the model that is recorded."""
+        raise NotImplementedError
+
+    def begin(self, context: Tensor, options: dict) -> None:
+        """A call of the network starts: find the prompt among the equal parts of its text, if it has it."""
+        halves = options["cond_or_uncond"]
+        parts = enumerate(zip(halves, context.chunk(len(halves)), strict=True))
+        found = (row for row, (half, part) in parts if half == POSITIVE and torch.equal(part, self._text))
+        self._row = None if torch.is_grad_enabled() else next(found, None)  # Attend-and-Excite's own have gradients
+        if self._row is not None:
+            self.calls.append(defaultdict(list))
+
+    def of_prompt(self, both: Sequence[Tensor], options: dict) -> list[Tensor] | None:
+        """The prompt's part of a layer's image tokens and text; None in calls without the prompt."""
+        parts = len(options["cond_or_uncond"])
+        return None if self._row is None else [tensor.chunk(parts)[self._row] for tensor in both]
+
+    def keep(self, q: Tensor, k: Tensor, heads: int) -> None:
+        """q [b, n, (h d)], k [b, t, (h d)] of a layer."""
+        with torch.autocast("cpu", enabled=False):
+            self.calls[-1][int(q.shape[1] ** 0.5)].append(Maps.of(q, k, heads))
+
+    def means(self) -> list[dict[int, Maps]]:
+        """Of each call, by the side of the grid: means over the layers."""
+        return [
+            {side: Maps(*(torch.stack(one).mean(0) for one in zip(*layers))) for side, layers in call.items()}
+            for call in self.calls
+        ]
+
+
+class UNetRecorder(Recorder):
+    """As an attn2_patch."""
+
+    def __init__(self, unet: UNetModel, text: Tensor):
+        super().__init__(text)
         self._layers = {
             (side, number): part.transformer_blocks[0].attn2
             for side, blocks in (("input", unet.input_blocks), ("middle", [unet.middle_block]),
@@ -54,30 +100,50 @@ class Recorder:
         }  # fmt: skip
 
     def applied_to(self, model):
-        """A clone of the model that is recorded."""
         model = model.clone()
         model.set_model_attn2_patch(lambda n, context, value, options: self._read(n, context, value, options))
         return model
 
     def _read(self, n: Tensor, context: Tensor, value: Tensor, options: dict):
-        halves = options["cond_or_uncond"]
-        if POSITIVE in halves and not torch.is_grad_enabled():  # Attend-and-Excite's own calls have gradients
-            row = halves.index(POSITIVE)
-            x, text = (tensor.chunk(len(halves))[row] for tensor in (n, context))
-            layer = self._layers[options["block"]]
-            q, k = layer.to_q(x), layer.to_k(text)
-            if layer is next(iter(self._layers.values())):
-                self.calls.append(defaultdict(list))
-            with torch.autocast("cpu", enabled=False):
-                self.calls[-1][int(q.shape[1] ** 0.5)].append(Maps.of(q, k, layer.heads))
+        layer = self._layers[options["block"]]
+        if layer is next(iter(self._layers.values())):
+            self.begin(context, options)
+        if found := self.of_prompt((n, context), options):
+            x, text = found
+            self.keep(layer.to_q(x), layer.to_k(text), layer.heads)
         return n, context, value
 
-    def means(self) -> list[dict[int, Maps]]:
-        """Of each call, by the side of the grid: means over the layers."""
-        return [
-            {side: Maps(*(torch.stack(one).mean(0) for one in zip(*layers))) for side, layers in call.items()}
-            for call in self.calls
-        ]
+
+class TransformerRecorder(Recorder):
+    """As hooks on the layers of a MiniTrainDIT, during each call."""
+
+    def __init__(self, network: torch.nn.Module, text: Tensor):
+        super().__init__(text)
+        self._layers = [block.cross_attn for block in network.blocks]
+
+    def applied_to(self, model):
+        model = model.clone()
+        model.add_wrapper(WrappersMP.DIFFUSION_MODEL, lambda *args, **kwargs: self._call(*args, **kwargs))
+        return model
+
+    def _call(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        with ExitStack() as hooks:
+            for layer in self._layers:  # before hooks that give it another text
+                handle = layer.register_forward_pre_hook(self._read, with_kwargs=True, prepend=True)
+                hooks.callback(handle.remove)
+            return executor(*args, **kwargs)
+
+    def _read(self, layer: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        options = kwargs["transformer_options"]
+        if layer is self._layers[0]:
+            self.begin(args[1], options)
+        if found := self.of_prompt(args, options):
+            q, k, _ = layer.compute_qkv(*found)
+            self.keep(q.flatten(2), k.flatten(2), layer.n_heads)
+
+
+def recorder_of(network: torch.nn.Module, text: Tensor) -> Recorder:
+    return (UNetRecorder if isinstance(network, UNetModel) else TransformerRecorder)(network, text)
 
 
 @dataclass(frozen=True)
@@ -91,11 +157,16 @@ class Recorded:
     loss: np.ndarray
 
 
-def record(shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int]) -> Recorded:
-    """Sample a batch and keep the maps of its objects."""
+def record(
+    shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int], preview_steps: int = 0
+) -> Recorded:
+    """Sample a batch and keep the maps of its objects. preview_steps: of a run that only judges, 0 for all."""
     with torch.no_grad():
         way = guided(shapes, method, scenes)
-        recorder = Recorder(shapes.model.get_model_object("diffusion_model"))
+        if preview_steps:
+            way = replace(way, sampler=way.sampler | {"sigmas": preview(shapes, way.sampler, preview_steps)})
+        ((text, _),) = shapes.encode([scene.caption() for scene in scenes])
+        recorder = recorder_of(shapes.model.get_model_object("diffusion_model"), text)
         images = pictures(shapes, way, seeds, recorder.applied_to(way.model))
         calls, tokens = recorder.means(), object_tokens(shapes, scenes)
         nouns, words = marked(shapes, scenes, "shapes"), marked(shapes, scenes, "words")
@@ -105,6 +176,13 @@ def record(shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: 
         for name in Maps._fields
     }
     return Recorded(images, **kept, loss=torch.stack(loss, 1).numpy())
+
+
+def preview(shapes: ShapesModel, sampler: Mapping[str, Any], steps: int) -> Tensor:
+    """The sigmas of EBCA Reroll's preview of a run."""
+    sampling = shapes.model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, sampler["scheduler"], sampler["steps"])
+    return pack_module("comfyui_binding.samplers.reroll").preview(sigmas, steps)
 
 
 def _of_objects(calls: Sequence[Tensor], tokens: Tensor) -> np.ndarray:
