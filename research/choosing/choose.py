@@ -208,9 +208,10 @@ def counted(options: argparse.Namespace) -> dict[str, str]:
             picture(shapes, results, options, options.document.with_name(name))
     recordings = report.Recordings(options.model, results, Results(ALIGNMENT), options.noises, options.images)
     if options.tune:
-        return {f"{study.comments}candidates": report.candidates(recordings)}
-    choices = {f"choices, {captions}": report.choices(recordings, captions) for captions in SETS}
-    tables = {"prediction": report.prediction(recordings), **choices, "ranking": report.ranking(recordings)}
+        tables = {"candidates": report.candidates(recordings), "thresholds": report.thresholds(recordings)}
+    else:
+        choices = {f"choices, {captions}": report.choices(recordings, captions) for captions in SETS}
+        tables = {"prediction": report.prediction(recordings), **choices, "ranking": report.ranking(recordings)}
     return {study.comments + name: table for name, table in tables.items()}
 
 

@@ -34,6 +34,7 @@ from choosing.settings import (
 )
 
 FEWEST = 10  # pictures with an error, for a figure of it
+THRESHOLDS = (-0.2, -0.1, 0.0, 0.1, 0.2, 0.4, 0.6)
 PREVIEWED = (2, 4)  # noises of which the best is chosen by previews
 FEW = 4  # pictures at a time, of the captions that have more
 
@@ -163,6 +164,26 @@ def candidates(recordings: Recordings) -> str:
                 rows.append([captions, f"{setting}, {100 * right.mean():.1f} % right", name,
                              *aucs(scores, right, CALLS)])  # fmt: skip
     return markdown(["captions", "method", "score", *(f"call {call}" for call in CALLS[:-1]), "end"], rows)
+
+
+def thresholds(recordings: Recordings) -> str:
+    """What two tries give below each of some thresholds, on the tuning captions."""
+    rows = []
+    for captions in TUNED:
+        for setting in recordings.settings:
+            runs = recordings.tuning(setting, captions)
+            for threshold in THRESHOLDS if runs else ():
+                scores, cost = runs.scores[CHOSEN][CHOICE], recordings.cost(setting, CHOICE)
+                right, time = rerolled(scores, runs.right, 2, threshold, cost)
+                gain, more, is_below = right.mean() - runs.right.mean(), time.mean() - cost.whole, scores < threshold
+                rows.append([
+                    captions, f"{setting}, {100 * runs.right.mean():.1f} % right", f"{threshold:.1f}",
+                    f"{100 * is_below.mean():.1f} %", f"{100 * runs.right[is_below].mean():.1f} %",
+                    f"{100 * gain:+.1f}", f"{more:.2f}", f"{100 * gain / more:.0f}",
+                ])  # fmt: skip
+    head = ["captions", "method", "threshold", "runs below it", "right among these", "gain of 2 tries, points",
+            "added time", "points per added run"]  # fmt: skip
+    return markdown(head, rows)
 
 
 def choices(recordings: Recordings, captions: str) -> str:
