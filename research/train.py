@@ -83,7 +83,7 @@ ARCHITECTURES = {
         unet, "Shapes", "shapes.safetensors", steps=4000, batch=64, rate=8e-4, ends=("input_blocks.0.", "out."),
         zero=("out_layers.3", "proj_out", "denoiser.out.2"), primer=(0.36, 0.42, 0.03), text=None),
     "transformer": Architecture(
-        transformer, "ShapesTransformer", "shapes_transformer.safetensors", steps=12000, batch=32, rate=1.5e-3,
+        transformer, "ShapesTransformer", "shapes_transformer.safetensors", steps=9000, batch=64, rate=1.5e-3,
         ends=("x_embedder.", "t_embedder.", "final_layer.linear.", "draw.begin.", "draw.end."),
         zero=("adaln_modulation_self_attn.2", "adaln_modulation_cross_attn.2", "adaln_modulation_mlp.2",
               "final_layer.linear", "final_layer.adaln_modulation.2", "t_embedder.1.linear_2", "draw.end"),
@@ -334,6 +334,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="default: that of the architecture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="compile first: takes minutes, then steps are faster")
     parser.add_argument("--save-every", type=int, default=100, help="steps between states")
     parser.add_argument("--state", type=Path, help="default: training/<architecture>.pt")
     parser.add_argument("--out", type=Path, help="default: the shipped checkpoint's name in training/")
@@ -384,6 +385,8 @@ def train(args: argparse.Namespace) -> None:
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         first = state["step"]
+    if args.compile:
+        model.forward = torch.compile(model.forward, dynamic=False)
     args.state.parent.mkdir(parents=True, exist_ok=True)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     logging.info("%.2f M parameters, steps %d to %d", size, first, args.steps)

@@ -515,3 +515,17 @@ def test_branch_of_a_pose_keeps_its_text(comfy, registry):
         assert torch.equal(of_picture, texts["b0.0"][1]) == (name == "b0.0")
     same = composed(comfy, model, edit(comfy, prompt, 0.75))
     assert relative_error(toy.sample(same, family, prompt, steps=1), plain) < 1e-6
+
+
+def test_subclass_works_only_if_it_names_its_family_itself(registry):
+    """Its own subclasses do not inherit that: they may read their text in another way."""
+    model = toy.model("wan_camera")
+    network, layers = model.model.diffusion_model, registry.layer_names(model)
+    parent = type(network)
+    for members, works in (({}, False), ({"ebca_family": parent}, True), ({}, False)):
+        network.__class__ = type("Newer", (type(network),), {"__module__": "another.pack", **members})
+        if works:
+            assert registry.layer_names(model) == layers
+        else:
+            with pytest.raises(ValueError, match="has no cross-attention to text that EBCA can reach"):
+                registry.layer_names(model)

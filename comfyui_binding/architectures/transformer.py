@@ -138,7 +138,13 @@ class Family:
     why_no_update: Callable[[Module], str | None] = lambda network: None
 
     def matches(self, network: Module) -> bool:
-        return f"{type(network).__module__}.{type(network).__qualname__}" == f"comfy.ldm.{self.network}"
+        """Whether a network is of this class, or of one that names this class as its own `ebca_family`.
+
+        A class sets `ebca_family` to a class of ComfyUI's if it inherits all of its text attention unchanged. Its own
+        subclasses do not inherit that.
+        """
+        of = vars(type(network)).get("ebca_family", type(network))
+        return f"{of.__module__}.{of.__qualname__}" == f"comfy.ldm.{self.network}"
 
     def stream(self, layer: str) -> str:
         """Which text a layer reads, where the network reads several."""

@@ -2,7 +2,8 @@
 its name to SUPPORTED in registry.py.
 
 A family is one class of network, not its subclasses: a subclass that reads its text in another way would be updated
-wrongly, and nobody would notice. It is named, not imported: a ComfyUI need not have all of them.
+wrongly, and nobody would notice. A class of another pack can name its family itself (`Family.matches`). A family is
+named, not imported: a ComfyUI need not have all of them.
 """
 
 from __future__ import annotations

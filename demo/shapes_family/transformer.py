@@ -45,6 +45,8 @@ class ShapesDIT(MiniTrainDIT):
     The picture is a latent [b c h w] of any size, with tokens of TOKEN x TOKEN pixels. v = noise - image.
     """
 
+    ebca_family = MiniTrainDIT  # whose blocks are unchanged
+
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.patch_spatial = TOKEN  # what a token stands for; the embedding itself sees windows, one at a time

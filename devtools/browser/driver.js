@@ -132,7 +132,7 @@ const commands = {
   /** Save the workflow under the name that the front end proposes; its path in the user's folder. */
   async save() {
     await page.keyboard.press("Control+s");
-    await page.locator("[role=dialog] input").waitFor();
+    await page.locator("[role=dialog] input:not([type=file])").waitFor();
     await page.keyboard.press("Enter");
     await page.waitForFunction(() => {
       const workflow = window.app.extensionManager.workflow.activeWorkflow;
@@ -329,7 +329,7 @@ const commands = {
 
 /** Open the node search where workflows leave the canvas empty. The first click after a workflow was closed is lost. */
 async function searchNodes(text) {
-  const input = page.locator("[role=dialog] input");
+  const input = page.locator("[role=dialog] input:not([type=file])"); // not that of a picture of the preview
   for (let tries = 0; tries < 5 && !(await input.isVisible()); tries++) {
     await page.mouse.dblclick(SIZE.width / 2, SIZE.height - 150);
     await input.waitFor({ timeout: 10000 }).catch(() => {});
