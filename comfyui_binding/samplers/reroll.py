@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 import torch
 from comfy_execution.progress import get_progress_state
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ...ebca_core import one_place_score
@@ -309,11 +310,11 @@ def _report(reroll: Reroll, kept: Sequence[Kept]) -> None:
 
 
 def _add_to_metadata(node_id: str | None, kept: Sequence[Kept]) -> None:
-    """Add what was kept to the node, in the graph that ComfyUI saves with images as `prompt`.
+    """Add what was kept, and by which sampler, to the node in the graph that ComfyUI saves with images as `prompt`.
 
     The graph is that of the present run: the node itself may be of an earlier one, whose result ComfyUI reuses.
     """
-    node = get_progress_state().dynprompt.get_original_prompt().get(node_id)
+    node, context = get_progress_state().dynprompt.get_original_prompt().get(node_id), get_executing_context()
     if node is not None:
-        about = node.setdefault("_meta", {})
-        about[REROLL_KEY] = [*about.get(REROLL_KEY, []), *map(asdict, kept)]
+        about, sampler = node.setdefault("_meta", {}), {"sampler": context and context.node_id}
+        about[REROLL_KEY] = [*about.get(REROLL_KEY, []), *(sampler | asdict(one) for one in kept)]
