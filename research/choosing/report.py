@@ -175,12 +175,13 @@ def thresholds(recordings: Recordings) -> str:
             for threshold in THRESHOLDS if runs else ():
                 scores, cost = runs.scores[CHOSEN][CHOICE], recordings.cost(setting, CHOICE)
                 right, time = rerolled(scores, runs.right, 2, threshold, cost)
-                gain, more, is_below = right.mean() - runs.right.mean(), time.mean() - cost.whole, scores < threshold
-                rows.append([
-                    captions, f"{setting}, {100 * runs.right.mean():.1f} % right", f"{threshold:.1f}",
-                    f"{100 * is_below.mean():.1f} %", f"{100 * runs.right[is_below].mean():.1f} %",
-                    f"{100 * gain:+.1f}", f"{more:.2f}", f"{100 * gain / more:.0f}",
-                ])  # fmt: skip
+                is_below, of = scores < threshold, f"{setting}, {100 * runs.right.mean():.1f} % right"
+                row = [captions, of, f"{threshold:.1f}", f"{100 * is_below.mean():.1f} %"]
+                if is_below.any():
+                    gain, more = right.mean() - runs.right.mean(), time.mean() - cost.whole
+                    row += [f"{100 * runs.right[is_below].mean():.1f} %", f"{100 * gain:+.1f}", _known(more, ".2f"),
+                            _known(100 * gain / more, ".0f")]  # fmt: skip
+                rows.append(row)
     head = ["captions", "method", "threshold", "runs below it", "right among these", "gain of 2 tries, points",
             "added time", "points per added run"]  # fmt: skip
     return markdown(head, rows)
@@ -249,7 +250,12 @@ def _line(right: np.ndarray, time: float, others: Mapping[str, np.ndarray]) -> l
         captions, noises = np.minimum(right.shape, other.shape)
         difference = (right[:captions, :noises] - other[:captions, :noises]).mean(1)
         compared.append(percent(mean_of([difference])) if difference.any() else "-")
-    return [f"{100 * right.mean():.1f} %", "-" if np.isnan(time) else f"{time:.2f}", *compared]
+    return [f"{100 * right.mean():.1f} %", _known(time, ".2f"), *compared]
+
+
+def _known(value: float, form: str) -> str:
+    """A number; a dash where it was not measured."""
+    return "-" if np.isnan(value) else format(value, form)
 
 
 def ranking(recordings: Recordings) -> str:
