@@ -30,10 +30,11 @@ from alignment.results import Results, letter  # noqa: E402
 from alignment.settings import UNET, Method  # noqa: E402
 from choosing import report  # noqa: E402
 from choosing.runs import PATH, PreviewCell, RunCell, cell, kept  # noqa: E402
-from choosing.scores import FINE, one_place, scores_of  # noqa: E402
+from choosing.scores import one_place, scores_of  # noqa: E402
 from choosing.settings import (  # noqa: E402
     CALLS,
     CHOSEN,
+    FINE,
     IMAGES,
     MANY_CAPTIONS,
     MANY_IMAGES,
@@ -72,7 +73,7 @@ def batches(shapes: ShapesModel, one: RunCell, method: Method) -> Iterator[tuple
     wanted, seeds = one.scenes(), one.seeds()
     for start in range(0, one.images, BATCH):
         part = slice(start, start + BATCH)
-        found = record(shapes, method, wanted[part], seeds[part], preview_steps(one))
+        found = record(shapes, method, wanted[part], seeds[part], preview_steps(one), one.is_tuning)
         yield found, [verdict(image, scene) for image, scene in zip(found.images, wanted[part], strict=True)]
 
 

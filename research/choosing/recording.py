@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import comfy.samplers
 import numpy as np
@@ -20,41 +20,37 @@ from torch import Tensor
 from alignment.methods import guided, marked, pictures
 from alignment.settings import Method
 from baselines.attend_and_excite import losses
+from choosing.settings import FINE
 from shapes.grammar import Scene
 from shapes_model import ShapesModel, pack_module
 
 POSITIVE = 0  # in ComfyUI's cond_or_uncond
-LOSS_SIDE = 8  # of the layers that Attend-and-Excite reads
+LOSS_SIDE = FINE  # of the layers that Attend-and-Excite reads
+#: The dimension of [b, h, n, t] that a map's softmax is over: tokens, or pixels, where the update assumes one mode.
+OVER = {"attention": -1, "places": -2}
+Maps = dict[str, Tensor]
+"""{a name of OVER: [b, n, t], mean over the heads of a layer}"""
 
 
-class Maps(NamedTuple):
-    """Of one layer, means over its heads.
-
-    attention [b, n, t]: softmax over tokens; places [b, n, t]: softmax over pixels, which the context update assumes to
-    have one mode.
-    """
-
-    attention: Tensor
-    places: Tensor
-
-    @classmethod
-    def of(cls, q: Tensor, k: Tensor, heads: int) -> Maps:
-        """q [b, n, (h d)], k [b, t, (h d)]."""
-        q, k = (rearrange(x.float(), "b n (h d) -> b h n d", h=heads) for x in (q, k))
-        logits = q @ k.mT / q.shape[-1] ** 0.5
-        return cls(logits.softmax(-1).mean(1), logits.softmax(-2).mean(1))
+def maps_of(q: Tensor, k: Tensor, heads: int, names: Iterable[str]) -> Maps:
+    """q [b, n, (h d)], k [b, t, (h d)] of a layer."""
+    q, k = (rearrange(x.float(), "b n (h d) -> b h n d", h=heads) for x in (q, k))
+    logits = q @ k.mT / q.shape[-1] ** 0.5
+    return {name: logits.softmax(OVER[name]).mean(1) for name in names}
 
 
 class Recorder:
     """Keeps the maps of one prompt in each call, {side of the grid: those of its layers}.
 
-    text [b, t, c]: the encoded prompt, by which its rows are known among those of a call.
+    text [b, t, c]: the encoded prompt, by which its rows are known among those of a call. is_tuning: whether all maps
+    of all grids are kept, and not only the attention of FINE.
     """
 
-    def __init__(self, text: Tensor):
+    def __init__(self, text: Tensor, is_tuning: bool = True):
         self.calls: list[dict[int, list[Maps]]] = []
         self._text = text
         self._row: int | None = None
+        self._is_tuning = is_tuning
 
     def applied_to(self, model):
         """A clone of the model that is recorded."""
@@ -70,19 +66,23 @@ class Recorder:
             self.calls.append(defaultdict(list))
 
     def of_prompt(self, both: Sequence[Tensor], options: dict) -> list[Tensor] | None:
-        """The prompt's part of a layer's image tokens and text; None in calls without the prompt."""
-        parts = len(options["cond_or_uncond"])
-        return None if self._row is None else [tensor.chunk(parts)[self._row] for tensor in both]
+        """The prompt's part of a layer's image tokens and text; None in calls and layers that are not kept."""
+        parts, is_kept = len(options["cond_or_uncond"]), self._is_tuning or both[0].shape[1] == FINE**2
+        return [tensor.chunk(parts)[self._row] for tensor in both] if is_kept and self._row is not None else None
 
     def keep(self, q: Tensor, k: Tensor, heads: int) -> None:
         """q [b, n, (h d)], k [b, t, (h d)] of a layer."""
+        names = OVER if self._is_tuning else ("attention",)
         with torch.autocast("cpu", enabled=False):
-            self.calls[-1][int(q.shape[1] ** 0.5)].append(Maps.of(q, k, heads))
+            self.calls[-1][int(q.shape[1] ** 0.5)].append(maps_of(q, k, heads, names))
 
     def means(self) -> list[dict[int, Maps]]:
         """Of each call, by the side of the grid: means over the layers."""
         return [
-            {side: Maps(*(torch.stack(one).mean(0) for one in zip(*layers))) for side, layers in call.items()}
+            {
+                side: {name: torch.stack([maps[name] for maps in layers]).mean(0) for name in layers[0]}
+                for side, layers in call.items()
+            }
             for call in self.calls
         ]
 
@@ -90,8 +90,8 @@ class Recorder:
 class UNetRecorder(Recorder):
     """As an attn2_patch."""
 
-    def __init__(self, unet: UNetModel, text: Tensor):
-        super().__init__(text)
+    def __init__(self, unet: UNetModel, text: Tensor, is_tuning: bool = True):
+        super().__init__(text, is_tuning)
         self._layers = {
             (side, number): part.transformer_blocks[0].attn2
             for side, blocks in (("input", unet.input_blocks), ("middle", [unet.middle_block]),
@@ -117,8 +117,8 @@ class UNetRecorder(Recorder):
 class TransformerRecorder(Recorder):
     """As hooks on the layers of a MiniTrainDIT, during each call."""
 
-    def __init__(self, network: torch.nn.Module, text: Tensor):
-        super().__init__(text)
+    def __init__(self, network: torch.nn.Module, text: Tensor, is_tuning: bool = True):
+        super().__init__(text, is_tuning)
         self._layers = [block.cross_attn for block in network.blocks]
 
     def applied_to(self, model):
@@ -142,38 +142,43 @@ class TransformerRecorder(Recorder):
             self.keep(q.flatten(2), k.flatten(2), layer.n_heads)
 
 
-def recorder_of(network: torch.nn.Module, text: Tensor) -> Recorder:
-    return (UNetRecorder if isinstance(network, UNetModel) else TransformerRecorder)(network, text)
+def recorder_of(network: torch.nn.Module, text: Tensor, is_tuning: bool) -> Recorder:
+    return (UNetRecorder if isinstance(network, UNetModel) else TransformerRecorder)(network, text, is_tuning)
 
 
 @dataclass(frozen=True)
 class Recorded:
     """Pictures [b h w 3]; by the side of a grid the maps [b, call, object, n], sums over an object's tokens; loss
-    [b, call]: Attend-and-Excite's, of the nouns."""
+    [b, call]: Attend-and-Excite's, of the nouns. places: only of a tuning."""
 
     images: np.ndarray
     attention: dict[int, np.ndarray]
-    places: dict[int, np.ndarray]
     loss: np.ndarray
+    places: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 def record(
-    shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int], preview_steps: int = 0
-) -> Recorded:
-    """Sample a batch and keep the maps of its objects. preview_steps: of a run that only judges, 0 for all."""
+    shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int], preview_steps: int = 0,
+    is_tuning: bool = False,
+) -> Recorded:  # fmt: skip
+    """Sample a batch and keep the maps of its objects.
+
+    preview_steps: of a run that only judges, 0 for all; is_tuning: as of Recorder.
+    """
     with torch.no_grad():
         way = guided(shapes, method, scenes)
         if preview_steps:
             way = replace(way, sampler=way.sampler | {"sigmas": preview(shapes, way.sampler, preview_steps)})
         ((text, _),) = shapes.encode([scene.caption() for scene in scenes])
-        recorder = recorder_of(shapes.model.get_model_object("diffusion_model"), text)
+        recorder = recorder_of(shapes.model.get_model_object("diffusion_model"), text, is_tuning)
         images = pictures(shapes, way, seeds, recorder.applied_to(way.model))
         calls, tokens = recorder.means(), object_tokens(shapes, scenes)
         nouns, words = marked(shapes, scenes, "shapes"), marked(shapes, scenes, "words")
-        loss = [losses(call[LOSS_SIDE].attention.unflatten(1, (LOSS_SIDE, LOSS_SIDE)), nouns, words) for call in calls]
+        read = [call[LOSS_SIDE]["attention"].unflatten(1, (LOSS_SIDE, LOSS_SIDE)) for call in calls]
+        loss = [losses(attention, nouns, words) for attention in read]
     kept = {
-        name: {side: _of_objects([getattr(call[side], name) for call in calls], tokens) for side in calls[0]}
-        for name in Maps._fields
+        name: {side: _of_objects([call[side][name] for call in calls], tokens) for side in calls[0]}
+        for name in calls[0][LOSS_SIDE]
     }
     return Recorded(images, **kept, loss=torch.stack(loss, 1).numpy())
 

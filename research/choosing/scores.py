@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 import comfy_host  # noqa: F401 - it makes ebca_core importable
-from choosing.settings import CHOSEN, LOSS
+from choosing.settings import CHOSEN, FINE, LOSS
 from ebca_core import claims, one_place_score
 from ebca_core.one_place import REACH, near_share, second_peak
 
 if TYPE_CHECKING:
     from choosing.recording import Recorded
 
-FINE, COARSE = 8, 4  # sides of the grids of the shapes model's U-Net; its transformer has the finer one alone
+COARSE = 4  # side of the other grid of the shapes model's U-Net; its transformer has FINE alone
 #: How many layers of the U-Net have a grid.
 LAYERS = {FINE: 3, COARSE: 4}
 

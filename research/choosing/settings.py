@@ -34,6 +34,8 @@ STEPS = CALLS[-1]
 #: The scores of the maps' mean over all calls, which is what EBCA Trace keeps.
 MEAN = "mean of all calls"
 CHOSEN, LOSS = "one place each", "Attend-and-Excite's loss"
+#: Rows and columns of the maps that both are read from.
+FINE = 8
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,13 @@ def test_maps_are_those_of_the_layers_own_inputs_and_the_picture_stays():
     assert set(call) == set(expected)
     for side, found in expected.items():
         attention, places = np.mean(found, axis=0)
-        assert np.allclose(call[side].attention[0], attention, atol=1e-5)
-        assert np.allclose(call[side].places[0], places, atol=1e-5)
+        assert np.allclose(call[side]["attention"][0], attention, atol=1e-5)
+        assert np.allclose(call[side]["places"][0], places, atol=1e-5)
+    scored = UNetRecorder(model.get_model_object("diffusion_model"), text, is_tuning=False)
+    sample(scored.applied_to(model), toy.conditioning(), steps=1)
+    ((only,),) = [one.values() for one in scored.means()]
+    assert list(only) == ["attention"]
+    assert torch.equal(only["attention"], call[8]["attention"])
 
 
 def normalised(values, norm):
@@ -186,7 +191,7 @@ def test_maps_of_a_transformer_are_of_the_prompt_beside_others_and_before_an_upd
     ((side, maps),) = call.items()
     assert len(found) == len(layers)
     assert side**2 == inputs[0][1].shape[1]
-    for got, expected in zip(maps, np.mean(found, axis=0), strict=True):
+    for got, expected in zip(maps.values(), np.mean(found, axis=0), strict=True):
         assert np.allclose(got[0], expected, atol=1e-5)
     updated = transformer_runs.ebca(family).on(comfy, pack, model)
     changed = sample(updated, positive, negative, latent, steps=1)
@@ -194,7 +199,8 @@ def test_maps_of_a_transformer_are_of_the_prompt_beside_others_and_before_an_upd
     assert torch.equal(sample(again.applied_to(updated), positive, negative, latent, steps=1), changed)
     assert not torch.equal(changed, plain)
     assert len(again.calls[0][side]) == len(layers)
-    assert torch.equal(again.calls[0][side][0].attention, recorder.calls[0][side][0].attention)  # of the first layer
+    first = [one.calls[0][side][0]["attention"] for one in (again, recorder)]
+    assert torch.equal(*first)
 
 
 def test_maps_of_a_unet_are_of_the_prompt_beside_others():
@@ -206,7 +212,7 @@ def test_maps_of_a_unet_are_of_the_prompt_beside_others():
         recorder = UNetRecorder(model.get_model_object("diffusion_model"), prompt[0][0])
         sample(recorder.applied_to(model), positive, steps=1)
         (call,) = recorder.means()
-        found.append({side: maps.attention for side, maps in call.items()})
+        found.append({side: maps["attention"] for side, maps in call.items()})
     for maps in found[1:]:
         assert all(torch.allclose(maps[side], found[0][side], atol=1e-6) for side in found[0])
 
@@ -223,7 +229,7 @@ def test_timed_score_is_that_of_the_call_and_the_picture_stays(pack, monkeypatch
     got = sample(timed.applied_to(recorder.applied_to(model)), toy.conditioning(), steps=1)
     assert torch.equal(got, sample(model, toy.conditioning(), steps=1))
     (call,), (maps,) = recorder.means(), found
-    attention = call[maps.shape[-1]].attention
+    attention = call[maps.shape[-1]]["attention"]
     expected = torch.stack([attention[..., list(tokens)].sum(-1) for tokens in cost.OBJECTS], 1)
     torch.testing.assert_close(maps.flatten(2), expected)
     assert len(timed.pairs) == 1
@@ -302,6 +308,18 @@ def test_captions_with_many_noises_are_the_first_of_the_others(tmp_path):
         assert row[3] == str(size)
         assert row[5] == f"{100 * np.mean(first):.1f} %"
         assert row[9] == f"{100 * np.mean(some):.1f} %"
+
+
+def test_pictures_of_a_verdict_are_those_of_the_results(tmp_path):
+    results = Results(tmp_path / "results")
+    cells = [runs.cell(METHOD, "three objects", 4, noise) for noise in range(3)]
+    for one, labels in zip(cells[:2], ("RmrR", "emmR")):
+        results.add(one.key, labels=labels)
+    wanted = cells[0].scenes()
+    assert list(choose.with_verdict(results, cells, "rR")) == [
+        (wanted[0], 0), (wanted[2], 2), (wanted[3], 3), (wanted[3], runs.STRIDE + 3)
+    ]  # fmt: skip
+    assert [seed for _, seed in choose.with_verdict(results, cells, "m")] == [1, runs.STRIDE + 1, runs.STRIDE + 2]
 
 
 @pytest.mark.parametrize("model", settings.STUDIES)
