@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 DOCUMENT = REPO / "docs" / "choosing.md"
 #: The picture: of which captions and verdicts, how many of each, in how many columns and colours.
-PICTURED, SHOWN, COLUMNS, PALETTE = "three objects", 100, 20, 128
+PICTURED, SHOWN, COLUMNS, PALETTE = "three objects", 100, 20, 48
 VERDICTS = {"all right": "rR"} | {name: ERRORS[name] for name in ("missing", "extra", "unreadable", "swapped")}
 GAP, TITLE = 3, 26  # pixels around each picture, and of a title's line
 TIMED_CALLS = 3
@@ -112,37 +112,38 @@ def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[RunCell, s
 
 
 def picture(shapes: ShapesModel, results: Results, options: argparse.Namespace, path: Path) -> None:
-    """Pictures of the first setting by their verdict, each block from the highest score at the end to the lowest."""
+    """Pictures of the first setting by their verdict, each block from the highest score at the end to the lowest.
+
+    A verdict that has not even a row is left out.
+    """
     method = next(iter(STUDIES[options.model].settings.values())).method
     images = options.images or IMAGES[PICTURED]
     cells = [cell(method, PICTURED, images, noise, model=options.model) for noise in range(options.noises)]
-    blocks = [of_verdict(shapes, results, cells, method, letters, name) for name, letters in VERDICTS.items()]
+    drawn = {name: list(with_verdict(results, cells, letters)) for name, letters in VERDICTS.items()}
+    blocks = [of_verdict(shapes, of, method, name) for name, of in drawn.items() if len(of) >= COLUMNS]
     whole = Image.new("RGB", (blocks[0].width, sum(block.height for block in blocks)), "white")
     for number, block in enumerate(blocks):
         whole.paste(block, (0, sum(earlier.height for earlier in blocks[:number])))
     whole.quantize(PALETTE).save(path, optimize=True)
 
 
-def of_verdict(
-    shapes: ShapesModel, results: Results, cells: Sequence[RunCell], method: Method, letters: str, name: str
-) -> Image.Image:
-    """The first SHOWN pictures that have a verdict, under its name and the scores of the first and the last."""
+def of_verdict(shapes: ShapesModel, drawn: Sequence[tuple[Scene, int]], method: Method, name: str) -> Image.Image:
+    """The first SHOWN pictures that have a verdict again, under its name and the scores of the first and the last."""
     from choosing.recording import record
 
     found: list[tuple[float, np.ndarray]] = []
-    drawn = list(with_verdict(results, cells, letters))
     for start in range(0, len(drawn), BATCH):
         scenes, seeds = zip(*drawn[start : start + BATCH], strict=True)
         batch = record(shapes, method, scenes, seeds)
         scores = scores_of(batch, is_tuning=False)[CHOSEN][:, -1]
         judged = [letter(verdict(image, scene)) for image, scene in zip(batch.images, scenes, strict=True)]
         # in another batch than the recorded one, rounding changes some of the pictures
-        found += [(score, image) for score, image, of in zip(scores, batch.images, judged) if of in letters]
+        found += [(score, image) for score, image, of in zip(scores, batch.images, judged) if of in VERDICTS[name]]
         if len(found) >= SHOWN:
             break
     ranked = sorted(found[:SHOWN], key=lambda one: -one[0])
-    bounds = f", score {ranked[0][0]:.2f} to {ranked[-1][0]:.2f}" if ranked else ""
-    return block([image for _, image in ranked], f"{name}: {len(ranked)} images{bounds}")
+    title = f"{name}: {len(ranked)} images, score {ranked[0][0]:.2f} to {ranked[-1][0]:.2f}"
+    return block([image for _, image in ranked], title)
 
 
 def with_verdict(results: Results, cells: Sequence[RunCell], letters: str) -> Iterator[tuple[Scene, int]]:
