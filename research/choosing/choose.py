@@ -4,6 +4,7 @@
     python run.py bench choosing --tune        what the score was chosen by, on other captions and noise
     python run.py bench choosing --report      only writes the tables, from what there is
     python run.py bench choosing --time        the time of a score, beside that of a call of the model
+    python run.py bench choosing --model transformer      the same on the other trained model
 
 Runs are those of `bench alignment`, under several noises. Their scores are kept in research/choosing/results.jsonl;
 what is there is not sampled again, so the command can be stopped and started at any time.
