@@ -57,12 +57,13 @@ class Recordings:
         return self._recorded(setting, captions, images, range(self._noises), preview=steps)
 
     def many(self, setting: str) -> Runs | None:
-        """Of MANY_CAPTIONS, the first with MANY_NOISES; None unless all were sampled."""
+        """Of MANY_CAPTIONS, the first with MANY_NOISES, or those that there are, FEW at a time; None for FEW alone."""
         images, few = self._count(MANY_CAPTIONS), self.settings[setting].noises
         first = self._cells(setting, MANY_CAPTIONS, images, range(few))
         further = self._cells(setting, MANY_CAPTIONS, min(MANY_IMAGES, images), range(few, MANY_NOISES))
         runs = recorded(self._results, first + further, MANY_IMAGES)
-        return runs if runs and runs.noises == MANY_NOISES else None
+        noises = runs.noises // FEW * FEW if runs else 0
+        return runs.first(noises) if noises > FEW else None
 
     def tuning(self, setting: str, captions: str) -> Runs | None:
         return self._recorded(setting, captions, TUNING_IMAGES, range(TUNING_NOISES), is_tuning=True)
@@ -268,7 +269,7 @@ def ranking(recordings: Recordings) -> str:
                 rows.append([captions, setting, *_ranked(runs, runs.noises)])
     for setting in recordings.settings:
         runs = recordings.many(setting)
-        for count in (FEW, MANY_NOISES) if runs else ():
+        for count in (FEW, runs.noises) if runs else ():
             rows.append([f"{MANY_CAPTIONS}, {len(runs.right)} captions", setting, *_ranked(runs, count)])
     head = ["captions", "method", "pictures of a caption", "at random", "first, by the last call",
             f"first, by the {MEAN}", f"first, by {LOSS}", f"last, by the {MEAN}", "a perfect judge"]  # fmt: skip

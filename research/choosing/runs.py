@@ -74,6 +74,11 @@ class Runs:
         """1 for all that was asked for and nothing else [caption, noise]."""
         return np.isin(self.letters, ["r", "R"]).astype(float)
 
+    def first(self, noises: int) -> Runs:
+        """The same with fewer noises."""
+        scores = {name: {call: of[:, :noises] for call, of in calls.items()} for name, calls in self.scores.items()}
+        return Runs(self.letters[:, :noises], scores)
+
     @property
     def noises(self) -> int:
         return self.letters.shape[1]
