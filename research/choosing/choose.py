@@ -115,13 +115,15 @@ def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[RunCell, s
 def picture(shapes: ShapesModel, results: Results, options: argparse.Namespace, path: Path) -> None:
     """Pictures of the first setting by their verdict, each block from the highest score at the end to the lowest.
 
-    A verdict that has not even a row is left out.
+    A verdict that has not even a row is left out; there is no picture without any.
     """
     method = next(iter(STUDIES[options.model].settings.values())).method
     images = options.images or IMAGES[PICTURED]
     cells = [cell(method, PICTURED, images, noise, model=options.model) for noise in range(options.noises)]
     drawn = {name: list(with_verdict(results, cells, letters)) for name, letters in VERDICTS.items()}
     blocks = [of_verdict(shapes, of, method, name) for name, of in drawn.items() if len(of) >= COLUMNS]
+    if not blocks:
+        return
     whole = Image.new("RGB", (blocks[0].width, sum(block.height for block in blocks)), "white")
     for number, block in enumerate(blocks):
         whole.paste(block, (0, sum(earlier.height for earlier in blocks[:number])))
