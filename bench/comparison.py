@@ -20,15 +20,17 @@ from settings import Setting
 class Row:
     """One case against the plain model.
 
-    fastest: ratio of the fastest calls' CPU times. memory: ratio of the peaks, weights included; activations: of what a
-    call holds beyond the weights, at its peak. launches: CUDA kernels, or operators on the CPU; synchronisations: of
-    the host with a CUDA device, in a run's first call of the U-Net and in a later one.
+    fastest: ratio of the fastest calls' CPU times. counted: ratio of the floating-point operations. memory: ratio of
+    the peaks, weights included; activations: of what a call holds beyond the weights, at its peak. launches: CUDA
+    kernels, or operators on the CPU; synchronisations: of the host with a CUDA device, in a run's first call of the
+    U-Net and in a later one.
     """
 
     case: str
     wall: Ratio
     cpu: Ratio
     fastest: float
+    counted: float
     memory: float
     activations: float
     launches: int
@@ -47,18 +49,19 @@ class Row:
     def __str__(self) -> str:
         waits = "-" if self.synchronisations is None else "{}, {}".format(*self.synchronisations)
         verdict = "" if self.time_limit is None else f"{'within' if self.held else 'OVER'} {self.time_limit:.2f}"
+        added = self.launches - self.plain_launches
         return (
-            f"{self.case:<18} {self.wall!s:<22} {self.cpu!s:<22} {self.fastest:<8.3f} {self.memory:<7.3f} "
-            f"{self.activations:<7.3f} {self.launches:>5} ({self.launches - self.plain_launches:+5d})  "
+            f"{self.case:<18} {self.wall!s:<22} {self.cpu!s:<22} {self.fastest:<8.3f} {self.counted:<8.3f} "
+            f"{self.memory:<7.3f} {self.activations:<7.3f} {self.launches:>5} ({added:+5d})  "
             f"{waits:<6} {verdict}"
         )
 
 
 HEADER = (
-    f"{'case':<18} {'time':<22} {'CPU time':<22} {'fastest':<8} {'memory':<7} "
+    f"{'case':<18} {'time':<22} {'CPU time':<22} {'fastest':<8} {'counted':<8} {'memory':<7} "
     f"{'beyond':<7} {'launches':<14} {'waits':<6} "
-    "\n(ratios to the plain model: median and quartiles of pairs, and of the fastest CPU times; memory at its peak, "
-    "with and without the weights)"
+    "\n(ratios to the plain model: median and quartiles of pairs, and of the fastest CPU times; counted: "
+    "floating-point operations; memory at its peak, with and without the weights)"
 )
 
 
@@ -145,6 +148,7 @@ def _row(setting: Setting, subject: _Subject, times: list, found: tuple, plain: 
         wall=ratio([ebca.wall for ebca, _ in times], [base.wall for _, base in times]),
         cpu=ratio([ebca.cpu for ebca, _ in times], [base.cpu for _, base in times]),
         fastest=min(ebca.cpu for ebca, _ in times) / min(base.cpu for _, base in times),
+        counted=counted.operations / plain.operations,
         memory=(weights + counted.peak) / (weights + plain.peak),
         activations=counted.peak / plain.peak,
         launches=counted.launches,

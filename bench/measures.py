@@ -14,6 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 Function = Callable[[], Any]
 
@@ -64,19 +65,33 @@ def ratio(ebca: Sequence[float], plain: Sequence[float]) -> Ratio:
 @dataclass(frozen=True)
 class Counts:
     """Of one call. launches: CUDA kernels, or on the CPU operators without views; peak: bytes held at a time at most,
-    beyond what was held before (on the CPU in tensors; what an operator takes and gives back inside is left out)."""
+    beyond what was held before (on the CPU in tensors; what an operator takes and gives back inside is left out);
+    operations: of matrix products, convolutions and attention, in floating point."""
 
     launches: int
     peak: int
+    operations: int
 
 
 def counts(function: Function) -> Counts:
     """CUDA's own counters where there is a device; on the CPU every operator is looked at as it is dispatched."""
+    with FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _operations_of_attention}) as counter:
+        function()
+    operations = counter.get_total_flops()
     if torch.cuda.is_available():
-        return Counts(_kernels(function), _cuda_peak(function))
+        return Counts(_kernels(function), _cuda_peak(function), operations)
     with _Dispatched() as dispatched:
         function()
-    return Counts(dispatched.operators, dispatched.peak)
+    return Counts(dispatched.operators, dispatched.peak, operations)
+
+
+#: Torch's own counter does not know it.
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def _operations_of_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Of shapes [b, h, n, d]."""
+    return sdpa_flop_count(query, key, value)
 
 
 class _Dispatched(TorchDispatchMode):

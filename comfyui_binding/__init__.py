@@ -2,6 +2,7 @@
 
 model_patch.py            a node's settings -> checked, and stored on a clone of the MODEL
 sampling_hooks.py         the ComfyUI wrappers around a sampling run and around a call of the model
+wrapped_arguments.py      arguments of wrapped calls, by position
 other_packs.py            how data from other packs is recognised
 node_messages.py          texts shown on nodes
 shared_on_deepcopy.py     mixin for objects in ComfyUI's options, which other packs copy

@@ -30,6 +30,7 @@ from .runtime.torch_compile import force_eager
 from .samplers.inversion_record import INVERSION_KEY, run_mismatches
 from .samplers.reroll import sample_rerolled
 from .trace.recorder import never_costs_the_image, recording
+from .wrapped_arguments import APPLY_MODEL, TRANSFORMER_OPTIONS, by_position
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -38,8 +39,6 @@ log = logging.getLogger("ebca")
 
 #: Pixels of an image in one position of its latent, where ComfyUI does not say.
 PIXELS_OF_A_LATENT = 8
-#: Position among the arguments of BaseModel.apply_model.
-TRANSFORMER_OPTIONS = 5
 
 
 def install(model: ModelPatcher) -> None:
@@ -158,6 +157,7 @@ def is_mask_of(mask: tuple[int, int], image: tuple[int, int]) -> bool:
 
 def apply_model(executor: WrapperExecutor, *args, **kwargs):
     """A call of the model: decide whether anything is on, and keep compiled code from running without EBCA."""
+    args, kwargs = by_position(APPLY_MODEL, args, kwargs)
     options = args[TRANSFORMER_OPTIONS]
     if KEY not in options:  # another node calls the model with options of its own
         return executor(*args, **kwargs)

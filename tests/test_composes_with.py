@@ -95,6 +95,7 @@ PACKS = {
                                            hand=other_packs.hand_swapped(154), only=("update", "compose")),
     "attention override": Row(other_packs.attention_override, FORMULA, 1e-5, other_packs.SHARPENED,
                               other_packs.attention_override),
+    "arguments by name": Row(other_packs.named_arguments, AROUND, 1e-5),
     "step cache": Row(other_packs.skip_cache, AROUND, 1e-5),
     "DeepCache": Row(other_packs.deep_cache, AROUND, 1e-5, orders=ONE),
     "reference image": Row(other_packs.reference_only, AROUND, 1e-5),
@@ -191,7 +192,7 @@ METHODS = [(name, method) for name, row in TABLE.items() for method in row.only]
 CASES = [(name, method, order) for name, method in METHODS for order in TABLE[name].orders]
 #: Images of a batch do not feel each other, so that a batch may be split as one likes.
 WINDOWED = ("context windows", "context windows, anchored", "AnimateDiff's windows")
-UNFELT = (*WINDOWED, "block of its own")
+UNFELT = (*WINDOWED, "block of its own", "arguments by name")
 
 
 @pytest.mark.parametrize(("name", "method", "order"), CASES, ids=map("-".join, CASES))

@@ -26,6 +26,7 @@ from ..runtime.notices import Notices
 from ..runtime.settings import CALL_KEY
 from ..runtime.text_attention import EncodedText
 from ..shared_on_deepcopy import SharedOnDeepcopy
+from ..wrapped_arguments import TRANSFORMER_OPTIONS, UNET_FORWARD, by_position
 from .host_attention import exchanged_attention, preferred_attention
 from .key_projection import is_unpatched, project_to_context, together
 from .layer_selection import LayerName
@@ -39,8 +40,8 @@ NO_TEXT = {
 LETTERS = {"input": "d", "middle": "m", "output": "u"}
 #: Errors in another pack's code that have other causes than the text that it is given.
 NOT_OF_A_TEXT = (comfy.model_management.InterruptProcessingException, comfy.model_management.OOM_EXCEPTION)
-#: Positions among the arguments of UNetModel.forward.
-CONTEXT, TRANSFORMER_OPTIONS = 2, 5
+#: Position among the arguments of UNetModel.forward.
+CONTEXT = 2
 
 
 class LayerKey(NamedTuple):
@@ -127,6 +128,7 @@ def names_of_layers(unet: UNetModel) -> dict[LayerKey, str]:
 
 def unet_forward(executor: WrapperExecutor, *args, **kwargs):
     """DIFFUSION_MODEL wrapper: put EBCA into the cross-attention layers, for this call of the U-Net only."""
+    args, kwargs = by_position(UNET_FORWARD, args, kwargs)
     options = args[TRANSFORMER_OPTIONS]
     call: DenoiserCall | None = options.get(CALL_KEY)
     if call is None:

@@ -638,6 +638,26 @@ def _wrapped_unet(scene: Scene, key: str, make_wrapper: Callable[[], Callable]) 
     return replace(scene, model=model)
 
 
+def named_arguments(comfy, scene: Scene) -> Scene:
+    """Wrappers that pass arguments on by their names."""
+
+    def around_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **more):
+        options = {} if control is None else {"control": control}
+        return executor(
+            x, t, c_crossattn=c_crossattn, c_concat=c_concat, transformer_options=transformer_options, **options, **more
+        )
+
+    def around_network(executor, x, timesteps, context=None, y=None, control=None, transformer_options=None, **more):
+        return executor(
+            x, timesteps, transformer_options=transformer_options, context=context, y=y, control=control, **more
+        )
+
+    model = scene.model.clone()
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "named", around_model)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "named", around_network)
+    return replace(scene, model=model)
+
+
 def skip_cache(comfy, scene: Scene) -> Scene:
     """A step cache: every second call of the U-Net is answered with the previous one's output."""
     def make_wrapper():
