@@ -652,7 +652,8 @@ class DenoiserCall(SharedOnDeepcopy):
 
     def _record_prompts(self, layer: TextAttention, change: Tensor | None, own_rows: bool) -> None:
         if not own_rows:
-            self.run.notices.warn_once(notices.trace_skipped(self._why_rows_unknown))
+            reader = self.run.recorder.reader
+            self.run.notices.warn_once(notices.layers_not_read(reader, self._why_rows_unknown))
             return
         self._recorder.record_prompts(layer, self._layer_repeats(layer), change, self._prompts.scale)
         if not self._recorder.wants_maps or layer.grid == ():

@@ -85,6 +85,8 @@ class CallRecorder(Protocol):
 class RunRecorder(Protocol):
     """What is recorded in one run."""
 
+    #: The node for which layers are read, as messages name it.
+    reader: str
     #: Whether the next pass is recorded.
     is_recording: bool
 

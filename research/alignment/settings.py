@@ -357,6 +357,10 @@ TRANSFORMER_CANDIDATES = [
     _texts(_part("objects", 0.2, 0.0, 0.5), _part("nothing", 0.4, 0.0, 0.5, "remove"), cfg=2.5),
     _texts(_EACH, _AWAY_THROUGHOUT, cfg=2.5),
 ]
+TRANSFORMER_CFG = 3.0
+TRANSFORMER_HIGHER = _cfg(TRANSFORMER_CFG)
+TRANSFORMER_AVERAGED = _composable(0.1, 0.5, cfg=TRANSFORMER_CFG)
+TRANSFORMER_AWAY = _texts(_EACH, _AWAY, cfg=TRANSFORMER_CFG)
 
 
 @dataclass(frozen=True)
