@@ -33,6 +33,7 @@ NODES_2 = "nodes 2.0"
 
 CHECKPOINT = ("CheckpointLoaderSimple", "ckpt_name")
 SHOWING = {"SaveImage", "PreviewImage", "EBCASweepGrid"}
+VIDEO = {"CreateVideo", "SaveVideo"}
 # Sent, not read.
 OF_THE_FRONT_END = {("PreviewAny", "preview"), ("PreviewAny", "previewMode"), ("ImageCompare", "compare_view")}
 FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
@@ -275,7 +276,9 @@ def test_dropped_file_is_saved_unchanged_runs_and_shows_its_pictures(
     check(canvas)
     assert sent(front_end("prompt")) == sent(to_api(load(FILES[name]), object_info))
     saved = server.base / "user" / "default" / front_end("save")
-    if __version__ != OLDEST or "definitions" not in canvas["graph"]:  # it keeps subgraphs in another form
+    # The oldest keeps subgraphs in another form, and has fewer sockets on these nodes.
+    is_other = "definitions" in canvas["graph"] or VIDEO & {node["type"] for node in canvas["nodes"]}
+    if __version__ != OLDEST or not is_other:
         assert content(load(saved), look) == content(load(FILES[name]), look)
     saved.unlink()  # so that the next one gets that name
     if name in RUN:
