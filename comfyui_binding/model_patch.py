@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 from comfy.model_patcher import ModelPatcher
@@ -10,7 +11,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..ebca_core import smallest_denominator
-from .architectures.registry import architecture_of, check_text_width, network_of
+from .architectures.registry import architecture_of, check_text_width, layer_names, network_of
 from .runtime import notices
 from .runtime.settings import KEY, ContextUpdate, Edit, Reroll, Settings
 from .sampling_hooks import install
@@ -81,7 +82,8 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
     edits = [*settings.edits, *edits]
     for edit in edits:
         check_text_width(model, edit.context, "The edit")
-    _check_denominator(edits)
+    _check_pooled_texts(model, edits)
+    _check_denominator(edits, layer_names(model))
     return _with_settings(model, replace(settings, edits=tuple(edits)))
 
 
@@ -159,18 +161,40 @@ def _warn_of_black_mask(mask: Tensor, what: str) -> None:
         )
 
 
-def _check_denominator(edits: list[Edit]) -> None:
-    weighted = [edit for edit in edits if edit.weight != 0]
-    if not weighted:
-        return
-    weights = [edit.weight for edit in weighted]
-    smallest = smallest_denominator(
-        weights,
-        [edit.window for edit in weighted],
-        [edit.mask for edit in weighted],
-        [edit.alpha_schedule for edit in weighted],
+def _check_pooled_texts(model: ModelPatcher, edits: Sequence[Edit]) -> None:
+    """Raises ValueError where pooled texts are to be mixed that the model does not read or edits do not have."""
+    mixed = [edit for edit in edits if edit.composition.mixes_pooled]
+    if mixed and not architecture_of(model).has_pooled_text(network_of(model)):
+        raise ValueError(
+            f"mix_pooled is on, but EBCA mixes no pooled text in {type(model.model).__name__}: only Flux 1, SD 3, SD "
+            "3.5 and HiDream read one beside their text. Switch mix_pooled off."
+        )
+    if any(edit.conditioning[0][1].get("pooled_output") is None for edit in mixed):
+        raise ValueError(
+            "mix_pooled is on, but an edit has no pooled text. Encode it with the CLIP of the model, or switch "
+            "mix_pooled off."
+        )
+
+
+def _smallest_denominator(edits: Sequence[Edit]) -> float:
+    return smallest_denominator(
+        [edit.weight for edit in edits],
+        [edit.window for edit in edits],
+        [edit.mask for edit in edits],
+        [edit.alpha_schedule for edit in edits],
     )
+
+
+def _check_denominator(edits: list[Edit], layers: Sequence[str]) -> None:
+    """Raises ValueError where the weights that meet in a layer, or in the pooled text, could sum to -1 or less."""
+    weighted = [edit for edit in edits if edit.weight != 0]
+    meeting = {tuple(edit for edit in weighted if edit.is_mixed_in(layer)) for layer in layers}
+    meeting = {*meeting, tuple(edit for edit in weighted if edit.is_pooled_text_mixed)} - {()}
+    if not meeting:
+        return
+    smallest, weighted = min(((_smallest_denominator(edits), edits) for edits in meeting), key=lambda item: item[0])
     smallest = round(smallest, 6)  # absorb float rounding
+    weights = [edit.weight for edit in weighted]
     removed = " + ".join(f"{-weight:g}" for weight in weights if weight < 0)
     details = f"(signed alphas: {', '.join(f'{weight:+g}' for weight in weights)})."
     if len({edit.mask.shape for edit in weighted if edit.mask is not None}) > 1:

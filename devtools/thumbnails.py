@@ -1,6 +1,7 @@
 """The thumbnails of the template browser, and the pictures of the help pages: what the shapes twins make, drawn small.
 
-A card is for one file in `workflows/`: pictures of its twin in a row, with a word below each.
+A card is for one file in `workflows/`: pictures of its twin in a row, with a word below each. Files without a twin have
+words instead: a picture would be one that the named model has not made.
 """
 
 from __future__ import annotations
@@ -97,6 +98,16 @@ CARDS: dict[str, Card] = {
     "EBCA 12 Best of four (SD 1.5)": Card({"without": "Without EBCA", "best": "With EBCA"}),
 }
 
+#: {name of a file without a twin: the model, and what EBCA does there}
+WORDS: dict[str, tuple[str, str]] = {
+    "EBCA 13 Several things in a video (Wan 2.2)": ("Wan 2.2", "several things"),
+    "EBCA 14 Remove from a video (Wan 2.2)": ("Wan 2.2", "remove"),
+    "EBCA 15 Several things with tags (Anima)": ("Anima", "several things"),
+    "EBCA 16 Photo cat to dog (Wan 2.2)": ("Wan 2.2", "photo"),
+    "EBCA 17 Several things (Qwen-Image)": ("Qwen-Image", "several things"),
+    "EBCA 18 Remove at cfg 1 (Z-Image)": ("Z-Image", "remove"),
+}
+
 
 def path(name: str) -> Path:
     """The file in which ComfyUI looks for a workflow's thumbnail."""
@@ -163,7 +174,16 @@ def drawn(name: str, made: Pictures) -> Image.Image:
     return sheet
 
 
-def write(name: str, made: Pictures) -> None:
-    """Draw a thumbnail into its file."""
-    drawn(name, made).save(path(name), quality=QUALITY, subsampling=0, optimize=True)
+def written(name: str) -> Image.Image:
+    """The thumbnail of a workflow file without a twin: the words, one below the other."""
+    sheet = Image.new("RGB", (WIDTH, HEIGHT), GROUND)
+    pen = ImageDraw.Draw(sheet)
+    for text, size, middle in zip(WORDS[name], (56, 32), (HEIGHT * 2 // 5, HEIGHT * 2 // 3)):
+        pen.text((WIDTH // 2, middle), text, INK, ImageFont.load_default(size), anchor="mm")
+    return sheet
+
+
+def write(name: str, thumbnail: Image.Image) -> None:
+    """Save a thumbnail in its file."""
+    thumbnail.save(path(name), quality=QUALITY, subsampling=0, optimize=True)
     print(f"  {path(name)}")

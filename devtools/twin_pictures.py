@@ -156,12 +156,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def draw(server) -> None:
-    """Everything of the repository that is drawn from the twins' pictures."""
+    """The thumbnails, and everything else of the repository that is drawn from the twins' pictures."""
+    for name in thumbnails.WORDS:
+        thumbnails.write(name, thumbnails.written(name))
     made = {}
     for name in CARDS:
         print(name, flush=True)
         made[name] = thumbnails.pictures(server, name)
-        thumbnails.write(name, made[name])
+        thumbnails.write(name, thumbnails.drawn(name, made[name]))
     for run_name, (name, changes) in RUNS.items():
         print(run_name, flush=True)
         made[run_name] = thumbnails.pictures(server, name, changes)

@@ -1,7 +1,8 @@
 """What the files in `workflows/` become when they run on other models than those they name. Needs the tools installed.
 
 A twin has the nodes and wires of its file and other widget values: tables for `workflows.substitute`. Where it edits or
-paints a photo, that is the one of INPUTS. Variants are twins of what the notes of a file propose.
+paints a photo, that is the one of INPUTS. Variants are twins of what the notes of a file propose. Files for
+transformers have no twin: the shapes model is a U-Net.
 """
 
 from collections.abc import Mapping
@@ -142,6 +143,16 @@ SHAPES: dict[str, Substitutions] = {
     },
 }  # fmt: skip
 
+#: The files for transformers.
+TRANSFORMERS = (
+    "EBCA 13 Several things in a video (Wan 2.2)",
+    "EBCA 14 Remove from a video (Wan 2.2)",
+    "EBCA 15 Several things with tags (Anima)",
+    "EBCA 16 Photo cat to dog (Wan 2.2)",
+    "EBCA 17 Several things (Qwen-Image)",
+    "EBCA 18 Remove at cfg 1 (Z-Image)",
+)
+
 #: What the notes say to change, as changes to the twin: {what it becomes: (the file, the changes)}
 VARIANTS: dict[str, tuple[str, Substitutions]] = {
     "a thing and a style": ("EBCA 03 Add and remove (SD 1.5)", {
@@ -184,10 +195,12 @@ RANDOM: Substitutions = {
     },
 }
 
+_LATENTS = ("EmptyLatentImage", "EmptySD3LatentImage", "Wan22ImageToVideoLatent")
+
 #: A run of seconds on a CPU instead of minutes.
 SMALL: Substitutions = {
-    ("EmptyLatentImage", "width"): 128,
-    ("EmptyLatentImage", "height"): 128,
+    **{(node, side): 128 for node in _LATENTS for side in ("width", "height")},
+    ("Wan22ImageToVideoLatent", "length"): 5,
     **_photo_divided_by(4),
     **steps(4),
     ("EBCASweep", "x_values"): "0, 0.02",
@@ -209,8 +222,8 @@ OFF: Substitutions = {
 }
 
 
-# What shows a picture: by the title of its node, or what it draws by the name of that.
-_PICTURES = ("PreviewImage", "SaveImage")
+# What shows a picture or a video: by the title of its node, or what it draws by the name of that.
+_PICTURES = ("PreviewImage", "SaveImage", "SaveVideo")
 _CHARTS = {
     "EBCAAttentionMaps": "Words",
     "EBCAEnergyPlot": "Energies",
@@ -246,6 +259,6 @@ def pictures(prompt: Prompt) -> dict[str, str]:
 
 
 def shown(server: Server, prompt: Prompt, timeout: float = 1800) -> dict[str, list[bytes]]:
-    """Run a prompt: the picture files that its nodes show, by the titles of `pictures`."""
+    """Run a prompt: the files that its nodes show, by the titles of `pictures`."""
     history = server.run(prompt, timeout)
     return {title: server.images(history, node_id) for title, node_id in pictures(prompt).items()}

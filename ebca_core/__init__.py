@@ -27,6 +27,7 @@ from .energy import (
     mix_contexts,
     norm_energy,
     norm_term,
+    within_norm,
 )
 from .inversion import ddim_inversion, inversion_sigmas
 from .mask import Area, mask_on_grid, mask_tokens
@@ -69,4 +70,5 @@ __all__ = [
     "renoise",
     "repaint_levels",
     "smallest_denominator",
+    "within_norm",
 ]

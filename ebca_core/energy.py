@@ -184,6 +184,20 @@ def mix_contexts(main: Tensor, edits: Sequence[Tensor], weights: Sequence[Weight
     return added
 
 
+def within_norm(mixed: Tensor, main: Tensor, limit: float) -> Tensor:
+    """z * min(1, limit * |main| / |z|) with L1 norms: tau of normalised attention guidance (arXiv 2505.21179).
+
+    mixed and main [b, n, c]; each image token has a norm of its own -> [b, n, c]. Tokens within the limit are kept bit
+    for bit.
+    """
+    norm, bound = (
+        torch.linalg.vector_norm(tensor, ord=1, dim=-1, keepdim=True, dtype=_precise(tensor).dtype)
+        for tensor in (mixed, main)
+    )
+    bound = limit * bound
+    return torch.where(norm > bound, mixed * (bound / norm), mixed).to(mixed.dtype)
+
+
 def similarity(keys: Tensor, queries: Tensor, heads: int) -> Tensor:
     """beta q_n . k_t in every head, beta = 1 / sqrt(d), in float32 at least.
 

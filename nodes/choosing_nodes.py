@@ -1,4 +1,4 @@
-"""EBCA Rank and EBCA Reroll: the picture in which every thing of the prompt has one place."""
+"""EBCA Rank and EBCA Reroll: the image in which each concept of the prompt has one place."""
 
 from __future__ import annotations
 
@@ -45,30 +45,30 @@ class EBCARank(io.ComfyNode):
             node_id="EBCARank",
             display_name="EBCA Rank",
             category=LOOK,
-            description="Sorts the pictures of a prompt with several things, best first: those come first in which the "
-            "words of every thing were read in one place. Needs an EBCA Trace with attention_maps before the sampler.",
+            description="Sorts the images of a prompt with several concepts, best first: those come first in which the "
+            "words of each concept were read in one place. Needs an EBCA Trace with attention_maps before the sampler.",
             search_aliases=["best of", "choose", "sort", "select", "score", "pick image", "cherry pick", "batch"],
             inputs=[
                 TraceType.Input("trace", tooltip="From the EBCA Trace of the run, with attention_maps enabled."),
-                io.Image.Input("image", tooltip="The decoded pictures of the traced run, one batch or a list."),
+                io.Image.Input("image", tooltip="The decoded images of the traced run, one batch or a list."),
                 io.Clip.Input("clip", tooltip=CLIP_TOOLTIP),
                 *concept_inputs(SCORED_CONCEPTS_TOOLTIP),
                 io.Latent.Input(
                     "latent",
                     optional=True,
                     tooltip="The output of the sampler that ran with trace, to sort it too and to check that the trace "
-                    "belongs to these pictures.",
+                    "belongs to these images.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="All pictures, best first."),
+                io.Image.Output(display_name="images", tooltip="All images, best first."),
                 io.Latent.Output(display_name="latents", tooltip="The latents in the same order."),
-                io.Image.Output(display_name="best_image", tooltip="The first picture alone."),
+                io.Image.Output(display_name="best_image", tooltip="The first image alone."),
                 io.Latent.Output(display_name="best_latent", tooltip="Its latent, for a second pass or an upscaler."),
                 io.String.Output(display_name="scores", tooltip="The order with the scores, as a table."),
                 io.Image.Output(
                     display_name="sheet",
-                    tooltip="Each picture with the maps of its things, their peaks marked by rings.",
+                    tooltip="Each image with the maps of its concepts, their peaks marked by rings.",
                 ),
             ],
             hidden=HIDDEN,
@@ -114,9 +114,9 @@ class EBCAReroll(io.ComfyNode):
             node_id="EBCAReroll",
             display_name="EBCA Reroll",
             category=PROMPT,
-            description="For prompts with several things. Tries several noises, drops a run half-way if the words of a "
-            "thing are read in several places, and finishes the best one. The seed that was kept is shown on the node "
-            "and saved with the image: the picture can be made again without the node.",
+            description="For prompts with several concepts. Tries several noises, drops a run half-way if the words of "
+            "a concept are read in several places, and finishes the best one. The seed that was kept is shown on the "
+            "node and saved with the image, which can be made again without the node.",
             search_aliases=["best of", "retry", "seed search", "seed selection", "reject", "restart", "choose seed"],
             inputs=[
                 io.Model.Input("model", tooltip=f"{MODEL_TOOLTIP} Other EBCA nodes can come before or after this one."),
@@ -225,14 +225,14 @@ def _one(texts: Sequence[str], name: str) -> str:
     if len(set(texts)) > 1:
         raise ValueError(
             f"{len(set(texts))} different texts arrived for {name}, but the scores of different prompts cannot be "
-            "compared. Rank the pictures of each prompt by themselves."
+            "compared. Rank the images of each prompt by themselves."
         )
     return texts[0]
 
 
 def _images(batches: Sequence[Tensor]) -> Tensor:
-    """All pictures [b, height, width, 3]. Raises ValueError unless they have one size."""
-    _check_one_size("The pictures", {tuple(batch.shape[1:]) for batch in batches})
+    """All images [b, height, width, 3]. Raises ValueError unless they have one size."""
+    _check_one_size("The images", {tuple(batch.shape[1:]) for batch in batches})
     images = torch.cat(list(batches))
     if images.ndim != 4 or images.shape[-1] < 3:
         raise ValueError(
@@ -276,19 +276,19 @@ def _chosen(latents: Mapping[str, Any], order: Tensor) -> dict[str, Any]:
 
 
 def _records(traces: Sequence[Trace], images: int, samples: Tensor | None) -> list[TraceRecord]:
-    """The records of all runs, in the order of their pictures. Raises ValueError if they are of other runs."""
+    """The records of all runs, in the order of their images. Raises ValueError if they are of other runs."""
     records = [trace.recorded() for trace in traces]
     traced = [record.maps[0].images if record.maps else 0 for record in records]
     if len({id(trace) for trace in traces}) < len(traces) or (all(traced) and sum(traced) != images):
         raise ValueError(
-            f"{images} pictures arrived, but the trace has {sum(traced)}: a trace holds the last run only, and ComfyUI "
-            "runs a sampler once for each value of a list. Make the pictures in one run, as a batch (batch_size of the "
+            f"{images} images arrived, but the trace has {sum(traced)}: a trace holds the last run only, and ComfyUI "
+            "runs a sampler once for each value of a list. Make the images in one run, as a batch (batch_size of the "
             "empty latent), or give every run an EBCA Trace of its own."
         )
     if samples is not None:
         if len(samples) != images:
             raise ValueError(
-                f"latent has {len(samples)} latents, but {images} pictures arrived. Connect the sampler whose output "
+                f"latent has {len(samples)} latents, but {images} images arrived. Connect the sampler whose output "
                 "VAE Decode has decoded."
             )
         for trace, part in zip(traces, samples.split(traced) if all(traced) else [samples]):

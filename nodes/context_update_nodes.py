@@ -14,6 +14,7 @@ from .shared_inputs import (
     MODEL_TOOLTIP,
     PROMPT,
     TokenWeightsType,
+    blocks_input,
     end_input,
     gamma_input,
     own_id,
@@ -79,14 +80,7 @@ class EBCAContextUpdate(io.ComfyNode):
                     tooltip="both: the positive and the negative prompt are updated, as in the paper. positive: the "
                     "negative prompt is left unchanged.",
                 ),
-                io.String.Input(
-                    "blocks",
-                    default="",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Layers that compute the update; empty: all. Example: d1-d2,m0,u0-u3, the down, middle and "
-                    "up blocks that have cross-attention, counted from 0. u0.4 is the fifth layer of u0 (SDXL).",
-                ),
+                blocks_input("Layers that compute the update"),
                 io.Boolean.Input(
                     "use_noise_mask",
                     default=False,

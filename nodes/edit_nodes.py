@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from comfy_api.latest import io
 
+from ..comfyui_binding.architectures.layer_selection import block_items, parse_blocks
+from ..comfyui_binding.architectures.registry import layer_names
 from ..comfyui_binding.model_patch import with_edits
-from ..comfyui_binding.runtime.settings import Edit
+from ..comfyui_binding.runtime.settings import Composition, Edit
 from ..comfyui_binding.text.edit_conditioning import checked_conditioning, encode_prompt
 from .input_validation import first_error
 from .shared_inputs import (
@@ -15,6 +18,7 @@ from .shared_inputs import (
     EDIT,
     MODEL_TOOLTIP,
     EditType,
+    blocks_input,
     end_input,
     gamma_input,
     schedule_input,
@@ -195,16 +199,45 @@ class EBCACompose(io.ComfyNode):
                     tooltip=f"{MODEL_TOOLTIP} Several EBCA Compose nodes in a row form one list of edits.",
                 ),
                 io.Autogrow.Input("edits", template=edits),
+                blocks_input("Layers that mix in these edits"),
+                io.Float.Input(
+                    "norm_limit",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For strong removals: how many times the norm of the prompt's own output the mixed output "
+                    "of each image token may have in a layer, as tau in normalised attention guidance. Typical: 1.5 to "
+                    "2.5, at least 1. 0: no limit.",
+                ),
+                io.Boolean.Input(
+                    "mix_pooled",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Mix the edits' pooled texts into the prompt's with the same weights; they act on the "
+                    "whole image. Only Flux 1, SD 3, SD 3.5 and HiDream have them. Edits with a mask are left out.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the edits.")],
         )
 
     @classmethod
-    def execute(cls, model, edits) -> io.NodeOutput:
+    def validate_inputs(cls, edits=None, blocks=None, norm_limit=None):
+        """edits: ComfyUI hands the sockets of an Autogrow input to every function of the node."""
+        values = dict(blocks=blocks, norm_limit=norm_limit)
+        limited = partial(Composition, None)
+        return first_error(cls, values, (block_items, "blocks"), (limited, "norm_limit"))
+
+    @classmethod
+    def execute(cls, model, edits, blocks="", norm_limit=0.0, mix_pooled=False) -> io.NodeOutput:
         connected = [edit for edit in edits.values() if edit is not None]
         if not connected:
             raise ValueError("No edit is connected. Connect an EBCA Edit Context to edit0.")
-        return io.NodeOutput(with_edits(model, connected))
+        composition = Composition(parse_blocks(layer_names(model), blocks), norm_limit, mix_pooled)
+        return io.NodeOutput(with_edits(model, [replace(edit, composition=composition) for edit in connected]))
 
 
 NODES = [EBCAEditContext, EBCACompose]

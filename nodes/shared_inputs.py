@@ -51,6 +51,18 @@ def end_input(what: str, name: str = "end_percent", advanced: bool = False) -> i
     return io.Float.Input(name, default=1.0, min=0.0, max=1.0, step=0.001, tooltip=tooltip, advanced=advanced or None)
 
 
+def blocks_input(what: str) -> io.String.Input:
+    """Names of layers, for `parse_blocks`. what: the layers chosen."""
+    return io.String.Input(
+        "blocks",
+        default="",
+        optional=True,
+        advanced=True,
+        tooltip=f"{what}; empty: all. Example: d1-d2,m0,u0-u3, the down, middle and up blocks that have "
+        "cross-attention, counted from 0; in transformers b0-b9. u0.4 is the fifth layer of u0 (SDXL).",
+    )
+
+
 def schedule_input(name: str, what: str) -> ScheduleType.Input:
     return ScheduleType.Input(name, optional=True, tooltip=f"From EBCA Schedule: multiplies {what} by a curve.")
 

@@ -45,14 +45,14 @@ class Sampler:
         return self.sampled(self.model, *prompts, seeds, steps, cfg, name, scheduler, side)
 
     def sampled(self, model, positive, negative, seeds: list[int], steps: int, cfg: float, name: str, scheduler: str,
-                side: int = SIDE) -> np.ndarray:
-        """The same with a MODEL and CONDITIONINGs of one's own."""
+                side: int = SIDE, sigmas=None) -> np.ndarray:
+        """The same with a MODEL and CONDITIONINGs of one's own; sigmas: others than the scheduler's."""
         import comfy.sample
         import torch
         noise = torch.cat([torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(s)) for s in seeds])
         latent = comfy.sample.sample(
-            model, noise, steps, cfg, name, scheduler, positive, negative, torch.zeros_like(noise), disable_pbar=True,
-            seed=seeds[0])
+            model, noise, steps, cfg, name, scheduler, positive, negative, torch.zeros_like(noise), sigmas=sigmas,
+            disable_pbar=True, seed=seeds[0])
         return self.vae.decode(latent).float().clamp(0, 1).numpy()
 
 

@@ -90,12 +90,17 @@ def server(tmp_path_factory):
     """A running ComfyUI with the pack, the shapes model and a checkpoint of random weights in SD 1.5's layout.
 
     Its checkpoints are shapes.safetensors and random_sd15.ckpt, and its input folder holds the twins' example.png.
-    Tests with this fixture carry the mark `server`.
+    Its loaders for transformers are in `support.stand_ins`. Tests with this fixture carry the mark `server`.
     """
+    from support import stand_ins
     from support.checkpoints import write_checkpoint
 
     random_sd15 = write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "random_sd15.ckpt")
-    packs = {PACK: REPO, "shapes_family": SHAPES_FAMILY}
+    packs = {
+        PACK: REPO,
+        "shapes_family": SHAPES_FAMILY,
+        "stand_ins": stand_ins.write_pack(tmp_path_factory.mktemp("stand_ins")),
+    }
     models = {"checkpoints/random_sd15.ckpt": random_sd15, "checkpoints/shapes.safetensors": SHAPES_MODEL}
     with Server(COMFYUI, packs=packs, models=models, inputs=INPUTS) as running:
         yield running

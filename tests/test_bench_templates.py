@@ -5,6 +5,8 @@ import importlib
 
 import pytest
 
+from support import stand_ins
+
 
 @pytest.fixture(scope="module")
 def bench(pack):
@@ -40,6 +42,12 @@ def test_models_of_a_workflow(bench):
 def test_verdict_on_a_file(bench, architectures, file, is_accepted):
     accepted, reason = bench.verdict(bench.recognised(file)[1], architectures, "ComfyUI")
     assert accepted == is_accepted == (not reason)
+
+
+def test_tiny_models_of_the_workflow_files_are_of_the_network_of_the_named_file(bench):
+    for file, model in stand_ins.DIFFUSION_MODELS.items():
+        network = type(model().model.diffusion_model)
+        assert f"{network.__module__}.{network.__name__}" == f"comfy.ldm.{bench.recognised(file)[1]}"
 
 
 def test_every_network_has_an_answer(bench, architectures):

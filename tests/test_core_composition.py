@@ -7,7 +7,15 @@ import random
 import pytest
 import torch
 
-from ebca_core import Window, composition_weight_sum, mask_on_grid, mix_contexts, smallest_denominator
+from ebca_core import (
+    Window,
+    composition_weight_sum,
+    mask_on_grid,
+    mix_contexts,
+    smallest_denominator,
+    within_norm,
+)
+from support import oracle
 from support.sampling import relative_error
 
 TENTHS = [i / 10 for i in range(11)]
@@ -55,6 +63,30 @@ def test_weights_of_zero_leave_exactly_nothing():
     assert torch.equal(mix_contexts(main, [edit], [0.0]), torch.zeros_like(main))
     half = torch.tensor([1.0, 0.0, 1.0, 0.0]).view(1, 4, 1)
     assert mix_contexts(main, [edit], [0.7 * half])[:, 1::2].abs().max() == 0
+
+
+@pytest.mark.parametrize("limit", [1.0, 1.5, 2.5])
+def test_norm_of_each_token_stays_within_the_limit(limit):
+    main, far = normal(2, 2, 40, 8, seed=6)
+    far = far * normal(2, 40, 1, seed=7).exp()  # some within the limit, some beyond
+
+    kept = within_norm(far, main, limit)
+
+    expected = torch.stack([oracle.within(*rows, limit) for rows in zip(far, main, strict=True)])
+    assert relative_error(kept, expected) < 1e-12
+    is_within = far.abs().sum(-1) <= limit * main.abs().sum(-1)
+    assert 0 < is_within.float().mean() < 1
+    assert torch.equal(kept[is_within], far[is_within])
+    assert torch.equal(within_norm(main, main, limit), main)
+
+
+def test_limit_of_the_norm_is_finite_where_the_main_output_is_zero():
+    """And in half precision, whose sums of magnitudes leave its range."""
+    zero, far = torch.zeros(1, 3, 8), normal(1, 3, 8, seed=8).float()
+    assert torch.equal(within_norm(far, zero, 2.0), zero)
+    assert torch.equal(within_norm(zero, zero, 2.0), zero)
+    large = torch.full((1, 2, 4096), 60.0, dtype=torch.float16)
+    assert torch.equal(within_norm(large, large / 2, 1.5), large * 0.75)
 
 
 def test_edit_that_equals_the_main_output_changes_nothing():

@@ -472,8 +472,11 @@ def graph(comfy, monkeypatch, pack):
     for name, cls in nodes.items():
         monkeypatch.setitem(comfy.NODE_CLASS_MAPPINGS, name, cls)
 
-    def build(family="", prompt="", setting=None, update=None, edit=None, compose=True, sampled=False):
-        """model -> [update] -> [edit, compose] -> sink; sampled: through a KSampler."""
+    def build(family="", prompt="", setting=None, update=None, edit=None, compose=(), sampled=False):
+        """model -> [update] -> [edit, compose] -> sink; sampled: through a KSampler.
+
+        compose: inputs of EBCA Compose, none of which it had at first; None: no edit is wired to it.
+        """
         made = {
             "model": {"class_type": "ToyModel", "inputs": {"name": family}},
             "prompt": {"class_type": "ToyPrompt", "inputs": {"name": prompt}},
@@ -490,8 +493,8 @@ def graph(comfy, monkeypatch, pack):
         if edit is not None:
             conditioning = ["set" if setting is not None else "prompt", 0]
             made["edit"] = ours("EBCAEditContext", conditioning=conditioning, **edit)
-            edits = {"edits.edit0": ["edit", 0]} if compose else {}
-            made["compose"] = ours("EBCACompose", model=model, **edits)
+            edits = {} if compose is None else {"edits.edit0": ["edit", 0], **dict(compose)}
+            made["compose"] = {"class_type": "EBCACompose", "inputs": {"model": model, **edits}}
             model = ["compose", 0]
         made["sink"] = {"class_type": "ModelSink", "inputs": {"value": model}}
         if sampled:
@@ -530,10 +533,14 @@ PROMPTS = {
         "for a prompt of 154 tokens, but the positive prompt has 77",
     ),
     "malformed blocks": (dict(update=dict(blocks="d1, up")), "'up' in blocks is not a block"),
+    "blocks of edits": (dict(edit={}, compose=dict(blocks="d7")), "no attention block d7. It has d0, d1, m0, u0"),
+    "malformed blocks of edits": (dict(edit={}, compose=dict(blocks="d1, up")), "'up' in blocks is not a block"),
+    "limit that cuts": (dict(edit={}, compose=dict(norm_limit=0.5)), "norm_limit is 0.5, but must be 0"),
+    "pooled text": (dict(edit={}, compose=dict(mix_pooled=True)), "EBCA mixes no pooled text in"),
     "gamma out of range": (dict(update=dict(gamma_norm=1.5)), "gamma_norm is 1.5. Set it to a number from 0.0 to 1.0"),
     "alpha out of range": (dict(edit=dict(alpha=-0.5)), "alpha is -0.5. Set it to a number from 0.0 to 10.0"),
     # These ComfyUI refuses itself, from the nodes' schema.
-    "no edit": (dict(edit={}, compose=False), "Required input is missing.*edit0"),
+    "no edit": (dict(edit={}, compose=None), "Required input is missing.*edit0"),
     "direction": (dict(edit=dict(direction="subtract")), "direction.*not in"),
     "apply_to": (dict(update=dict(apply_to="negative")), "apply_to.*not in"),
 }  # fmt: skip
@@ -546,5 +553,6 @@ def test_user_reads_the_reason(graph, run_prompt, name):
         run_prompt(graph(**wiring))
 
 
-def test_same_graph_without_the_mistake_runs(graph, run_prompt):
-    assert run_prompt(graph(update={}, edit={}, sampled=True)) is not None
+@pytest.mark.parametrize("compose", [(), dict(blocks="d0-d1", norm_limit=2.0, mix_pooled=False)])
+def test_same_graph_without_the_mistake_runs(graph, run_prompt, compose):
+    assert run_prompt(graph(update={}, edit={}, compose=compose, sampled=True)) is not None

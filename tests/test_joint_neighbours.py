@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-from support import joint_oracle, oracle, toy, toy_joint
+from support import joint_oracle, joint_parts, oracle, toy, toy_joint
 from support.host import node
 from support.joint_runs import composed, edits, run
 from support.log_messages import messages, refused
@@ -48,7 +48,7 @@ def sharpened(model):
 def test_attention_override_computes_edits_too(comfy, pack, monkeypatch, family, order):
     model = toy_joint.model(family)
     got = run(wired(comfy, pack, order, sharpened, model, family), family)
-    monkeypatch.setattr(joint_oracle, "attention", lambda q, k, v, heads: oracle.attention(1.5 * q, k, v, heads))
+    monkeypatch.setattr(joint_parts, "attention", lambda q, k, v, heads: oracle.attention(1.5 * q, k, v, heads))
     with joint_oracle.at_work(family, model, edits(family)):
         expected = run(model, family)
     assert relative_error(got, expected) < TOLERANCE
@@ -120,9 +120,12 @@ def test_compiled_code_rests(comfy, pack, caplog, family, order):
     assert [message for message in messages(caplog) if "torch.compile" in message] == messages(caplog)
 
 
-@each_kind
+@pytest.mark.parametrize("family", [kind for kind in toy_joint.KINDS if kind != "hidream"])
 def test_concepts_are_composed(comfy, pack, family):
-    """The node on its own, as the templates use it, against the loop over its texts."""
+    """The node on its own, as the templates use it, against the loop over its texts.
+
+    Not in HiDream, which needs the text of an encoder of its own beside this one.
+    """
     clip, prompt = toy.clip("sd1"), "a bear and a red balloon"
     model = toy_joint.model(family, width=toy.WIDTH, pooled=toy.WIDTH)
 
@@ -168,6 +171,66 @@ def test_a_replaced_forward_pass_is_left_alone(comfy, pack, caplog, family, orde
     assert torch.equal(got, run(neighbour(model), family))
     (message,) = messages(caplog)
     assert "edits skipped: another node has replaced a forward pass" in message
+
+
+def mixed_by_hand(args):
+    """What all tokens of a block read in one softmax of their own."""
+    names = [name for name in ("txt", "img") if name in args]
+    tokens = torch.cat([args[name] for name in names], dim=1)
+    out = torch.softmax(tokens @ tokens.mT / tokens.shape[-1] ** 0.5, dim=-1) @ tokens
+    return dict(zip(names, out.split([args[name].shape[1] for name in names], dim=1), strict=True))
+
+
+def written_into(args):
+    """The same, in the tensors of the block."""
+    return {name: args[name].copy_(out) for name, out in mixed_by_hand(args).items()}
+
+
+@both_orders
+@pytest.mark.parametrize("patch", [mixed_by_hand, written_into])
+@pytest.mark.parametrize(("family", "place"), [
+    ("qwen", ("double_block", 1)), ("flux", ("double_block", 1)), ("flux", ("single_block", 0)),
+    ("sd35", ("double_block", 1)), ("lens", ("double_block", 1)), ("joyimage", ("double_block", 1)),
+])  # fmt: skip
+def test_a_block_with_an_attention_of_another_pack_is_left_alone(comfy, pack, caplog, family, place, patch, order):
+    """It does not ask for the attention that EBCA's hooks see, in which the texts are kept apart."""
+    if family not in toy_joint.FAMILIES:
+        pytest.skip("not in this ComfyUI")
+
+    def neighbour(model):
+        model = model.clone()
+        model.set_model_patch_replace(lambda args, extra: patch(args), "dit", *place)
+        return model
+
+    model = toy_joint.model(family)
+    got = run(wired(comfy, pack, order, neighbour, model, family), family)
+    assert torch.equal(got, run(neighbour(model), family))
+    (message,) = messages(caplog)
+    assert "edits skipped: another node computes a block of the model's network itself" in message
+
+
+@both_orders
+@pytest.mark.parametrize("family", ["qwen", "flux", "sd35"])
+def test_a_patch_that_runs_the_block_itself_composes(comfy, pack, family, order):
+    """With what it adds to the picture, as packs for reference faces do."""
+
+    def neighbour(model):
+        def patch(args, extra):
+            out = extra["original_block"](args)
+            return {**out, "img": out["img"] + 0.1 * out["img"].mean(dim=1, keepdim=True)}
+
+        model = model.clone()
+        model.set_model_patch_replace(patch, "dit", "double_block", 1)
+        return model
+
+    model = toy_joint.model(family)
+    got = run(wired(comfy, pack, order, neighbour, model, family), family)
+    without = run(composed(comfy, pack, model, edits(family)), family)
+    theirs = run(neighbour(model), family)
+    assert min(relative_error(got, other) for other in (without, theirs)) > 100 * TOLERANCE
+    prompt = [oracle.Edit(toy_joint.conditioning(family, 1), 0.75)]
+    assert torch.equal(run(composed(comfy, pack, neighbour(model), prompt), family, cfg=4.0),
+                       run(neighbour(model), family, cfg=4.0))  # fmt: skip
 
 
 @each_kind
@@ -240,6 +303,16 @@ def test_a_subclass_of_the_network_is_refused(comfy, pack, family):
     network = model.model.diffusion_model
     network.__class__ = type("Newer", (type(network),), {"__module__": "comfy.ldm.another"})
     refused(lambda: composed(comfy, pack, model, edits(family)), "has no cross-attention to text that EBCA can reach")
+
+
+def test_an_edit_without_the_text_of_one_encoder_is_skipped(comfy, pack, caplog):
+    """HiDream reads T5 and Llama; a CONDITIONING of another model has no text of Llama."""
+    model, (edit, _) = toy_joint.model("hidream"), edits("hidream")
+    ((text, options),) = edit.text
+    case = [oracle.Edit([[text, {"pooled_output": options["pooled_output"]}]], 0.75)]
+    assert torch.equal(run(composed(comfy, pack, model, case), "hidream"), run(model, "hidream"))
+    (message,) = messages(caplog)
+    assert "edits skipped: an edit lacks the text of one of the model's encoders" in message
 
 
 def test_calls_outside_a_run_compose_too(comfy, pack):

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from support import joint_oracle, oracle, toy, toy_joint
 from support.host import node
 from support.joint_runs import composed, edits, run
+from support.log_messages import messages
 from support.probes import rows_of_calls
 from support.sampling import relative_error
 
@@ -90,12 +91,14 @@ def masks_of(family: str, count: int = 1) -> list[torch.Tensor]:
     return [(toy.noise(count, *toy_joint.shape(family)[-2:], seed=seed) > 0).float() for seed in (32, 33)]
 
 
-def on_tokens(masks: torch.Tensor, family: str, after: int = 0) -> torch.Tensor:
-    """Masks [b, height, width] -> [b, n]; 0 for tokens behind those of the picture."""
+def on_tokens(masks: torch.Tensor, family: str, references: int = 0) -> torch.Tensor:
+    """Masks [b, height, width] -> [b, n]; 0 for tokens before and behind those of the picture."""
     grid = [side // toy_joint.TOYS[family].patch for side in masks.shape[-2:]]
     small = interpolate(masks[:, None], size=grid, mode="bilinear", align_corners=True).flatten(1)
-    after += toy_joint.TOYS[family].after
-    return torch.cat([small, torch.zeros(len(masks), after)], dim=1)
+    toy = toy_joint.TOYS[family]
+    before, after = (references, 0) if toy.are_references_first else (0, references)
+    zeros = (torch.zeros(len(masks), count) for count in (before, after + toy.after))
+    return torch.cat([next(zeros), small, next(zeros)], dim=1)
 
 
 @each_family
@@ -217,6 +220,29 @@ def test_reference_images_equal_the_loop(comfy, pack, family, with_masks):
     }
     patch, masks, tokens = toy_joint.TOYS[family].patch, (), None
     if with_masks:
-        masks, after = masks_of(family), sum(one.shape[-2] * one.shape[-1] // patch**2 for one in references)
-        tokens = [on_tokens(mask, family, after) for mask in masks]
+        masks, count = masks_of(family), sum(one.shape[-2] * one.shape[-1] // patch**2 for one in references)
+        tokens = [on_tokens(mask, family, count) for mask in masks]
     equals_the_loop(comfy, pack, toy_joint.model(family), family, edits(family), masks, tokens, **prompts)
+
+
+# --- HiDream E1: the picture that it edits is beside its own ---------------------------------------------------------
+
+
+def beside() -> dict[str, list]:
+    picture = toy.noise(*toy_joint.shape("hidream"), seed=9)
+    return {
+        name: toy_joint.conditioning("hidream", seed, concat_latent_image=picture)
+        for name, seed in (("positive", 1), ("negative", 2))
+    }
+
+
+def test_a_picture_beside_the_image_equals_the_loop(comfy, pack):
+    equals_the_loop(comfy, pack, toy_joint.model("hidream"), "hidream", edits("hidream"), **beside())
+
+
+def test_masks_do_not_fit_where_a_picture_is_beside_the_image(comfy, pack, caplog):
+    model = toy_joint.model("hidream")
+    got = run(composed(comfy, pack, model, edits("hidream"), masks_of("hidream")), "hidream", **beside())
+    assert torch.equal(got, run(model, "hidream", **beside()))
+    (message,) = messages(caplog)
+    assert "an edit has a mask, and this model has another image beside its own" in message

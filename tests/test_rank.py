@@ -124,8 +124,8 @@ def test_several_runs_are_ranked_as_one_batch(comfy):
 def test_a_trace_that_no_longer_holds_the_runs_is_refused(comfy):
     """ComfyUI runs a sampler once for each value of a list of seeds, and its one trace holds the last of them."""
     trace, latent, pictures = traced_run(comfy, batch=1)
-    refused(lambda: rank(comfy, trace, [pictures] * 3, [latent] * 3), "3 pictures", "the last run only", "batch")
-    refused(lambda: rank(comfy, [trace] * 3, [pictures] * 3), "3 pictures", "the last run only")
+    refused(lambda: rank(comfy, trace, [pictures] * 3, [latent] * 3), "3 images", "the last run only", "batch")
+    refused(lambda: rank(comfy, [trace] * 3, [pictures] * 3), "3 images", "the last run only")
     _, other, _ = traced_run(comfy, batch=1, seed=5)
     refused(lambda: rank(comfy, trace, pictures, other), "another run than the trace")
 

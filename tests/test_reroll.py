@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,7 @@ from comfy.model_management import InterruptProcessingException
 from PIL import Image
 
 from ebca_core import attention_map
-from support import progress, toy, toy_joint
+from support import other_packs, progress, toy, toy_joint
 from support.host import new_executor, node
 from support.log_messages import messages, refused
 from support.one_place import score_by_loops
@@ -445,6 +446,20 @@ def test_picture_says_which_seed_was_kept_also_where_the_node_is_reused(graph, r
         assert [one["batch_index"] for one in said] == [0, 1]
 
 
+def test_picture_says_which_of_two_samplers_kept_a_seed(graph, run_prompt):
+    graph["second"] = json.loads(json.dumps(graph["sampler"]))
+    graph["second"]["inputs"]["seed"] = SEED + 10
+    graph["decode second"] = {"class_type": "VAEDecode", "inputs": {"samples": ["second", 0], "vae": ["toy", 2]}}
+    graph["both"] = {"class_type": "ImageBatch", "inputs": {"image1": ["decode", 0], "image2": ["decode second", 0]}}
+    graph["save"]["inputs"]["images"] = ["both", 0]
+    said = in_metadata(run_prompt(graph))
+    for sampler, seed in (("sampler", SEED), ("second", SEED + 10)):
+        of_one = [one for one in said if one["sampler"] == sampler]
+        assert [one["batch_index"] for one in of_one] == [0, 1]
+        assert all(one["seed"] - seed == np.argmax(one["scores"]) for one in of_one)
+    assert len(said) == 4
+
+
 def test_node_and_log_say_what_was_kept_and_what_is_not_scored(comfy, kept, caplog):
     caplog.set_level("INFO", "ebca")
     ksampler(comfy, rerolled(comfy, toy.model()))
@@ -461,6 +476,24 @@ def test_attention_that_cannot_be_read_keeps_the_first(comfy, kept, caplog):
     if kept[0].scores == [None]:
         assert any("could not be read" in message for message in messages(caplog))
     assert torch.equal(got, ksampler(comfy, model, seed=kept[0].seed, latent=latent))
+
+
+def test_error_of_the_recorder_names_this_node_and_keeps_the_first(comfy, pack, kept, monkeypatch, caplog):
+    monkeypatch.setattr(pack.comfyui_binding.trace.recorder.CallRecorder, "record_maps", lambda *_: 1 / 0)
+    got = ksampler(comfy, rerolled(comfy, toy.model()))
+    assert torch.equal(got, ksampler(comfy, toy.model()))
+    assert [one.scores for one in kept] == [[None]]
+    assert any("EBCA Reroll stopped reading" in message for message in messages(caplog))
+    assert not any("EBCA Trace" in message for message in messages(caplog))
+
+
+def test_layers_that_cannot_be_read_name_this_node(comfy, caplog):
+    """Another node samples the image in tiles."""
+    scene = other_packs.scene(latent=toy.latent(1, 16, 16))
+    model = rerolled(comfy, scene.model)
+    other_packs.tiles(True)(comfy, replace(scene, model=model)).sampled(comfy)
+    assert any("EBCA Reroll: layers not read" in message for message in messages(caplog))
+    assert not any("EBCA Trace" in message for message in messages(caplog))
 
 
 def test_other_text_than_the_samplers_is_said(comfy, caplog):

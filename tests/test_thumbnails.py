@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageFont
 
 from devtools import thumbnails
-from devtools.thumbnails import CARDS, HEIGHT, MARGIN, MASK, PHOTO, SCHEDULE, WIDTH
+from devtools.thumbnails import CARDS, HEIGHT, MARGIN, MASK, PHOTO, SCHEDULE, WIDTH, WORDS
 from devtools.twin_pictures import HELP_WIDTH, RUNS, of_docs, of_effects, of_help
-from devtools.twins import SHAPES, VARIANTS, WORKFLOWS, pictures, twin_of
+from devtools.twins import SHAPES, TRANSFORMERS, VARIANTS, WORKFLOWS, pictures, twin_of
 
 REPO = Path(__file__).resolve().parents[1]
 HELP = REPO / "web" / "docs"
@@ -62,7 +62,7 @@ def test_documents_show_what_the_files_show(object_info):
 
 def test_every_workflow_file_has_a_small_thumbnail():
     files = {path.stem for path in WORKFLOWS.glob("*.json")}
-    assert files == set(CARDS) == {path.stem for path in WORKFLOWS.iterdir() if path.suffix != ".json"}
+    assert files == {*CARDS, *WORDS} == {path.stem for path in WORKFLOWS.iterdir() if path.suffix != ".json"}
     for name in files:
         with Image.open(thumbnails.path(name)) as picture:
             assert (picture.format, picture.size) == ("JPEG", (WIDTH, HEIGHT))
@@ -78,6 +78,19 @@ def test_a_thumbnail_shows_what_the_twin_makes(made, name):
     assert len(" ".join(CARDS[name].panels).split()) <= 2
     for label, picture in CARDS[name].row(made(name)).items():
         assert FONT.getlength(label) <= picture.width * CARDS[name].side / picture.height + MARGIN
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_thumbnail_without_a_twin_has_words_alone(name):
+    model, action = WORDS[name]
+    assert model in name
+    assert name not in CARDS
+    assert len(action.split()) <= 2
+    with Image.open(thumbnails.path(name)) as shown:
+        assert_alike(shown, thumbnails.written(name))
+        dark = np.asarray(shown.convert("L")) < 64
+    assert 0.8 < dark.mean() < 0.99
+    assert all(dark[:, edge].all() for edge in (slice(MARGIN), slice(-MARGIN, None)))  # no word is cut off
 
 
 @pytest.mark.server

@@ -357,7 +357,7 @@ def test_traced_picture_is_bit_identical_beside_other_packs(comfy, caplog):
             wired = wire(comfy, replace(scene, model=model))
             after, _ = traced(comfy, wired.model, attention_maps=True)
             assert torch.equal(replace(wired, model=after).sampled(comfy), plain), name
-            assert trace.record.roles or any("layers not recorded" in said for said in messages(caplog)), name
+            assert trace.record.roles or any("layers not read" in said for said in messages(caplog)), name
 
 
 def test_each_run_clears_the_trace(comfy, pack):
@@ -509,7 +509,7 @@ def test_maps_of_a_text_that_is_not_the_prompts_are_left_out(comfy, caplog, toke
     assert trace.record.maps == ()
     assert trace.record.values[:3].isfinite().all()
     (message,) = messages(caplog)
-    assert "attention maps not recorded" in message
+    assert "attention maps not read" in message
     ordinary, whole = traced(comfy, other_packs.hand_swapped(tokens)(comfy, scene).model)
     replace(other_packs.hand_swapped(tokens)(comfy, scene), model=ordinary).sampled(comfy)
     assert relative_error(filled(trace.record.values), filled(whole.record.values)) < 1e-6
@@ -639,7 +639,7 @@ def test_run_in_tiles_leaves_a_trace_that_says_so(comfy, caplog, at_once):
     model, trace = traced(comfy, scene.model)
     other_packs.tiles(at_once)(comfy, replace(scene, model=model)).sampled(comfy)
     refused(lambda: node(comfy, "EBCAEnergyPlot").execute(trace=trace, latent=toy.latent()), "has no steps", "the log")
-    assert any("EBCA Trace: layers not recorded" in message for message in messages(caplog))
+    assert any("EBCA Trace: layers not read" in message for message in messages(caplog))
 
 
 def test_models_without_cross_attention_are_refused(comfy):

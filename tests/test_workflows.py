@@ -1,6 +1,7 @@
 """The files in workflows/: saved by the front end, and run by a server on the shapes model and on random weights."""
 
 import json
+import re
 import urllib.parse
 import urllib.request
 
@@ -15,7 +16,7 @@ from devtools import workflows
 from devtools.environment import OLDEST
 from devtools.server import PACK
 from devtools.thumbnails import CARDS
-from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, VARIANTS, WORKFLOWS, steps
+from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, TRANSFORMERS, VARIANTS, WORKFLOWS, steps
 from ebca_core import count_model_calls, repaint_levels
 from shapes.drawing import draw
 from shapes.scorer import read, verdict
@@ -26,6 +27,7 @@ from support.workflow_runs import ADDED, CELLS, unsampled
 FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
 QUICK = steps(8)
 SAMPLERS = {"KSampler", "SamplerCustom", "SamplerCustomAdvanced"}
+LOADERS = {"CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "VAELoader"}
 
 
 def file(number: str) -> str:
@@ -43,7 +45,8 @@ ONE_OF_EACH_KIND = (file("01"), file("02"), INPAINTING)
 CHARTS = {"Energies", "Words", "Sweep", "Ranking"}
 every_file = pytest.mark.parametrize("name", FILES)
 INVERTING = (PHOTO_EDIT, PHOTO_WITH_MASK)
-files_with_an_inversion = pytest.mark.parametrize("name", INVERTING)
+INVERTING_FLOW = file("16")
+VIDEOS = (file("13"), file("14"))
 
 # What the shapes twins show where EBCA is to be seen: {file or variant: (without EBCA or the photo, with EBCA)}
 PHOTO = "a red square on a white background"
@@ -177,18 +180,18 @@ def distance(image: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.abs(image.astype(int) - other.astype(int)).max(-1)
 
 
-def test_every_file_has_a_twin():
-    assert set(FILES) == set(SHAPES)
+def test_every_file_has_a_twin_or_is_for_a_transformer():
+    assert sorted(FILES) == sorted([*SHAPES, *TRANSFORMERS])
 
 
 def test_every_file_in_which_ebca_is_to_be_seen_says_what_its_twin_shows():
-    seen = {name for name in FILES if nodes_of(name, "EBCAEditContext") or nodes_of(name, "EBCAConcepts")}
+    seen = {name for name in SHAPES if nodes_of(name, "EBCAEditContext") or nodes_of(name, "EBCAConcepts")}
     assert set(EDITED) - set(VARIANTS) == seen
     assert set(VARIANTS) - set(EDITED) == {PAPER, "one strength throughout"}
 
 
 def test_every_file_that_paints_says_what_its_twin_shows():
-    assert set(PAINTED) == {name for name in FILES if nodes_of(name, "LoadImage") and not nodes_of(name, "EBCAInvert")}
+    assert set(PAINTED) == {name for name in SHAPES if nodes_of(name, "LoadImage") and not nodes_of(name, "EBCAInvert")}
 
 
 def test_the_twins_photo_is_a_drawing():
@@ -239,7 +242,9 @@ def test_notes_say_what_it_shows_and_what_to_try(name):
     assert set(notes) == {"What this shows", "What to try"}
     assert all(len(text) > 200 for text in notes.values())
     assert not any("`" in text for text in notes.values())  # Nodes 2.0 draws it blue on brown
-    assert len(notes["What this shows"].partition("**Model:**")[0].replace("#", "").split()) <= 60
+    shows = re.split(r"\*\*Models?\b", notes["What this shows"])[0]
+    assert len(shows.replace("#", "").split()) <= 60
+    assert ("**Not yet tried on these weights.**" in shows) == (name in TRANSFORMERS)
 
 
 @pytest.mark.parametrize("path", [*FILES.values(), *sorted((WORKFLOWS.parent / "subgraphs").glob("*.json"))], ids=str)
@@ -253,10 +258,12 @@ def test_every_node_says_which_pack_it_comes_from(path):
             assert (node["properties"].get("cnr_id"), node["properties"].get("ver")) == pack
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name not in INVERTING])
-def test_one_loader_and_one_seed_feed_all_pictures(name):
-    (loader,) = nodes_of(name, "CheckpointLoaderSimple")
-    assert loader["widgets_values"][0] in RANDOM["CheckpointLoaderSimple", "ckpt_name"]
+@pytest.mark.parametrize("name", [name for name in FILES if name not in (*INVERTING, INVERTING_FLOW)])
+def test_one_loader_of_each_kind_and_one_seed_feed_all_pictures(name):
+    loaders = [node for node in load(name)["nodes"] if node["type"] in LOADERS]
+    assert len({loader["type"] for loader in loaders}) == len(loaders) == (3 if name in TRANSFORMERS else 1)
+    if name in SHAPES:
+        assert loaders[0]["widgets_values"][0] in RANDOM["CheckpointLoaderSimple", "ckpt_name"]
     (seed,) = nodes_of(name, "PrimitiveInt")
     assert "fixed" in seed["widgets_values"]
     samplers = [node for node in load(name)["nodes"] if node["type"] in SAMPLERS]
@@ -266,14 +273,14 @@ def test_one_loader_and_one_seed_feed_all_pictures(name):
     assert all(values == settings[0] for values in settings)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != SWEEP])
+@pytest.mark.parametrize("name", [name for name in FILES if name not in (SWEEP, *VIDEOS)])
 def test_it_compares_what_it_shows_and_saves_one_picture(name):
     sources = {(target, socket): (origin, output) for _, origin, output, target, socket, _ in load(name)["links"]}
     (compare,), (saved,) = nodes_of(name, "ImageCompare"), nodes_of(name, "SaveImage")
     assert saved["title"] == "With EBCA"
     assert sources[compare["id"], 1] == sources[saved["id"], 0]
     before = sources[compare["id"], 0]
-    if name in INVERTING:
+    if name in (*INVERTING, INVERTING_FLOW):
         nodes = {node["id"]: node for node in load(name)["nodes"]}
         assert "photo" in (nodes[before[0]].get("title", "").lower(), nodes[before[0]]["outputs"][before[1]]["name"])
     else:
@@ -281,8 +288,19 @@ def test_it_compares_what_it_shows_and_saves_one_picture(name):
         assert (shown["title"], sources[shown["id"], 0]) == ("Without EBCA", before)
 
 
+@pytest.mark.parametrize("name", VIDEOS)
+def test_it_saves_a_video_with_and_one_without(name):
+    sources = {(target, socket): origin for _, origin, _, target, socket, _ in load(name)["links"]}
+    nodes = {node["id"]: node for node in load(name)["nodes"]}
+    shown = {}
+    for saved in nodes_of(name, "SaveVideo"):
+        sampler = sources[sources[sources[saved["id"], 0], 0], 0]  # through Create Video and VAE Decode
+        shown[saved["title"]] = nodes[sampler]["title"]
+    assert shown == {"With EBCA": "Sample with EBCA", "Without EBCA": "Sample without EBCA"}
+
+
 @pytest.mark.server
-@files_with_an_inversion
+@pytest.mark.parametrize("name", [*INVERTING, INVERTING_FLOW])
 def test_samplers_go_back_the_way_of_the_inversion(name, object_info):
     prompt = workflows.to_api(load(name), object_info)
 
@@ -290,16 +308,21 @@ def test_samplers_go_back_the_way_of_the_inversion(name, object_info):
         (node_id,) = workflows.node_ids(prompt, node_type)
         return node_id, prompt[node_id]["inputs"]
 
-    (loader, _), (inverted, inversion), (masked, mask) = map(
-        only, ("CheckpointLoaderSimple", "EBCAInvert", "SetLatentNoiseMask")
+    (plain, _), (inverted, inversion), (_, compose) = map(
+        only, ("ModelSamplingSD3" if name == INVERTING_FLOW else "CheckpointLoaderSimple", "EBCAInvert", "EBCACompose")
     )
     (_, guider), (_, sampler), (_, kind) = map(only, ("CFGGuider", "SamplerCustomAdvanced", "KSamplerSelect"))
-    assert inversion["model"] == [loader, 0]
+    assert inversion["model"] == compose["model"] == [plain, 0]
     assert guider["positive"] == guider["negative"] == inversion["caption"]
     assert kind["sampler_name"] == "euler"
     assert sampler["sigmas"] == inversion["sigmas"]
-    assert (sampler["noise"], sampler["latent_image"]) == ([inverted, 1], [masked, 0])
-    assert mask["samples"] == inversion["latent"]
+    assert sampler["noise"] == [inverted, 1]
+    latent = sampler["latent_image"]
+    if name in INVERTING:
+        masked, mask = only("SetLatentNoiseMask")
+        assert latent == [masked, 0]
+        latent = mask["samples"]
+    assert latent == inversion["latent"]
 
 
 @pytest.mark.server
@@ -339,11 +362,15 @@ def test_its_photo_is_the_one_that_every_comfyui_has(name):
 
 
 @every_file
-def test_its_note_links_to_the_model_it_loads(name):
-    (loader,) = nodes_of(name, "CheckpointLoaderSimple")
-    (model,) = loader["properties"]["models"]
-    assert model["name"] == loader["widgets_values"][0] == model["url"].rsplit("/")[-1]
-    assert f"[{model['name']}]({model['url']})" in json.dumps(nodes_of(name, "MarkdownNote"))
+def test_its_note_links_to_the_models_it_loads(name):
+    loaders = [node for node in every_node(load(name)) if node["type"] in LOADERS]
+    assert loaders
+    for loader in loaders:
+        (model,) = loader["properties"]["models"]
+        assert model["name"] == loader["widgets_values"][0] == model["url"].rsplit("/")[-1]
+        assert f"[{model['name']}]({model['url']})" in json.dumps(nodes_of(name, "MarkdownNote"))
+        if name in TRANSFORMERS:  # that of a checkpoint is in the sentence
+            assert f"- {model['directory']}: [{model['name']}]" in json.dumps(nodes_of(name, "MarkdownNote"))
 
 
 @pytest.mark.server
@@ -356,7 +383,7 @@ def test_template_browser_has_every_file_with_its_thumbnail(server):
 
 
 @pytest.mark.server
-@every_file
+@pytest.mark.parametrize("name", SHAPES)
 def test_shapes_twin_gives_a_picture_with_and_one_without(run, name):
     images = run(name, SHAPES[name], CARDS[name].changes)  # the run of its thumbnail
     assert all(map(is_a_picture, images.values()))
@@ -368,7 +395,7 @@ def test_shapes_twin_gives_a_picture_with_and_one_without(run, name):
 
 @pytest.mark.server
 @pytest.mark.nightly  # tests/test_off.py has shown it without a server
-@pytest.mark.parametrize("name", [name for name in FILES if name != SWEEP])
+@pytest.mark.parametrize("name", [name for name in SHAPES if name != SWEEP])
 def test_shapes_twin_with_strengths_of_zero_gives_one_picture(run_twin, name):
     images = run_twin(name, QUICK, OFF)
     if name in INVERTING:  # they show the photo, not the image without EBCA
@@ -556,7 +583,7 @@ def test_random_inpainting_checkpoint_is_one_for_comfyui(tmp_path):
 @pytest.mark.server
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ONE_OF_EACH_KIND else pytest.mark.nightly) for name in FILES]
+    "name", [pytest.param(name, marks=() if name in ONE_OF_EACH_KIND else pytest.mark.nightly) for name in SHAPES]
 )
 def test_it_runs_as_shipped_on_random_weights(run, random_checkpoints, name, request):
     """In its own size and steps only where --full-size asks for that: it takes long on a CPU."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -29,7 +29,6 @@ from ..runtime.batch_layout import Chunk, latent_shape
 from ..runtime.denoiser_call import DenoiserCall, EditsRefused
 from ..runtime.settings import Edit
 from ..runtime.tensor_cache import rows_of_images
-from ..runtime.text_attention import EncodedText
 from ..runtime.torch_compile import uncompiled
 from .edit_conds import conds_of
 from .host_attention import attention_without_ebca
@@ -42,13 +41,17 @@ NO_UPDATE = (
     "update of the context is not defined"
 )
 NO_TRACE = "its text is no context that layers share, and its attention to text is a part of that to the image"
+#: The owner of the image's tokens, where texts are numbered.
+IMAGE = -1
+#: The tokens among the arguments and results of a patch in place of a block.
+BLOCK_TOKENS = ("img", "txt")
 #: Forward passes of a network that other packs replace.
 FORWARDS = ("forward", "_forward", "forward_orig", "forward_core_with_concat", "patchify_and_embed")
 
 
 @dataclass(frozen=True)
 class JointFamily:
-    """Where one kind of network has its texts, in attention calls that hold the text's tokens before the image's."""
+    """Where one kind of network has its texts."""
 
     #: Its class in comfy.ldm, by name; subclasses are families of their own.
     network: str
@@ -57,15 +60,27 @@ class JointFamily:
     #: The grid of the picture's tokens, the first of the image's, from the network, the shape of its input and the
     #: keyword arguments of apply_model.
     grid: Callable[[Module, Sequence[int], Mapping[str, Any]], Grid]
-    #: Width of the text that encoders give.
+    #: Width of the text that encoders give as `context`.
     text_width: Callable[[Module], int]
+    #: {keyword argument of the network that holds a text: the axis of its tokens}.
+    texts: Mapping[str, int] = field(default_factory=lambda: {"context": 1})
+    #: These texts as they follow each other in an attention call.
+    sequence: Sequence[str] = ("context",)
+    #: Whether they are before the image's tokens there, or behind them.
+    is_text_first: bool = True
+    #: The keyword argument of the network that counts the text's tokens, where there is one.
+    token_count: str | None = None
     #: The module whose input is the positions [b, t + n, axes] of the tokens, where texts have positions.
     positions: Callable[[Module], Module | None] = lambda network: None
+    #: Where texts have positions and no module embeds them: the place, among a layer's arguments, of the rotation
+    #: [b or 1, t + n, ..] of its tokens. The text's first ones are any text's.
+    rotation: int | None = None
     #: The text [b, t, c] among the arguments of a layer; None for a layer that gets text and image as one.
     text: Callable[[tuple, Mapping[str, Any]], Tensor | None] = lambda args, kwargs: None
-    #: What apply_model's mask is of: the text's tokens [b, t]; text and image of the prompt [b, t + n, t + n], which no
-    #: edit has; or nothing that the network reads.
-    masks: Literal["text", "text and image", "nothing"] = "text"
+    #: What apply_model's mask is of: the text's tokens [b, t], and it is added to the scores; the text's tokens, of
+    #: which the network makes a mask [b or 1, 1, 1 or n, n] of all tokens itself; text and image of the prompt
+    #: [b, t + n, t + n], which no edit has; or nothing that the network reads.
+    masks: Literal["text", "text, by the network", "text and image", "nothing"] = "text"
     #: Modules with an attention of the text's tokens alone.
     text_layers: Callable[[Module], Sequence[Module]] = lambda network: ()
     #: How texts are padded before the attention; None where they are not.
@@ -73,10 +88,12 @@ class JointFamily:
     #: The axis of the positions on which the image stands right behind the text. Every text then ends where the prompt
     #: does, so that the image stands to it as in a run of its own.
     axis_behind_text: int | None = None
+    #: Whether it reads a pooled text, its keyword argument `y` [b, c].
+    has_pooled_text: Callable[[Module], bool] = lambda network: False
     #: Why no edits can be composed in on a network; None where they can.
     why_unsupported: Callable[[Module], str | None] = lambda network: None
-    #: Why edits are refused in a call, from the network and its keyword arguments; None where they are not.
-    why_refused: Callable[[Module, Mapping[str, Any]], str | None] = lambda network, kwargs: None
+    #: Why edits are refused in a call, from the network's keyword arguments and the call; None where they are not.
+    why_refused: Callable[[Mapping[str, Any], DenoiserCall], str | None] = lambda kwargs, call: None
 
     def matches(self, network: Module) -> bool:
         return f"{type(network).__module__}.{type(network).__qualname__}" == f"comfy.ldm.{self.network}"
@@ -117,6 +134,9 @@ class JointTransformer:
     def why_no_trace(self, network: Module) -> str | None:
         return NO_TRACE
 
+    def has_pooled_text(self, network: Module) -> bool:
+        return self.family.has_pooled_text(network)
+
     def unread_layers(self, network: Module) -> frozenset[str]:
         return frozenset()
 
@@ -141,20 +161,34 @@ class JointTransformer:
             yield
         run.notices.accounted_for = True
 
-    def _text_of(self, call: DenoiserCall, model: Module, edit: Edit, x: Tensor) -> EncodedText:
+    def _text_of(self, call: DenoiserCall, model: Module, edit: Edit, x: Tensor) -> _EditText:
         """An edit's text as the network is given it."""
 
-        def read() -> EncodedText:
+        def read() -> _EditText:
             conds = conds_of(model, edit, x)
-            return EncodedText(conds["c_crossattn"], next((conds[name] for name in TEXT_MASKS if name in conds), None))
+            texts = {name: conds.get("c_crossattn" if name == "context" else name) for name in self.family.texts}
+            if None in texts.values():
+                raise EditsRefused(notices.EDIT_WITHOUT_TEXT)
+            mask = next((conds[name] for name in TEXT_MASKS if name in conds), None)
+            return _EditText(texts, mask, conds.get("y"))
 
         return call.run.cache.cached(("edit text", edit, x.device), read)
+
+
+@dataclass(frozen=True, eq=False)
+class _EditText:
+    """An edit's texts, by the network's arguments; their mask [b, t] and its pooled text [b, c], where it has some."""
+
+    texts: Mapping[str, Tensor]
+    mask: Tensor | None
+    pooled: Tensor | None
 
 
 @dataclass(eq=False)
 class _Image:
     """ImageTokens of a layer: the image's rows and columns of its output."""
 
+    name: str
     q: Tensor
     grid: tuple[int, ...]
     tokens_before_grid: int
@@ -164,7 +198,7 @@ class _JointCall:
     """The hooks of one call. Text 0 is the prompt's; those of the edits follow."""
 
     def __init__(
-        self, family: JointFamily, call: DenoiserCall, chunks: Sequence[Chunk], texts: Mapping[Edit, EncodedText],
+        self, family: JointFamily, call: DenoiserCall, chunks: Sequence[Chunk], texts: Mapping[Edit, _EditText],
         grid: Grid,
     ):  # fmt: skip
         self._family = family
@@ -172,12 +206,16 @@ class _JointCall:
         self._chunks = chunks
         self._texts = texts
         self._grid = grid
-        #: Of each text: its number of tokens in the attention, and its mask that is added to the scores
-        #: (JointFamily.masks).
-        self._lengths: list[int] = []
+        #: Of the prompt and of each edit: the tokens in the attention, by the network's arguments, and the mask that
+        #: is added to the scores (JointFamily.masks).
+        self._lengths: dict[str, list[int]] = {}
         self._masks: list[Tensor | None] = []
         #: Whether the position embedder has met the texts.
         self._are_texts_placed = False
+        #: How many layers have been entered.
+        self._layer_runs = 0
+        #: The rotation that the network has given to layers, and the one that they get.
+        self._rotation: tuple[Tensor, Tensor] | None = None
 
     @contextmanager
     def hooks_on(self, network: Module) -> Iterator[None]:
@@ -194,9 +232,9 @@ class _JointCall:
             if padding is not None:
                 pad_texts = in_this_thread(partial(self._pad_texts, padding))
                 stack.callback(padding.embedder.register_forward_hook(pad_texts).remove)
-            attentions = [(module, self._attend) for module in family.layers(network).values()]
-            attentions += [(module, self._attend_to_texts) for module in family.text_layers(network)]
-            for module, attend in attentions:
+            layers = [(module, partial(self._attend, name)) for name, module in family.layers(network).items()]
+            layers += [(module, self._attend_to_texts) for module in family.text_layers(network)]
+            for module, attend in layers:
                 visit = _Visit(attend)
                 hook(module, partial(self._enter, visit))
                 left = in_this_thread(visit.left)
@@ -210,16 +248,72 @@ class _JointCall:
         prompt = kwargs.get("context")
         if prompt is None or len(prompt) != self._chunks[-1].rows.stop:
             raise EditsRefused(notices.edits_skipped(notices.ROWS))
-        reason = self._family.why_refused(network, kwargs)
+        reason = self._family.why_refused(kwargs, self._call)
         if reason is not None:
             raise EditsRefused(reason)
-        edits = list(self._texts.values())
-        texts = [prompt, *(self._rows(self._call.run.cache.cast(text.context, prompt)) for text in edits)]
-        self._lengths = [text.shape[1] for text in texts]
-        self._masks = self._masks_of(prompt, next((kwargs[name] for name in TEXT_MASKS if name in kwargs), None))
+        texts = {}
+        for name, axis in self._family.texts.items():
+            edits = [self._rows(self._call.run.cache.cast(edit.texts[name], prompt)) for edit in self._texts.values()]
+            texts[name] = torch.cat([kwargs[name], *edits], dim=axis)
+            self._lengths[name] = [text.shape[axis] for text in (kwargs[name], *edits)]
+        mask = next((kwargs[name] for name in TEXT_MASKS if name in kwargs), None)
+        self._masks = self._masks_of(prompt, mask)
         self._are_texts_placed = False
-        no_masks = {name: None for name in TEXT_MASKS if name in kwargs}
-        return args, {**kwargs, **no_masks, "context": torch.cat(texts, dim=1)}
+        given = {**kwargs, **texts, **self._network_masks(kwargs, mask), **self._pooled(kwargs)}
+        given["transformer_options"] = self._watched(kwargs["transformer_options"])
+        if self._family.token_count is not None:
+            given[self._family.token_count] = self._text_tokens
+        return args, given
+
+    def _watched(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The network's options, with an eye on what other packs have put in place of its blocks."""
+        patches = options.get("patches_replace", {})
+        watched = {place: partial(self._watch, patch) for place, patch in patches.get("dit", {}).items()}
+        return {**options, "patches_replace": {**patches, "dit": watched}} if watched else options
+
+    def _watch(self, patch: Callable, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        """A patch in place of a block: it may run the block's layers or leave them out.
+
+        In an attention of its own all texts would meet, so that one that changes tokens without the layers is refused.
+        """
+        tokens = {name: args.get(name) for name in BLOCK_TOKENS}
+        before = {name: one.clone() for name, one in tokens.items() if torch.is_tensor(one)}  # blocks write into them
+        runs = self._layer_runs
+        out = patch(args, extra)
+        if self._layer_runs == runs and not all(torch.equal(out[name], was) for name, was in before.items()):
+            raise EditsRefused(notices.edits_skipped(notices.BLOCK))
+        return out
+
+    def _network_masks(self, kwargs: Mapping[str, Any], mask: Tensor | None) -> dict[str, Tensor | None]:
+        """What the network gets as masks of all texts [b, t]: none unless it makes its own mask of it."""
+        masks = [mask, *(None if text.mask is None else self._rows(text.mask) for text in self._texts.values())]
+        if self._family.masks != "text, by the network" or not any(one is not None for one in masks):
+            return {name: None for name in TEXT_MASKS if name in kwargs}
+        like = kwargs["context"]
+        ones = [like.new_ones(len(like), count, dtype=torch.long) for count in self._lengths["context"]]
+        (name,) = TEXT_MASKS
+        return {name: torch.cat([one if own is None else own.to(one) for own, one in zip(masks, ones, strict=True)], 1)}
+
+    @property
+    def _text_tokens(self) -> int:
+        """How many tokens of texts an attention call holds."""
+        return sum(sum(self._lengths[name]) for name in self._family.sequence)
+
+    def _pooled(self, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The pooled text with those of the edits mixed in, where any are."""
+        weights = self._call.pooled_weights
+        if not weights:
+            return {}
+        if kwargs.get("y") is None:
+            raise EditsRefused(notices.PROMPT_WITHOUT_POOLED)
+        pooled = kwargs["y"].clone()
+        for chunk in self._chunks:
+            if chunk.entry.positive:
+                rows = pooled[chunk.rows]
+                edits = [rows_of_images(self._call.run.cache.cast(self._texts[edit].pooled, rows), chunk)
+                         for edit in weights]  # fmt: skip
+                rows += mix_contexts(rows, edits, list(weights.values()))
+        return {"y": pooled}
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """A tensor of an edit for each row of the call; on negative prompts its text is read by nobody."""
@@ -236,42 +330,63 @@ class _JointCall:
     def _pad_texts(self, padding: Padding, embedder: Module, args: tuple, out: Tensor) -> Tensor:
         """Hook of the text's embedder: each text padded by itself, [b, t, c]; what follows finds nothing to pad."""
         token, texts = padding.token.to(out), []
-        for text in out.split(self._lengths, dim=1):
-            missing = -text.shape[1] % padding.multiple
-            texts += [text, token.expand(len(text), missing, -1)]
-        self._lengths = [text.shape[1] + pad.shape[1] for text, pad in zip(texts[::2], texts[1::2], strict=True)]
+        for text in out.split(self._lengths["context"], dim=1):
+            texts.append(torch.cat([text, token.expand(len(text), -text.shape[1] % padding.multiple, -1)], dim=1))
+        self._lengths["context"] = [text.shape[1] for text in texts]
         return torch.cat(texts, dim=1)
 
     def _place_tokens(self, embedder: Module, args: tuple, kwargs: dict[str, Any]):
         """Pre-hook of the position embedder: the texts' positions in its first call of a pass, the image's in all."""
         ids, *others = args
-        axis, prompt, total = self._family.axis_behind_text, self._lengths[0], sum(self._lengths)
+        axis, total = self._family.axis_behind_text, self._text_tokens
+        prompt, *_ = lengths = self._lengths["context"]
         texts, image = [], ids
         if not self._are_texts_placed:
             self._are_texts_placed = True
-            image = ids[:, total:]
-            for length in self._lengths:
-                text = ids[:, :length]
+            sizes = [total, ids.shape[1] - total]
+            if self._family.is_text_first:
+                all_texts, image = ids.split(sizes, dim=1)
+            else:
+                image, all_texts = ids.split(sizes[::-1], dim=1)
+            for length in lengths:
+                text = all_texts[:, :length]
                 texts.append(text if axis is None else _moved(text, axis, prompt - length))
         if axis is not None:
-            is_behind = image[..., axis] == total + 1
+            is_behind = image[..., axis] >= total
             image = torch.where(is_behind[..., None], _moved(image, axis, prompt - total), image)
-        return (torch.cat([*texts, image], dim=1), *others), kwargs
+        placed = [*texts, image] if self._family.is_text_first else [image, *texts]
+        return (torch.cat(placed, dim=1), *others), kwargs
 
     # --- a layer ---
 
     def _enter(self, visit: _Visit, module: Module, args: tuple, kwargs: dict[str, Any]):
         """Pre-hook of a layer: it attends to each text apart."""
         text, options = self._family.text(args, kwargs), kwargs.get("transformer_options")
-        if options is None or (text is not None and text.shape[1] != sum(self._lengths)):
+        if options is None or (text is not None and text.shape[1] != self._text_tokens):
             raise EditsRefused(notices.edits_skipped(notices.TOKENS))
-        visit.calls = 0
+        self._layer_runs += 1
+        visit.calls, place = 0, self._family.rotation
+        if place is not None:
+            args = (*args[:place], self._rotated(args[place]), *args[place + 1 :])
         override = partial(visit.attend, visit, options.get("optimized_attention_override"))
         return args, {**kwargs, "transformer_options": {**options, "optimized_attention_override": override}}
 
+    def _rotated(self, rotation: Tensor) -> Tensor:
+        """The rotation of a layer's tokens [b or 1, t + n, ..], in which each text has the first ones."""
+        if self._rotation is None or self._rotation[0] is not rotation:
+            image = rotation[:, self._text_tokens :]
+            texts = [rotation[:, :length] for length in self._lengths["context"]]
+            self._rotation = rotation, torch.cat([*texts, image], dim=1)
+        return self._rotation[1]
+
+    def _pieces(self, image: int) -> list[tuple[int, int]]:
+        """(text or IMAGE, number of tokens) of what follows each other in an attention call with an image."""
+        texts = [piece for name in self._family.sequence for piece in enumerate(self._lengths[name])]
+        return [*texts, (IMAGE, image)] if self._family.is_text_first else [(IMAGE, image), *texts]
+
     def _attend(
-        self, visit: _Visit, other: Callable | None, function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int,
-        mask: Tensor | None = None, **kwargs: Any,
+        self, name: str, visit: _Visit, other: Callable | None, function: Callable, q: Tensor, k: Tensor, v: Tensor,
+        heads: int, mask: Tensor | None = None, **kwargs: Any,
     ) -> Tensor:  # fmt: skip
         """Attention override of a layer: one attention for each text and the image, mixed on the image's tokens.
 
@@ -281,32 +396,50 @@ class _JointCall:
         if visit.calls > 1:
             return own(q, k, v, heads, mask=mask, **kwargs)
         tokens = 2 if kwargs.get("skip_reshape") else 1
-        image = q.shape[tokens] - sum(self._lengths)
-        if mask is not None or kwargs.get("skip_output_reshape") or image < 1:
+        image = q.shape[tokens] - self._text_tokens
+        is_masked = mask is not None and self._family.masks != "text, by the network"
+        if is_masked or kwargs.get("skip_output_reshape") or image < 1:
             raise EditsRefused(notices.edits_skipped(notices.TOKENS))
-        parts = [tensor.split([*self._lengths, image], dim=tokens) for tensor in (q, k, v)]
+        owners, sizes = zip(*self._pieces(image), strict=True)
+        parts = [tensor.split(sizes, dim=tokens) for tensor in (q, k, v)]
 
-        def attend(text: int, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
-            """The outputs of a text's tokens and of the image's, [b, t, (h d)] and [b, n, (h d)]."""
-            joined = (torch.cat([part[text][rows], part[-1][rows]], dim=tokens) for part in parts)
-            mask = self._masks[text]
-            if mask is not None and self._family.masks == "text":
-                mask = pad(mask[rows], (0, image)).unsqueeze(1)
-            return own(*joined, heads, mask=mask, **kwargs).split([self._lengths[text], image], dim=1)
+        def attend(text: int, rows: slice = slice(None), asking: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
+            """The places of a text's pieces and of the image among all, with their outputs [b, t, (h d)].
 
-        of_prompt, of_image = attend(0)
-        out = of_image.new_zeros(len(of_image), q.shape[tokens], of_image.shape[2])
-        *texts, mixed = out.split([*self._lengths, image], dim=1)
-        texts[0].copy_(of_prompt)
-        mixed.copy_(of_image)
+            asking: the owners of the queries, both of them by default.
+            """
+            read = [place for place, owner in enumerate(owners) if owner in (text, IMAGE)]
+            asked = [place for place in read if owners[place] in (asking or (text, IMAGE))]
+            joined = [
+                torch.cat([part[place][rows] for place in places], dim=tokens)
+                for part, places in zip(parts, (asked, read, read), strict=True)
+            ]
+            text_mask = self._mask(text, rows, image) if mask is None else _cut(mask, sizes, asked, read, rows)
+            out = own(*joined, heads, mask=text_mask, **kwargs)
+            return zip(asked, out.split([sizes[place] for place in asked], dim=1), strict=True)
+
+        of_prompt = dict(attend(0))
+        mixed = of_prompt[owners.index(IMAGE)]
+        out = mixed.new_zeros(len(mixed), q.shape[tokens], mixed.shape[2])
+        outs = out.split(sizes, dim=1)
+        for place, piece in of_prompt.items():
+            outs[place].copy_(piece)
         for chunk in self._chunks:
             if chunk.entry.positive:
-                outs = []
-                for text in range(1, len(texts)):
-                    texts[text][chunk.rows], of_image = attend(text, chunk.rows)
-                    outs.append(of_image)
-                self._mix(mixed[chunk.rows], outs, chunk)
+                of_image = {}
+                for text, edit in enumerate(self._texts, start=1):
+                    for place, piece in attend(text, chunk.rows, (text, IMAGE) if edit.is_mixed_in(name) else (text,)):
+                        if owners[place] == IMAGE:
+                            of_image[edit] = piece
+                        else:
+                            outs[place][chunk.rows] = piece
+                self._mix(name, outs[owners.index(IMAGE)][chunk.rows], of_image, chunk)
         return out
+
+    def _mask(self, text: int, rows: slice, image: int) -> Tensor | None:
+        """The mask of a text and the image that the network has left to the hooks."""
+        mask = self._masks[text]
+        return pad(mask[rows], (0, image)).unsqueeze(1) if mask is not None and self._family.masks == "text" else mask
 
     def _attend_to_texts(
         self, visit: _Visit, other: Callable | None, function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int,
@@ -315,16 +448,20 @@ class _JointCall:
         """Attention override of a layer of the text's tokens alone: one attention for each text."""
         own, visit.calls = attention_without_ebca(function, other, kwargs), visit.calls + 1
         tokens = 2 if kwargs.get("skip_reshape") else 1
-        if mask is not None or kwargs.get("skip_output_reshape") or q.shape[tokens] != sum(self._lengths):
+        if mask is not None or kwargs.get("skip_output_reshape") or q.shape[tokens] != self._text_tokens:
             raise EditsRefused(notices.edits_skipped(notices.TOKENS))
-        texts = zip(*(tensor.split(self._lengths, dim=tokens) for tensor in (q, k, v)), strict=True)
+        texts = zip(*(tensor.split(self._lengths["context"], dim=tokens) for tensor in (q, k, v)), strict=True)
         return torch.cat([own(*text, heads, mask=None, **kwargs) for text in texts], dim=1)
 
-    def _mix(self, image: Tensor, outs: Sequence[Tensor], chunk: Chunk) -> None:
-        """Mix what the image reads with the edits' texts into what it reads with the prompt's, [b, n, (h d)]."""
-        tokens = _Image(image, self._grid.size, self._grid.before)
-        fit = not self._call.has_edit_masks or self._call.masks_fit(tokens)
-        image += mix_contexts(image, outs, [self._call.weight_of(edit, chunk, tokens, fit) for edit in self._texts])
+    def _mix(self, layer: str, image: Tensor, outs: Mapping[Edit, Tensor], chunk: Chunk) -> None:
+        """Mix what the image reads with edits' texts into what it reads with the prompt's, all [b, n, (h d)]."""
+        tokens = _Image(layer, image, self._grid.size, self._grid.before)
+        fit = self._call.masks_fit(tokens)
+        weights = [self._call.weight_of(edit, chunk, tokens, fit) for edit in outs]
+        if outs and self._call.limits_norm:
+            self._call.mix_within_norm(image, list(outs.values()), weights, layer)
+        elif outs:
+            image += mix_contexts(image, list(outs.values()), weights)
 
 
 @dataclass(eq=False)
@@ -338,6 +475,16 @@ class _Visit:
         """Hook of a layer, which has run."""
         if self.calls == 0:
             raise EditsRefused(notices.edits_skipped(notices.FORWARD))
+
+
+def _cut(mask: Tensor, sizes: Sequence[int], asked: Sequence[int], read: Sequence[int], rows: slice) -> Tensor:
+    """A mask [b or 1, 1, n or 1, n] of all tokens, for some of the pieces that they consist of: queries and keys."""
+    columns = mask.split(sizes, dim=-1)
+    mask = torch.cat([columns[place] for place in read], dim=-1)
+    if mask.shape[-2] > 1:
+        lines = mask.split(sizes, dim=-2)
+        mask = torch.cat([lines[place] for place in asked], dim=-2)
+    return mask[rows] if len(mask) > 1 else mask
 
 
 def _moved(positions: Tensor, axis: int, by: int) -> Tensor:

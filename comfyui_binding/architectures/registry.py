@@ -19,12 +19,12 @@ from .unet import UNet
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-#: The one list of supported models in messages.
+#: The one list of supported models in messages, short enough to be read.
 SUPPORTED = (
     "EBCA works with models that read text through cross-attention: SD 1.x, SD 2.x, SDXL (base and refiner), SSD-1B, "
     "Segmind Vega, KOALA, Wan, Anima, Cosmos, LTX-Video, LTX-2, PixArt, Kandinsky 5, HunyuanDiT, Stable Audio, "
-    "ACE-Step; EBCA Compose and EBCA Concepts also with Qwen-Image, Flux 1 and 2, Chroma, LongCat, Ovis, Mage-Flow, "
-    "Krea 2, Z-Image, Lumina 2, SD 3 and 3.5."
+    "ACE-Step; EBCA Compose and EBCA Concepts also with Qwen-Image, Flux, Chroma, Z-Image, Lumina 2, SD 3.5, HiDream "
+    "I1 and others (docs/models.md)."
 )
 
 UNET = UNet()

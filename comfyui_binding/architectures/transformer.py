@@ -177,6 +177,9 @@ class Transformer:
     def why_no_trace(self, network: Module) -> str | None:
         return None
 
+    def has_pooled_text(self, network: Module) -> bool:
+        return False
+
     def unread_layers(self, network: Module) -> frozenset[str]:
         return unread_layers(self.family, self.layer_names(network))
 

@@ -91,6 +91,9 @@ class UNet:
     def why_no_trace(self, network: UNetModel) -> str | None:
         return None
 
+    def has_pooled_text(self, network: torch.nn.Module) -> bool:
+        return False
+
     def unread_layers(self, network: UNetModel) -> frozenset[str]:
         """The layers whose update no other layer reads."""
         return frozenset(self.layer_names(network)[-1:])

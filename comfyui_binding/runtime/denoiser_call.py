@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...ebca_core import EBCA, ContextEnergy, composition_weight_sum, key_step, mix_contexts
+from ...ebca_core import EBCA, ContextEnergy, composition_weight_sum, key_step, mix_contexts, within_norm
 from ..shared_on_deepcopy import SharedOnDeepcopy
 from . import notices
 from .batch_layout import CallRows, Chunk
@@ -28,9 +28,18 @@ from .settings import ContextUpdate, Edit
 from .tensor_cache import rows_of_images
 from .text_attention import EncodedText, ImageTokens, TextAttention
 
+
+class Mixed(NamedTuple):
+    """The edits that a track is mixed in for in a layer, and the sum of their weights; None where masks decide it."""
+
+    edits: Sequence[Edit]
+    weight: float | None
+
+
 #: By how much of its norm a text must change to count as another one.
 ANOTHER_TEXT = 0.25
 NO_TEXT = EncodedText(None)
+NOT_MIXED = Mixed((), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +77,6 @@ class ContextTrack:
     scale: float
     chunk: Chunk | None = None
     edit: Edit | None = None
-    #: Whether the composition mixes it into the layers' outputs, and its weight there; None where masks decide it.
-    is_mixed: bool = False
-    weight: float | None = None
     #: An edit's texts as they were encoded, by stream.
     texts: Mapping[str, EncodedText] = field(default_factory=dict)
     #: How many copies of the prompt's own tokens a copy of it holds.
@@ -79,8 +85,9 @@ class ContextTrack:
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     #: The change so far, by stream and by the shape of the context: some packs change it between layers.
     changes: dict[str, dict[torch.Size, Tensor]] = field(default_factory=dict)
-    #: In the present layer: the text (of an edit, as it was encoded), the context that was read (a slice: rows of the
-    #: layer's own), its keys and its values.
+    #: In the present layer: the edits that it is mixed in for; the text (of an edit, as it was encoded), the context
+    #: that was read (a slice: rows of the layer's own), its keys and its values.
+    mixed: Mixed = NOT_MIXED
     text: EncodedText = NO_TEXT
     read: Tensor | slice | None = None
     k: Tensor | None = None
@@ -137,7 +144,13 @@ class DenoiserCall(SharedOnDeepcopy):
         self.updates = run.timeline.updates(sigma)
         self._weights = run.timeline.weights(sigma)
         self._gammas = run.timeline.gammas(sigma)
-        self.has_edit_masks = any(edit.mask is not None for edit in self._weights)
+        self._has_masks = any(edit.mask is not None for edit in self._weights)
+        self.limits_norm = any(edit.composition.norm_limit for edit in self._weights)
+        self._chooses_layers = any(edit.composition.layers is not None for edit in self._weights)
+        #: By track and layer: the edits that are mixed in.
+        self._mixed: dict[tuple[Edit | None, str], Mixed] = {}
+        for edit in () if self._chooses_layers else (None, *run.settings.edits):
+            self._mixed_in(edit, "")
         self._carried_on: dict[CallKey, Tensor] = {}
         #: The edits' texts beside a positive prompt as the layers read them, by stream, where that is not their encoded
         #: context.
@@ -151,6 +164,11 @@ class DenoiserCall(SharedOnDeepcopy):
     def edits(self) -> list[Edit]:
         """The edits that are on."""
         return [edit for edit in self.run.settings.edits if edit in self._weights or edit in self._gammas]
+
+    @property
+    def pooled_weights(self) -> dict[Edit, float]:
+        """The edits whose pooled texts are mixed into the prompt's, with their weights."""
+        return {edit: weight for edit, weight in self._weights.items() if edit.is_pooled_text_mixed}
 
     def commit(self) -> None:
         """Carry the edits' contexts to the next call."""
@@ -412,15 +430,11 @@ class DenoiserCall(SharedOnDeepcopy):
             count = len(self.run.settings.edits)
             gammas = tuple(sum(values) / count for values in zip(*self._gammas.values(), strict=True)) or (0.0, 0.0)
         scale = max(gammas)
-        weighted = self._weighted(edit)
-        is_masked = any(one.mask is not None for one in weighted)
         return ContextTrack(
             updates=[RowUpdate(chunk.rows, [chunk], gammas[0] / scale, gammas[1] / scale)] if scale else [],
             scale=scale,
             chunk=chunk,
             edit=edit,
-            is_mixed=bool(weighted),
-            weight=None if is_masked else sum(self._weights[one] for one in weighted),
             texts=self._encoded(edit, chunk),
             copies=1 if edit is not None else self._copies_of(chunk),
             carried=self.run.carried.load(edit, chunk, self._network_context.device, self.sigma),
@@ -437,9 +451,13 @@ class DenoiserCall(SharedOnDeepcopy):
             for stream, text in self.texts[edit, chunk.cond].items()
         }
 
-    def _weighted(self, edit: Edit | None) -> list[Edit]:
-        """The edits whose weights a track has: an edit's own, or all of them."""
-        return [one for one in self._weights if edit in (None, one)]
+    def _mixed_in(self, edit: Edit | None, layer: str) -> Mixed:
+        """What a track (None: the shared one) is mixed in for in a layer: its own edit, or all that have a weight."""
+        edits = [one for one in self._weights if edit in (None, one) and one.is_mixed_in(layer)]
+        is_masked = any(one.mask is not None for one in edits)
+        mixed = Mixed(edits, None if is_masked else sum(self._weights[one] for one in edits))
+        self._mixed[edit, layer if self._chooses_layers else ""] = mixed
+        return mixed
 
     def _compose(self, layer: TextAttention, out: Tensor, own_rows: bool) -> Tensor:
         """Mix the edits' outputs into the layer's, [b, n, (h d)], and move the edits' contexts.
@@ -456,11 +474,8 @@ class DenoiserCall(SharedOnDeepcopy):
             self.run.layers_without_edits.discard(layer.name)
         elif layer.name in self.run.layers_without_edits:  # then the copies of the negative prompt rest too
             return out
-        masks_fit = not self.has_edit_masks or self.masks_fit(layer)
-        tracks = [
-            track for track in self._edits
-            if (masks_fit or not self._needs_masks(track)) and self._acts(track, layer)
-        ]
+        masks_fit = not self._has_masks or self.masks_fit(layer)
+        tracks = [track for track in self._edits if self._acts(track, layer, masks_fit)]
         _make_keys_and_values(layer, tracks)
         if layer.has_attention_override:
             out = out.clone()  # the pack that computed it may keep it
@@ -469,21 +484,34 @@ class DenoiserCall(SharedOnDeepcopy):
             for track in tracks:
                 if track.chunk is chunk and track.v is not None:
                     outs.append(layer.attend(layer.q[rows], track.k, track.v, position, track.text.mask))
-                    is_masked = track.weight is None
-                    weights.append(self.weight_of(track.edit, chunk, layer, masks_fit) if is_masked else track.weight)
-            if outs:
+                    weight = track.mixed.weight
+                    weights.append(self._weight(track.mixed.edits, chunk, layer) if weight is None else weight)
+            if outs and self.limits_norm:
+                self.mix_within_norm(out[rows], outs, weights, layer.name)
+            elif outs:
                 out[rows] += mix_contexts(out[rows], outs, weights)
         changes = self._move_edits(layer, [track for track in tracks if track.updates])
         if self._recorder is not None:
             self._instrument(self._record_edits, layer, tracks, changes)
         return out
 
-    def _acts(self, track: ContextTrack, layer: TextAttention) -> bool:
+    def mix_within_norm(
+        self, main: Tensor, edits: Sequence[Tensor], weights: Sequence[float | Tensor], layer: str
+    ) -> None:
+        """Mix edits' outputs into a layer's own, in place, within the least of the edits' limits; all [b, n, (h d)]."""
+        limits = [edit.composition.norm_limit or math.inf for edit in self._mixed_in(None, layer).edits]
+        main.copy_(within_norm(main + mix_contexts(main, edits, weights), main, min(limits)))
+
+    def _acts(self, track: ContextTrack, layer: TextAttention, masks_fit: bool) -> bool:
         """Whether a track is mixed or moves in a layer; sets what is read there."""
         track.k = track.v = None
+        key = (track.edit, layer.name if self._chooses_layers else "")
+        mixed = track.mixed = self._mixed.get(key) or self._mixed_in(track.edit, layer.name)
+        if not masks_fit:
+            track.mixed = mixed._replace(edits=[edit for edit in mixed.edits if edit.mask is None])
+        if not track.mixed.edits and (mixed.edits or not track.updates):
+            return False
         if track.edit is not None:
-            if not track.is_mixed and not track.updates:
-                return False
             track.text = track.texts[layer.stream]
             if track.text.context.dtype != layer.context.dtype and not self.texts:
                 track.text = EncodedText(self.run.cache.edit_rows(track.edit, track.chunk, layer.context))
@@ -531,29 +559,28 @@ class DenoiserCall(SharedOnDeepcopy):
             track.move(change, layer.stream)
         return changes
 
-    def weight_of(self, edit: Edit | None, chunk: Chunk, image: ImageTokens, masks_fit: bool) -> float | Tensor:
-        """The weight of an edit (None: of all) for a prompt; where one has a mask, for each image token, [b, n, 1].
+    def weight_of(self, edit: Edit, chunk: Chunk, image: ImageTokens, masks_fit: bool) -> float | Tensor:
+        """The weight of an edit for a prompt in a layer; under a mask, for each image token, [b, n, 1].
 
-        masks_fit: whether there are no masks or they fit; where they do not, edits with a mask have no weight.
+        masks_fit: where the masks do not fit, edits with a mask have no weight.
         """
-        weights = [
-            self._weights[one] * (1.0 if one.mask is None else self._mask_rows(one.mask, [chunk], image))
-            for one in self._weighted(edit)
-            if masks_fit or one.mask is None
-        ]
-        return composition_weight_sum(weights) if weights else 0.0
+        mixed = [one for one in self._mixed_in(edit, image.name).edits if masks_fit or one.mask is None]
+        return self._weight(mixed, chunk, image) if mixed else 0.0
+
+    def _weight(self, edits: Sequence[Edit], chunk: Chunk, image: ImageTokens) -> float | Tensor:
+        """The sum of the weights of edits for a prompt; where one has a mask, for each image token, [b, n, 1]."""
+        return composition_weight_sum([
+            self._weights[edit] * (1.0 if edit.mask is None else self._mask_rows(edit.mask, [chunk], image))
+            for edit in edits
+        ])
 
     def masks_fit(self, image: ImageTokens) -> bool:
-        """Whether the edits' masks fit the image tokens of a layer; a warning where they do not."""
-        if _is_on_grid(image):
+        """Whether the masks of the edits that a layer mixes in fit its image tokens; a warning where they do not."""
+        edits = self._mixed_in(None, image.name).edits
+        if _is_on_grid(image) or all(edit.mask is None for edit in edits):
             return True
         self.run.notices.warn_once(notices.EDITS_MERGED if image.grid != () else notices.MASKS_WITHOUT_PICTURE)
         return False
-
-    def _needs_masks(self, track: ContextTrack) -> bool:
-        """Whether a track is left out of a layer whose image tokens the edits' masks do not fit."""
-        weighted = self._weighted(track.edit)
-        return bool(weighted) and all(edit.mask is not None for edit in weighted)
 
     # --- what is known about a layer ---
 
@@ -625,7 +652,8 @@ class DenoiserCall(SharedOnDeepcopy):
 
     def _record_prompts(self, layer: TextAttention, change: Tensor | None, own_rows: bool) -> None:
         if not own_rows:
-            self.run.notices.warn_once(notices.trace_skipped(self._why_rows_unknown))
+            reader = self.run.recorder.reader
+            self.run.notices.warn_once(notices.layers_not_read(reader, self._why_rows_unknown))
             return
         self._recorder.record_prompts(layer, self._layer_repeats(layer), change, self._prompts.scale)
         if not self._recorder.wants_maps or layer.grid == ():
@@ -657,7 +685,7 @@ def _make_keys_and_values(layer: TextAttention, tracks: Sequence[ContextTrack]) 
     read = [track for track in tracks if track.k is None]
     for track, k in zip(read, layer.keys([track.read for track in read]), strict=True):
         track.k = k
-    mixed = [track for track in read if track.is_mixed]
+    mixed = [track for track in read if track.mixed.edits]
     if layer.value_context is layer.context:
         contexts = [track.read for track in mixed]
     else:

@@ -20,12 +20,28 @@ TILES = "another node samples the image in tiles"
 FRAMES = "another node samples some images of the batch at a time, and EBCA cannot tell which"
 ROWS = "another node changes the rows of the batch"
 
+# --- the nodes for which layers are read ---
+
+TRACE = "EBCA Trace"
+REROLL = "EBCA Reroll"
+
 # --- why edits' texts cannot be kept apart in joint attention ---
 
 FORWARD = "another node has replaced a forward pass of the model's network"
+BLOCK = "another node computes a block of the model's network itself"
 TOKENS = "another node changes which tokens the model's attention reads, or how"
 
-
+EDIT_WITHOUT_TEXT = (
+    "EBCA: edits skipped: an edit lacks the text of one of the model's encoders. Encode it with the CLIP of the model."
+)
+PROMPT_WITHOUT_POOLED = (
+    "EBCA: edits skipped: mix_pooled is on, and the prompt has no pooled text. Encode it with the CLIP of the model, "
+    "or switch mix_pooled off."
+)
+MASKS_BESIDE_IMAGE = (
+    "EBCA: edits skipped: an edit has a mask, and this model has another image beside its own, where masks do not fit. "
+    "Remove the masks of the edits."
+)
 REFERENCES = (
     "EBCA: edits skipped: this model has a text for each of its reference images, and edits take the place of none. "
     "Remove the reference images to use edits."
@@ -46,8 +62,14 @@ def edits_skipped(reason: str) -> str:
     return f"EBCA: edits skipped: {reason}. Remove that node to use edits there."
 
 
-def trace_skipped(reason: str) -> str:
-    return f"EBCA Trace: layers not recorded: {reason}. Remove that node to record them."
+def layers_not_read(reader: str, reason: str) -> str:
+    return f"{reader}: layers not read: {reason}. Remove that node to have them read."
+
+
+def recorder_failed(reader: str) -> str:
+    """reader: TRACE or REROLL, the node for which layers are read."""
+    lost = ", and the trace ends there" if reader == TRACE else ""
+    return f"{reader} stopped reading at an error; the image is not affected{lost}. Please report this."
 
 
 # --- a layer ---
@@ -110,18 +132,15 @@ NO_EDIT_UPDATE = (
     "EBCA: gamma_attn and gamma_norm of the edits have no effect on %s: %s. Their alphas act as usual."
 )
 MAPS_LENGTHS = (
-    "EBCA: attention maps not recorded: another node changes the prompt's length in the layers. Remove that node "
-    "to record them."
+    "EBCA: attention maps not read: another node changes the prompt's length in the layers. Remove that node to have "
+    "them read."
 )
 MAPS_MERGED = (
-    "EBCA: attention maps not recorded: another node merges image tokens. Remove that node to record them."
+    "EBCA: attention maps not read: another node merges image tokens. Remove that node to have them read."
 )
 MAPS_TEXT_CHANGED = (
     "EBCA Trace: the attention maps are means over several texts, because another node changes the prompt during the "
     "run. Remove that node for the maps of the prompt alone."
-)
-RECORDER_FAILED = (
-    "EBCA Trace stopped recording at an error; the image is not affected, and the trace ends there. Please report this."
 )
 
 # --- a call ---

@@ -36,6 +36,9 @@ class Architecture(Protocol):
     def why_no_trace(self, network: Module) -> str | None:
         """Why nothing can be recorded in a supported network; None where it can."""
 
+    def has_pooled_text(self, network: Module) -> bool:
+        """Whether a supported network reads a pooled text that edits can be mixed into."""
+
     def unread_layers(self, network: Module) -> frozenset[str]:
         """The layers whose update no other layer reads."""
 
@@ -82,6 +85,8 @@ class CallRecorder(Protocol):
 class RunRecorder(Protocol):
     """What is recorded in one run."""
 
+    #: The node for which layers are read, as messages name it.
+    reader: str
     #: Whether the next pass is recorded.
     is_recording: bool
 

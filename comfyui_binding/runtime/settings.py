@@ -81,6 +81,33 @@ class ContextUpdate:
         }
 
 
+@dataclass(frozen=True)
+class Composition:
+    """What one EBCACompose asks for its edits.
+
+    layers: names of the layers that mix them in, None for all; norm_limit: how many times the norm of the layer's own
+    output an image token may have, 0 for any; mixes_pooled: whether their pooled texts are mixed too.
+    """
+
+    layers: frozenset[str] | None = None
+    norm_limit: float = 0.0
+    mixes_pooled: bool = False
+
+    def __post_init__(self):
+        if self.norm_limit != 0 and not 1 <= self.norm_limit < math.inf:
+            raise ValueError(
+                f"norm_limit is {self.norm_limit}, but must be 0, for no limit, or a finite number from 1 up: below 1 "
+                "the prompt's own output would be cut."
+            )
+
+    def to_dict(self, layer_names: Sequence[str]) -> dict[str, Any]:
+        return {
+            "layers": None if self.layers is None else [name for name in layer_names if name in self.layers],
+            "norm_limit": self.norm_limit,
+            "mix_pooled": self.mixes_pooled,
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class Edit:
     """One EBCAEditContext: a further prompt to add (direction 1) or to remove (-1).
@@ -98,11 +125,21 @@ class Edit:
     mask: Tensor | None = None
     alpha_schedule: Schedule | None = None
     gamma_schedule: Schedule | None = None
+    composition: Composition = Composition()
 
     def __post_init__(self):
         _check_strengths(alpha=self.alpha, gamma_attn=self.gamma_attn, gamma_norm=self.gamma_norm)
 
-    def to_dict(self) -> dict[str, Any]:
+    def is_mixed_in(self, layer: str) -> bool:
+        """Whether a layer mixes the edit into its output, at times when the edit has a weight."""
+        return self.composition.layers is None or layer in self.composition.layers
+
+    @property
+    def is_pooled_text_mixed(self) -> bool:
+        """Whether its pooled text is mixed into the prompt's, which holds for the whole image."""
+        return self.composition.mixes_pooled and self.mask is None
+
+    def to_dict(self, layer_names: Sequence[str]) -> dict[str, Any]:
         return {
             "direction": "add" if self.direction > 0 else "remove",
             "alpha": self.alpha,
@@ -113,6 +150,7 @@ class Edit:
             "gamma_window": asdict(self.gamma_window),
             "gamma_schedule": self.gamma_schedule and asdict(self.gamma_schedule),
             "has_mask": self.mask is not None,
+            **self.composition.to_dict(layer_names),
         }
 
     @property
@@ -191,7 +229,7 @@ class Settings:
         """The settings of all nodes, as JSON values."""
         return {
             "updates": [update.to_dict(layer_names) for update in self.updates],
-            "edits": [edit.to_dict() for edit in self.edits],
+            "edits": [edit.to_dict(layer_names) for edit in self.edits],
         }
 
     @property

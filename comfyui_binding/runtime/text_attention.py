@@ -33,6 +33,8 @@ class EncodedText:
 class ImageTokens(Protocol):
     """The image tokens of a layer: where masks lie on them."""
 
+    #: The layer's name as users write it in `blocks`, with the number of the layer: d1.0, m0.0, b12.0.
+    name: str
     #: [b, n, (h d)].
     q: Tensor
     #: Rows and columns of the image tokens, with frames in front for videos; empty where the tokens are no picture's,
@@ -48,8 +50,6 @@ class TextAttention(ImageTokens, Protocol):
     Shapes: b rows of the batch, n image tokens, t text tokens, (h d) heads and their width, c width of the context.
     """
 
-    #: As users write it in `blocks`, with the number of the layer: d1.0, m0.0, b12.0.
-    name: str
     #: Which of the network's texts it reads, where there are several: they move apart.
     stream: str
     #: What the layer attends with, besides q: k and v [b, t, (h d)].

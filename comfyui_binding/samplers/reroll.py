@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 import torch
 from comfy_execution.progress import get_progress_state
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ...ebca_core import one_place_score
@@ -137,7 +138,7 @@ def _best_of(
     reroll: Reroll, runs: RunsOfImage, sigmas: Tensor, watch: MapWatch, progress: Callable[..., Callback]
 ) -> tuple[Tensor, int, list[float | None]]:
     """The sample of the run that is kept, which try that was, and the scores of all that were judged."""
-    judged_sigmas, scores = _preview(sigmas, reroll.preview_steps), []
+    judged_sigmas, scores = preview(sigmas, reroll.preview_steps), []
     for attempt in range(reroll.tries):
         judge = Judge(reroll, watch, scores, is_full=judged_sigmas is sigmas)
         watch.restart(is_open=judge.looks_next(-1, len(judged_sigmas) - 1))
@@ -159,7 +160,7 @@ def _best_of(
     return runs.sample(best, sigmas, progress(best, len(sigmas) - 1, None)), best, scores
 
 
-def _preview(sigmas: Tensor, steps: int) -> Tensor:
+def preview(sigmas: Tensor, steps: int) -> Tensor:
     """The sigmas of a run of fewer steps: some of those of the full run, from its first to its last."""
     if steps == 0 or steps >= len(sigmas) - 1:
         return sigmas
@@ -223,7 +224,7 @@ class Progress:
         self._callback = callback
         self._images = images
         self._tries = reroll.tries
-        self._judged = judged_steps(reroll, len(_preview(sigmas, reroll.preview_steps)) - 1)
+        self._judged = judged_steps(reroll, len(preview(sigmas, reroll.preview_steps)) - 1)
         self._of_an_image = self._tries * self._judged + len(sigmas) - 1
         #: The last x0 and x of each image.
         self._last: dict[int, tuple[Tensor, Tensor]] = {}
@@ -309,11 +310,11 @@ def _report(reroll: Reroll, kept: Sequence[Kept]) -> None:
 
 
 def _add_to_metadata(node_id: str | None, kept: Sequence[Kept]) -> None:
-    """Add what was kept to the node, in the graph that ComfyUI saves with images as `prompt`.
+    """Add what was kept, and by which sampler, to the node in the graph that ComfyUI saves with images as `prompt`.
 
     The graph is that of the present run: the node itself may be of an earlier one, whose result ComfyUI reuses.
     """
-    node = get_progress_state().dynprompt.get_original_prompt().get(node_id)
+    node, context = get_progress_state().dynprompt.get_original_prompt().get(node_id), get_executing_context()
     if node is not None:
-        about = node.setdefault("_meta", {})
-        about[REROLL_KEY] = [*about.get(REROLL_KEY, []), *map(asdict, kept)]
+        about, sampler = node.setdefault("_meta", {}), {"sampler": context and context.node_id}
+        about[REROLL_KEY] = [*about.get(REROLL_KEY, []), *(sampler | asdict(one) for one in kept)]

@@ -238,6 +238,11 @@ class RunRecorder:
         self._lock = threading.Lock()
 
     @property
+    def reader(self) -> str:
+        """The node for which layers are read, as messages name it."""
+        return notices.TRACE if self._wants_values else notices.REROLL
+
+    @property
     def is_recording(self) -> bool:
         """Whether the next pass is recorded."""
         return not self.has_failed and (self._wants_values or self._is_watched)
@@ -266,7 +271,7 @@ class RunRecorder:
     def stop(self) -> None:
         """Record no more: an instrument that fails must not cost the image."""
         if not self.has_failed:
-            log.exception(notices.RECORDER_FAILED)
+            log.exception(notices.recorder_failed(self.reader))
         self.has_failed = True
 
     def add(self, call: CallRecorder, sigma: Tensor) -> None:

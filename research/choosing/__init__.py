@@ -1,5 +1,6 @@
 """Choosing among runs by the model's own attention: which score says early that a picture comes out wrong.
 
+    settings    what is chosen among, and how, on each trained model
     recording   the maps of a caption's objects in every call of the model
     scores      what they are worth
     runs        what was recorded, kept in results.jsonl

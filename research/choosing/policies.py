@@ -13,10 +13,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cost:
-    """early: of a run until its score is known; whole: of all of it."""
+    """early: of a run until its score is known; whole: of all of it; goes_on: whether it is on its way to its end then,
+    and not one of few steps.
+    """
 
     early: float
     whole: float
+    goes_on: bool = True
 
 
 def rerolled(
@@ -27,6 +30,7 @@ def rerolled(
 
     A run whose score is below the threshold is dropped, and another noise is tried. If all tries are dropped, the best
     one is what counts: the last one goes on, an earlier one is run again. Threshold infinity: the best of `tries`.
+    Scores of runs that cannot go on are those of short ones with the same noise.
     """
     by_first: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(scores.shape[1])]
     for order in permutations(range(scores.shape[1]), tries):
@@ -35,8 +39,9 @@ def rerolled(
         any_passes = passes.any(1)
         kept = np.where(any_passes, passes.argmax(1), tried.argmax(1))
         last = np.where(any_passes, kept, tries - 1)
+        begun = last + (kept != last) if cost.goes_on else last + 1
         kept_right = np.take_along_axis(right[:, order], kept[:, None], 1)[:, 0]
-        by_first[order[0]].append((kept_right, cost.whole + cost.early * (last + (kept != last))))
+        by_first[order[0]].append((kept_right, cost.whole + cost.early * begun))
     return tuple(np.mean(by_first, axis=1).transpose(1, 2, 0))
 
 

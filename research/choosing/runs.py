@@ -10,20 +10,12 @@ from typing import Any
 import numpy as np
 
 from alignment.results import Cell, Results
-from alignment.settings import AWAY_HIGHEST, EXCITE_HIGHER, HIGHEST, Method
+from alignment.settings import UNET, Method
+from choosing.settings import MEAN
 
 PATH = Path(__file__).with_name("results.jsonl")
-SETTINGS = {"cfg 3": HIGHEST, "EBCA": AWAY_HIGHEST, "Attend-and-Excite": EXCITE_HIGHER}
-#: Captions of a set.
-IMAGES = {
-    "three objects": 500, "two objects": 250, "two objects, one a rare pair": 250, "two objects, left of / above": 250,
-}  # fmt: skip
-#: Of the ten calls, those whose scores are kept, and the one that choices are made after.
-CALLS, CHOICE = (3, 4, 5, 6, 8, 10), 5
 #: Between the seeds of one caption's noises.
 STRIDE = 10_000
-#: The scores of the maps' mean over all calls, which is what EBCA Trace keeps.
-MEAN = "mean of all calls"
 
 
 @dataclass(frozen=True)
@@ -36,8 +28,19 @@ class RunCell(Cell):
         return [seed + STRIDE * self.noise for seed in super().seeds()]
 
 
-def cell(method: Method, captions: str, images: int, noise: int, is_tuning: bool = False) -> RunCell:
-    return RunCell(captions, method.kind, method.settings, is_tuning, images, noise=noise)
+@dataclass(frozen=True)
+class PreviewCell(RunCell):
+    """The same in runs of few steps, as EBCA Reroll's preview makes them."""
+
+    preview_steps: int = 0
+
+
+def cell(
+    method: Method, captions: str, images: int, noise: int, is_tuning: bool = False, model: str = UNET, preview: int = 0
+) -> RunCell:
+    """preview: the steps of a run that only judges, 0 for all."""
+    of = (captions, method.kind, method.settings, is_tuning, images, model, noise)
+    return PreviewCell(*of, preview) if preview else RunCell(*of)
 
 
 def kept(scores: np.ndarray) -> list[int]:
@@ -53,12 +56,12 @@ class Runs:
     scores: Mapping[str, Mapping[int | str, np.ndarray]]
 
     @classmethod
-    def of(cls, lines: Sequence[Mapping[str, Any]]) -> Runs:
-        """lines: of the results, one for each noise."""
-        letters = np.array([list(line["labels"]) for line in lines]).T
+    def of(cls, lines: Sequence[Mapping[str, Any]], images: int | None = None) -> Runs:
+        """lines: of the results, one for each noise; images: the captions that are read, None for all."""
+        letters = np.array([list(line["labels"])[:images] for line in lines]).T
 
         def column(name: str, call: str) -> np.ndarray:
-            return np.array([line["scores"][name][call] for line in lines]).T / 1000
+            return np.array([line["scores"][name][call][:images] for line in lines]).T / 1000
 
         scores = {
             name: {call if call == MEAN else int(call): column(name, call) for call in calls}
@@ -71,15 +74,17 @@ class Runs:
         """1 for all that was asked for and nothing else [caption, noise]."""
         return np.isin(self.letters, ["r", "R"]).astype(float)
 
+    def first(self, noises: int) -> Runs:
+        """The same with fewer noises."""
+        scores = {name: {call: of[:, :noises] for call, of in calls.items()} for name, calls in self.scores.items()}
+        return Runs(self.letters[:, :noises], scores)
+
     @property
     def noises(self) -> int:
         return self.letters.shape[1]
 
 
-def recorded(
-    results: Results, method: Method, captions: str, images: int, noises: int, is_tuning: bool = False
-) -> Runs | None:
-    """All noises that there are of the first `noises`; None without the first."""
-    keys = [cell(method, captions, images, noise, is_tuning).key for noise in range(noises)]
-    lines = [line for line in map(results.get, keys) if line]
-    return Runs.of(lines) if lines else None
+def recorded(results: Results, cells: Sequence[RunCell], images: int | None = None) -> Runs | None:
+    """The runs of all cells, one for each noise, that there are; None without any. images: the first ones alone."""
+    lines = [line for line in (results.get(one.key) for one in cells) if line]
+    return Runs.of(lines, images) if lines else None

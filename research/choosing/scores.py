@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 import comfy_host  # noqa: F401 - it makes ebca_core importable
+from choosing.settings import CHOSEN, FINE, LOSS
 from ebca_core import claims, one_place_score
 from ebca_core.one_place import REACH, near_share, second_peak
 
 if TYPE_CHECKING:
     from choosing.recording import Recorded
 
-FINE, COARSE = 8, 4  # sides of the shapes model's grids
-#: How many layers of the shapes model have a grid.
+COARSE = 4  # side of the other grid of the shapes model's U-Net; its transformer has FINE alone
+#: How many layers of the U-Net have a grid.
 LAYERS = {FINE: 3, COARSE: 4}
 
 
@@ -57,7 +58,6 @@ def _of_each_call(maps: np.ndarray, score: Callable[[Tensor], Tensor]) -> np.nda
 
 #: [b, call] of what was recorded of a batch.
 Score = Callable[["Recorded"], np.ndarray]
-CHOSEN, LOSS = "one place each", "Attend-and-Excite's loss"
 SCORES: dict[str, Score] = {
     CHOSEN: lambda found: one_place(found.attention[FINE]),
     LOSS: lambda found: -found.loss,
@@ -83,3 +83,11 @@ ALTERNATIVES: dict[str, Score] = {
         found.places[FINE], lambda maps: gaps(maps).mean(1)
     ),
 }
+#: Those that read the coarser grid.
+OF_COARSE = ("one place each, layers on 4 x 4", "one place each, all layers")
+
+
+def scores_of(found: Recorded, is_tuning: bool) -> dict[str, np.ndarray]:
+    """{name: [b, call]} of all scores that are kept."""
+    wanted = SCORES | (ALTERNATIVES if is_tuning else {})
+    return {name: of(found) for name, of in wanted.items() if COARSE in found.attention or name not in OF_COARSE}

@@ -10,7 +10,6 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,86 +17,21 @@ from comfy.ldm.flux.layers import timestep_embedding
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from support.oracle import Edit, _instead, attention
-
-
-@dataclass(eq=False)
-class Mix:
-    """What one row reads: its prompt and then the texts of its edits, [t, c] each, with the weights of these.
-
-    weights: a number or [n, 1] each, on the image's tokens.
-    """
-
-    texts: list[Tensor]
-    weights: list[Tensor | float]
-    masks: list[Tensor | None] = field(default_factory=list)
-
-    def attend(self, texts: list[tuple], image: tuple, heads: int) -> tuple[list[Tensor], Tensor]:
-        """(q, k, v) [t, (h d)] of each text and of the image -> the output of each text, and of the image."""
-        outs = []
-        for number, text in enumerate(texts):
-            q, k, v = (torch.cat(pair) for pair in zip(text, image, strict=True))
-            mask = self.masks[number] if self.masks else None
-            if mask is not None:
-                seen = torch.cat([mask.bool(), torch.ones(len(image[0]), dtype=torch.bool)])
-                k, v = k[seen], v[seen]
-            outs.append(attention(q, k, v, heads).split([len(text[0]), len(image[0])]))
-        main, *edits = (out for _, out in outs)
-        mixed = main + sum(weight * edit for weight, edit in zip(self.weights, edits, strict=True))
-        return [out for out, _ in outs], mixed / (1 + sum(self.weights))
-
-
-# --- parts of networks, in float64 ---
-
-
-def linear(module, x: Tensor) -> Tensor:
-    out = x @ module.weight.double().T
-    return out if module.bias is None else out + module.bias.double()
-
-
-def layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + eps).sqrt()
-
-
-def rms_norm(module, x: Tensor) -> Tensor:
-    eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
-    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * module.weight.double()
-
-
-def head_norm(module, x: Tensor, heads: int) -> Tensor:
-    return rms_norm(module, x.unflatten(-1, (heads, -1))).flatten(-2)
-
-
-def rotated(x: Tensor, heads: int, positions: Tensor, axes: Sequence[int], theta: float) -> Tensor:
-    """x [t, (h d)] turned by positions [t, axes]: the pair p of an axis of width a by position / theta ** (2 p / a)."""
-    angles = torch.cat([
-        positions[:, i : i + 1].double() * theta ** -(torch.arange(0, width, 2).double() / width)
-        for i, width in enumerate(axes)
-    ], dim=-1)[:, None]
-    first, second = x.unflatten(-1, (heads, -1, 2)).unbind(-1)
-    turned = [first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()]
-    return torch.stack(turned, dim=-1).flatten(1)
-
-
-def patches(image: Tensor, size: int) -> Tensor:
-    """[c, height, width] -> [n, (c size size)]."""
-    channels, height, width = image.shape
-    cut = image.reshape(channels, height // size, size, width // size, size)
-    return cut.permute(1, 3, 0, 2, 4).flatten(2).flatten(0, 1)
-
-
-def picture(tokens: Tensor, size: int, height: int, width: int) -> Tensor:
-    """[n, (c size size)] -> [c, height, width]."""
-    cut = tokens.reshape(height // size, width // size, -1, size, size)
-    return cut.permute(2, 0, 3, 1, 4).reshape(-1, height, width)
-
-
-def places(height: int, width: int, first: float = 0.0, top: float = 0.0, left: float = 0.0) -> Tensor:
-    """Positions [n, 3] of a grid's tokens."""
-    rows, columns = torch.arange(height) + top, torch.arange(width) + left
-    rows, columns = torch.meshgrid(rows.double(), columns.double(), indexing="ij")
-    return torch.stack([torch.full_like(rows, first), rows, columns], dim=-1).flatten(0, 1)
-
+from support import joint_oracle_more, joint_parts
+from support.joint_parts import (
+    Mix,
+    each_repeated,
+    gate_of,
+    head_norm,
+    layer_norm,
+    linear,
+    patches,
+    picture,
+    places,
+    rms_norm,
+    rotated,
+)
+from support.oracle import Edit, _instead
 
 # --- Qwen-Image, Mage-Flow ---
 
@@ -345,7 +279,7 @@ def _lumina(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any
         q, k, v = linear(module.qkv, x).split(widths, dim=-1)
         q, k = head_norm(module.q_norm, q, heads), head_norm(module.k_norm, k, module.n_kv_heads)
         q, k = rotated(q, heads, ids, axes, theta), rotated(k, module.n_kv_heads, ids, axes, theta)
-        return q, *(_each_repeated(one, module.n_kv_heads, heads) for one in (k, v))
+        return q, *(each_repeated(one, module.n_kv_heads, heads) for one in (k, v))
 
     def modulation(block):
         if not block.modulation:
@@ -355,18 +289,19 @@ def _lumina(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any
 
     def moved(block, x, out):
         _, gate, scale, gate2 = modulation(block)
-        x = x + _gate(gate) * rms_norm(block.attention_norm2, linear(block.attention.out, out))
+        x = x + gate_of(gate) * rms_norm(block.attention_norm2, linear(block.attention.out, out))
         inner, part = rms_norm(block.ffn_norm1, x) * (1 + scale), block.feed_forward
         hidden = linear(part.w2, silu(linear(part.w1, inner)) * linear(part.w3, inner))
-        return x + _gate(gate2) * rms_norm(block.ffn_norm2, hidden)
+        return x + gate_of(gate2) * rms_norm(block.ffn_norm2, hidden)
 
     def entered(block, x, ids):
         return qkv(block.attention, rms_norm(block.attention_norm1, x) * (1 + modulation(block)[0]), ids)
 
     for block in network.context_refiner:
-        texts = [moved(block, t, attention(*entered(block, t, i), heads)) for t, i in zip(texts, text_ids, strict=True)]
+        outs = [joint_parts.attention(*entered(block, t, i), heads) for t, i in zip(texts, text_ids, strict=True)]
+        texts = [moved(block, text, out) for text, out in zip(texts, outs, strict=True)]
     for block in network.noise_refiner:
-        image = moved(block, image, attention(*entered(block, image, ids), heads))
+        image = moved(block, image, joint_parts.attention(*entered(block, image, ids), heads))
     for block in network.layers:
         each = [entered(block, text, i) for text, i in zip(texts, text_ids, strict=True)]
         outs, out = mix.attend(each, entered(block, image, ids), heads)
@@ -375,15 +310,6 @@ def _lumina(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any
     scale = linear(network.final_layer.adaLN_modulation[1], silu(condition))
     out = linear(network.final_layer.linear, layer_norm(image) * (1 + scale))[: height * width // 4]
     return -picture(out.unflatten(1, (4, 16)).transpose(1, 2).flatten(1), 2, height, width)
-
-
-def _each_repeated(tensor: Tensor, heads: int, times: int) -> Tensor:
-    """Keys or values [t, (h d)] of few heads, for as many as there are queries."""
-    return tensor.unflatten(-1, (heads, -1)).repeat_interleave(times // heads, dim=1).flatten(1)
-
-
-def _gate(gate: Tensor | None) -> Tensor | float:
-    return 1.0 if gate is None else gate.tanh()
 
 
 # --- Krea 2 ---
@@ -409,7 +335,7 @@ def _krea2(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any]
         if ids is not None:
             q, k = (rotated(one, n, ids, axes, network.pe_embedder.theta)
                     for one, n in ((q, module.heads), (k, module.kvheads)))  # fmt: skip
-        return q, *(_each_repeated(one, module.kvheads, module.heads) for one in (k, v))
+        return q, *(each_repeated(one, module.kvheads, module.heads) for one in (k, v))
 
     def out_of(module, x, out):
         return linear(module.wo, out * linear(module.gate, x).sigmoid())
@@ -428,7 +354,7 @@ def _krea2(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any]
             text = fused(block, text, lambda attn, x: linear(attn.wv, x))
         text = text * fusion.projector.weight.double()
         for block in fusion.refiner_blocks:
-            text = fused(block, text, lambda attn, x: attention(*qkv(attn, x, None), attn.heads))
+            text = fused(block, text, lambda attn, x: joint_parts.attention(*qkv(attn, x, None), attn.heads))
         inner = gelu(linear(network.txtmlp[1], norm(network.txtmlp[0], text)), approximate="tanh")
         texts.append(linear(network.txtmlp[3], inner))
     text_ids = [torch.zeros(len(text), 3) for text in texts]
@@ -480,7 +406,7 @@ def _sd3(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any]) 
         text_mod, mod, heads = modulation(text_block), modulation(block), block.attn.num_heads
         each = [qkv(text_block.attn, text, text_mod) for text in texts]
         outs, out = mix.attend(each, qkv(block.attn, image, mod), heads)
-        own = [attention(*qkv(block.attn2, image, mod[6:8]), heads)] if block.x_block_self_attn else []
+        own = [joint_parts.attention(*qkv(block.attn2, image, mod[6:8]), heads)] if block.x_block_self_attn else []
         image = moved(block, image, mod, out, *own)
         if not text_block.pre_only:
             texts = [moved(text_block, text, text_mod, out) for text, out in zip(texts, outs, strict=True)]
@@ -493,7 +419,7 @@ def _sd3(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, Any]) 
 FORWARDS: dict[str, Callable] = {
     "qwen": _qwen, "mage_flow": _mage_flow, "flux": _flux, "flux2": _flux, "longcat": _flux, "ovis": _flux,
     "chroma": _chroma, "chroma_radiance": _chroma_radiance, "zimage": _lumina, "lumina": _lumina, "sd35": _sd3,
-    "krea2": _krea2,
+    "krea2": _krea2, **joint_oracle_more.FORWARDS,
 }  # fmt: skip
 
 
@@ -503,7 +429,10 @@ def _prepared(family: str, text: Tensor) -> Tensor:
 
 
 @contextmanager
-def at_work(family: str, model, edits: Sequence[Edit], masks: Sequence[Tensor | None] | None = None):
+def at_work(
+    family: str, model, edits: Sequence[Edit], masks: Sequence[Tensor | None] | None = None,
+    norm_limit: float | None = None, mix_pooled: bool = False,
+):  # fmt: skip
     """While this lasts, the plain MODEL composes by hand. masks: of the edits on the image's tokens, [n] or [b, n]."""
     network, sampling = model.model.diffusion_model, model.get_model_object("model_sampling")
     method = "_forward" if hasattr(network, "_forward") else "forward"  # inside ComfyUI's wrappers, where it has some
@@ -519,7 +448,8 @@ def at_work(family: str, model, edits: Sequence[Edit], masks: Sequence[Tensor | 
     def forward(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
-        x, context, options, outs = given.pop("x"), given.pop("context"), given["transformer_options"], []
+        x = next(given.pop(name) for name in ("x", "hidden_states") if name in given)
+        context, options, outs = given.pop("context"), given["transformer_options"], []
         timestep = next(given.pop(name) for name in ("timestep", "timesteps", "t") if name in given)
         sigma, size = float(options["sigmas"][0]), len(x) // len(options["cond_or_uncond"])
         on = [(e, m) for e, m in zip(edits, masks, strict=True) if _is_on(sampling, sigma, e.window)]
@@ -533,8 +463,15 @@ def at_work(family: str, model, edits: Sequence[Edit], masks: Sequence[Tensor | 
                 [context[row].double(), *texts],
                 [weight(e, m if m is None or m.ndim == 2 else m[None], row % size) for e, m in here],
                 [None if mask is None else mask[row], *(None if m is None else m[0] for m in own_masks)],
+                [e for e, _ in here],
+                norm_limit,
+                row % size,
             )
             conds = {name: of_row(value, row, len(x)) for name, value in given.items()}
+            if mix_pooled:
+                own = [(e.weight, e.text[0][1]["pooled_output"]) for e, m in here if m is None]
+                pooled = conds["y"] + sum(w * p[row % size % len(p)][None] for w, p in own)
+                conds["y"] = pooled / (1 + sum(w for w, _ in own))
             outs.append(FORWARDS[family](network, x[row].double(), timestep[row : row + 1], mix, conds))
         return torch.stack(outs).to(x.dtype)
 

@@ -21,9 +21,9 @@ def edits(family: str, lengths: Sequence[int] = (16, 24)) -> list[oracle.Edit]:
     ]
 
 
-def composed(comfy, pack, model, case, masks=()):
-    """The MODEL with one EBCA Compose; masks: of the edits, [b, height, width] or None."""
-    return Ebca(edits=case, edit_masks=masks).on(comfy, pack, model)
+def composed(comfy, pack, model, case, masks=(), **inputs):
+    """The MODEL with one EBCA Compose; masks: of the edits, [b, height, width] or None; inputs: further ones."""
+    return Ebca(edits=case, edit_masks=masks, compose_inputs=inputs).on(comfy, pack, model)
 
 
 def run(model, family: str, positive=None, negative=None, batch: int = 1, **options) -> Tensor:

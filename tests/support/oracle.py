@@ -6,7 +6,8 @@ nodes) stays ComfyUI's. What another pack does in cross-attention is told as a f
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,11 @@ class Edit:
     gamma_norm: float = 0.0
     window: tuple[float, float] = WHOLE_RUN
     gamma_window: tuple[float, float] = WHOLE_RUN
+    #: The layers that mix it in, as each hand-made computation names them; None for all.
+    layers: Collection[Any] | None = None
+
+    def is_mixed_in(self, layer: Any) -> bool:
+        return self.layers is None or layer in self.layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +95,15 @@ def step(
     return gamma_attn * weights * pull - gamma_norm * torch.softmax((k * k).sum(dim=-1, keepdim=True), dim=0) * k
 
 
+def within(mixed: Tensor, main: Tensor, limit: float | None) -> Tensor:
+    """mixed [n, c], where each row's sum of magnitudes is at most `limit` times that in main."""
+    rows = []
+    for row, own in zip(mixed, main, strict=True):
+        size, most = float(row.abs().sum()), math.inf if limit is None else limit * float(own.abs().sum())
+        rows.append(row if size <= most else row * most / size)
+    return torch.stack(rows)
+
+
 def _whole_prompt(prompt: Prompt, grid: tuple[int, int]) -> list[Region]:
     return [Region(prompt.text)]
 
@@ -122,11 +137,11 @@ class Ebca:
 
     def __init__(
         self, model_sampling, prompts: Sequence[Prompt], updates: Sequence[Update] = (), edits: Sequence[Edit] = (),
-        neighbour: Neighbour | None = None, untouched: Sequence[Key] = (),
+        neighbour: Neighbour | None = None, untouched: Sequence[Key] = (), norm_limit: float | None = None,
     ):
         self.sampling, self.neighbour, self.untouched = model_sampling, neighbour or Neighbour(), untouched
         self.prompts = [Prompt(prompt.text.double(), prompt.positive) for prompt in prompts]
-        self.updates, self.edits = updates, edits
+        self.updates, self.edits, self.norm_limit = updates, edits, norm_limit
         self.sigma: float | None = None
         #: All that calls have left of a context: (sigma, window of images, change).
         self.carried: dict[tuple, list[tuple[float, tuple[int, ...], Tensor]]] = {}
@@ -200,7 +215,7 @@ class Ebca:
             return out
         if self.edits:
             compose = self._compose_positive if row.prompt.positive else self._compose_negative
-            out = out - main + compose(row, regions, main, q, wk, wv, heads)
+            out = out - main + compose(key, row, regions, main, q, wk, wv, heads)
         for region in regions:
             k = region.key_text() @ wk.T
             steps = [self._step(update, row, k, q, heads, grid) for update in self.updates if self.on(update.window)]
@@ -216,31 +231,31 @@ class Ebca:
             mask = interpolate(mask, size=grid, mode="bilinear", align_corners=True).view(-1, 1)
         return step(k, q, heads, update.gamma_attn, update.gamma_norm, weights, mask)
 
-    def _compose_positive(self, row, regions, main, q, wk, wv, heads) -> Tensor:
+    def _compose_positive(self, layer, row, regions, main, q, wk, wv, heads) -> Tensor:
         out, total = main, 1.0
         for index, edit in enumerate(self.edits):
             key = (index, True, row.cond, row.image)
             text = edit.text.double() + self.change(key)
             k = text @ wk.T
-            if self.on(edit.window):
+            if self.on(edit.window) and edit.is_mixed_in(layer):
                 out, total = out + edit.weight * self.neighbour.attend(q, k, text @ wv.T, heads), total + edit.weight
             if self.on(edit.gamma_window):
                 moved = step(k, q, heads, edit.gamma_attn, edit.gamma_norm) @ wk
                 self.changes[key] = self.change(key) + moved
-        return out / total
+        return within(out / total, main, self.norm_limit)
 
-    def _compose_negative(self, row, regions, main, q, wk, wv, heads) -> Tensor:
+    def _compose_negative(self, layer, row, regions, main, q, wk, wv, heads) -> Tensor:
         (region,) = regions
         key = ("shared", False, row.cond, row.image)
         text = region.keys + self.change(key)
         k, values = text @ wk.T, text if region.values is None else region.values
         shared = self.neighbour.attend(q, k, values @ wv.T, heads)
-        weight = sum(edit.weight for edit in self.edits if self.on(edit.window))
+        weight = sum(edit.weight for edit in self.edits if self.on(edit.window) and edit.is_mixed_in(layer))
         moving = [edit for edit in self.edits if self.on(edit.gamma_window)]
         if moving:
             steps = [step(k, q, heads, edit.gamma_attn, edit.gamma_norm) for edit in moving]
             self.changes[key] = self.change(key) + sum(steps) @ wk / len(self.edits)
-        return (main + weight * shared) / (1 + weight)
+        return within((main + weight * shared) / (1 + weight), main, self.norm_limit)
 
 
 def _images(options: dict, size: int) -> tuple[int, ...]:

@@ -159,6 +159,7 @@ def _embedded_lyrics(seed: int) -> dict[str, Any]:
 
 
 FAMILIES = {
+    "wan_22_5b": Toy("WAN22_T2V", dict(_WAN, model_type="t2v", in_dim=48, out_dim=48), (48, 2, 8, 8)),
     "wan_22_i2v": Toy("WAN21_T2V", dict(_WAN, model_type="t2v", in_dim=36), options=_image),
     "wan_i2v": Toy("WAN21_I2V", dict(_WAN, model_type="i2v", in_dim=36), options=_image),
     "wan_fun_control": Toy(

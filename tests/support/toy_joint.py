@@ -20,12 +20,17 @@ from support.toy_dit import POOLED, WIDTH, fill
 
 #: PyTorch multiplies matrices of 8, 16, .. rows in one way, so that a token does not depend on how many there are.
 TOKENS = 8
+LLAMA_WIDTH = 48
 
 _FLUX = dict(
     image_model="flux", in_channels=16, patch_size=2, out_channels=16, context_in_dim=WIDTH, hidden_size=64,
     mlp_ratio=2.0, num_heads=2, depth=2, depth_single_blocks=3, axes_dim=[8, 12, 12], theta=10000, qkv_bias=True,
 )  # fmt: skip
 _CHROMA = dict(_FLUX, in_dim=64, out_dim=64, hidden_dim=32, n_layers=2, vec_in_dim=None, txt_ids_dims=[])
+_OMNIGEN = dict(
+    patch_size=2, in_channels=16, hidden_size=64, num_refiner_layers=1, num_attention_heads=2, num_kv_heads=1,
+    multiple_of=32, axes_dim_rope=(8, 12, 12),
+)  # fmt: skip
 _LUMINA = dict(
     image_model="lumina2", patch_size=2, in_channels=16, dim=256, n_layers=3, n_refiner_layers=2, n_heads=4,
     multiple_of=32, ffn_dim_multiplier=2.0, qk_norm=True, axes_dims=[16, 24, 24], axes_lens=[64, 64, 64],
@@ -56,6 +61,8 @@ class Toy:
     after: int = 0
     #: The shapes of reference latents, where the family takes some.
     references: tuple[tuple[int, ...], ...] = ()
+    #: Whether their tokens are in front of the picture's.
+    are_references_first: bool = False
     has_text_mask: bool = False
     #: The setting with the width of its pooled text, where it has one.
     pooled: str | None = None
@@ -97,6 +104,33 @@ TOYS = {
     ), (16, 8, 6), "cap_feat_dim", 2, "layers.1.attention", "layers", after=4),
     "lumina": Toy("Lumina2", dict(_LUMINA, n_kv_heads=2), (16, 8, 8), "cap_feat_dim", 2, "context_refiner.0.attention",
         "layers"),
+    "omnigen2": Toy("Omnigen2", dict(_OMNIGEN, image_model="omnigen2", num_layers=3), (16, 8, 8), "text_feat_dim", 2,
+        "layers.1.attn", "layers", references=((1, 16, 4, 6), (1, 16, 2, 4)), are_references_first=True),
+    "boogu": Toy("Boogu", dict(_OMNIGEN, image_model="boogu", num_layers=2, num_double_stream_layers=2), (16, 8, 8),
+        "instruction_feat_dim", 2, "double_stream_layers.1.img_instruct_attn", "double_stream_layers",
+        references=((1, 16, 4, 6), (1, 16, 2, 4)), are_references_first=True),
+    "ideogram4": Toy("Ideogram4", dict(
+        image_model="ideogram4", in_channels=128, num_layers=3, num_attention_heads=2, attention_head_dim=32,
+        intermediate_size=96, adaln_dim=32, mrope_section=[6, 5, 5],
+    ), (128, 6, 6), "llm_features_dim", 1, "layers.1.attention", "layers", has_text_mask=True),
+    "lens": Toy("Lens", dict(
+        image_model="lens", num_layers=3, attention_head_dim=32, num_attention_heads=2, axes_dims_rope=(8, 12, 12),
+        multi_layer_encoder_feature=False,
+    ), (128, 6, 6), "enc_hidden_dim", 1, "transformer_blocks.1.attn", "transformer_blocks", has_text_mask=True),
+    "joyimage": Toy("JoyImage", dict(
+        image_model="joyimage", hidden_size=64, num_attention_heads=2, num_layers=3, rope_dim_list=[8, 12, 12],
+    ), (16, 1, 8, 8), "text_dim", 2, "double_blocks.1.attn", "double_blocks",
+        references=((1, 16, 1, 4, 6), (1, 16, 1, 2, 4))),
+    "hidream": Toy("HiDream", dict(
+        image_model="hidream", patch_size=2, in_channels=16, out_channels=16, num_layers=2, num_single_layers=2,
+        attention_head_dim=32, num_attention_heads=2, axes_dims_rope=[16, 8, 8], max_resolution=[16, 16],
+        llama_layers=[0, 1, 2, 2], num_routed_experts=3, num_activated_experts=2,
+    ), (16, 8, 8), "caption_channels", 2, "single_stream_blocks.1.block.attn1", "double_stream_blocks",
+        pooled="text_emb_dim"),
+    "cogvideox": Toy("CogVideoX_T2V", dict(
+        image_model="cogvideox", num_attention_heads=2, attention_head_dim=32, time_embed_dim=32, num_layers=3,
+        patch_size_t=2, use_rotary_positional_embeddings=True,
+    ), (16, 2, 8, 8), "text_embed_dim", 2, "blocks.1", "blocks"),
     "krea2": Toy("Krea2", dict(
         image_model="krea2", features=64, tdim=32, heads=2, kvheads=1, multiplier=2, layers=3, patch=2, channels=16,
         txtlayers=1, txtheads=2, txtkvheads=2, default_ref_method="index",
@@ -110,7 +144,7 @@ TOYS = {
 #: Those that this ComfyUI has.
 FAMILIES = [name for name, toy in TOYS.items() if hasattr(comfy.supported_models, toy.class_name)]
 #: One for each way in which tokens lie: what does not depend on more is tested on these.
-KINDS = ["qwen", "flux", "zimage", "sd35"]
+KINDS = [name for name in ("qwen", "flux", "zimage", "sd35", "hidream", "ideogram4") if name in FAMILIES]
 
 
 def named(**wanted: Any) -> list[str]:
@@ -127,7 +161,12 @@ def model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, width:
     if toy.class_name == "SD3":
         embedder = dict(in_features=width, out_features=64 * settings["depth"])
         settings["context_embedder_config"] = {"target": "torch.nn.Linear", "params": embedder}
+    if family == "hidream":  # a width for T5 and one for Llama
+        settings[toy.width] = [width, LLAMA_WIDTH]
     config = getattr(comfy.supported_models, toy.class_name)(settings)
+    config.unet_config |= settings  # some classes have sizes of their own
+    if family == "cogvideox":  # its first noise level is 4,500, from which float32 comes back with errors of 1e-4
+        config.sampling_settings = {**config.sampling_settings, "zsnr": False}
     config.set_inference_dtype(dtype, None)
     base = config.get_model({}, device=torch.device("cpu"))
     fill(base.diffusion_model, seed)
@@ -146,6 +185,11 @@ def conditioning(family: str, seed: int = 0, tokens: int = TOKENS, batch: int = 
     """A random CONDITIONING as the family's text encoder gives it."""
     if TOYS[family].blocks in ("double_blocks", "joint_blocks"):  # some of these only ask for it
         options["pooled_output"] = noise(batch, POOLED, seed=2000 + seed)
+    if family == "hidream":
+        options["pooled_output"] = noise(batch, POOLED, seed=2000 + seed)
+        options["conditioning_llama3"] = noise(batch, 3, tokens + 8, LLAMA_WIDTH, seed=3000 + seed)
+    if family in ("omnigen2", "boogu"):
+        options["attention_mask"] = torch.ones(batch, tokens, dtype=torch.long)
     return [[noise(batch, tokens, width, seed=1000 + seed), options]]
 
 
@@ -156,7 +200,9 @@ def double_blocks(family: str, model) -> torch.nn.ModuleList:
 
 def blocks(family: str, model) -> Sequence[torch.nn.Module]:
     """All of them, in their order."""
-    return [*double_blocks(family, model), *getattr(model.model.diffusion_model, "single_blocks", ())]
+    names = "single_blocks", "single_stream_blocks", "single_stream_layers"
+    network = model.model.diffusion_model
+    return [*double_blocks(family, model), *(block for name in names for block in getattr(network, name, ()))]
 
 
 def has_input_patches(family: str) -> bool:

@@ -112,6 +112,16 @@ FAMILIES = {
         "lt", "LTXAVGemmaTokenizer", _ltxav_encoder, {"_model_config": _llama(24, vocab_size=512)}, GEMMA, toy_dit_more
     ),
 }  # fmt: skip
+#: Those of models with joint attention.
+JOINT = {
+    "qwen": Toy(
+        "qwen_image", "QwenImageTokenizer", "QwenImageTEModel", {"qwen25_7b_model_config": _llama(toy_dit.WIDTH)}
+    ),
+    # What it gives is the layer before the last.
+    "zimage": Toy("z_image", "ZImageTokenizer", "ZImageTEModel", {
+        "qwen3_4b_model_config": _llama(toy_dit.WIDTH) | {"num_hidden_layers": 3},
+    }),
+}
 #: The outputs of attention in encoders, in adapters behind them, and in the text blocks of a network.
 MIXING = ("SelfAttention.o.weight", "o_proj.weight", "attn1.to_out.0.weight", "attn1.to_out.0.bias",
           "self_attention.out_layer.weight", "self_attention.out_layer.bias")  # fmt: skip
@@ -129,8 +139,8 @@ def exists(family: str) -> bool:
 
 @cache
 def clip(family: str) -> comfy.sd.CLIP:
-    """The family's CLIP."""
-    toy = FAMILIES[family]
+    """The CLIP of one of FAMILIES or JOINT."""
+    toy = (FAMILIES | JOINT)[family]
     encoder = toy.encoder
     if isinstance(encoder, str):
         *module, name = encoder.split(".")

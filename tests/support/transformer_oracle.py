@@ -357,7 +357,7 @@ class Ebca:
         out = self._attend(module, q, main, visible)
         if self.edits:
             compose = self._positive if row.positive else self._negative
-            out = compose(module, row, text, out, q, visible)
+            out = compose(block_of(path), module, row, text, out, q, visible)
         if self.blocks is None or block_of(path) in self.blocks:
             for update in self.updates:
                 if self.on(update.window) and (row.positive or not self.positive_only):
@@ -380,13 +380,13 @@ class Ebca:
         """A number, or under a mask [n, 1]."""
         return edit.weight if mask is None else edit.weight * self._mask(mask)[:, None]
 
-    def _positive(self, module, row: _Row, prompt: Tensor, out: Tensor, q: Tensor, visible) -> Tensor:
+    def _positive(self, block: str, module, row: _Row, prompt: Tensor, out: Tensor, q: Tensor, visible) -> Tensor:
         total = 1.0
         for number, (edit, mask) in enumerate(zip(self.edits, self.edit_masks, strict=True)):
             key = (number, row.cond, row.image)
             text = self.texts[number][self.images.index(row.image)] + self.change(key)
             own = _visible(edit.text)
-            if self.on(edit.window):
+            if self.on(edit.window) and edit.is_mixed_in(block):
                 weight = self._weight(edit, mask)
                 out, total = out + weight * self._attend(module, q, text, own), total + weight
             if self.on(edit.gamma_window):
@@ -394,13 +394,13 @@ class Ebca:
                 self.changes[key] = self.change(key) + moved
         return out / total
 
-    def _negative(self, module, row: _Row, prompt: Tensor, out: Tensor, q: Tensor, visible) -> Tensor:
+    def _negative(self, block: str, module, row: _Row, prompt: Tensor, out: Tensor, q: Tensor, visible) -> Tensor:
         """All edits share a copy of the negative prompt as given, which moves by the mean of their steps."""
         key = ("shared", row.cond, row.image)
         text = prompt + self.change(key)
         weight = 0.0
         for edit, mask in zip(self.edits, self.edit_masks, strict=True):
-            if self.on(edit.window):
+            if self.on(edit.window) and edit.is_mixed_in(block):
                 weight = weight + self._weight(edit, mask)
         shared = self._attend(module, q, text, visible)
         for edit in self.edits:

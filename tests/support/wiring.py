@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,11 +15,15 @@ from support.host import node
 
 @dataclass(frozen=True, eq=False)
 class Ebca:
-    """Updates and edits, as the hand-made computation takes them; edit_masks [b, height, width] or None."""
+    """Updates and edits, as the hand-made computation takes them.
+
+    edit_masks [b, height, width] or None; compose_inputs: further ones of EBCACompose.
+    """
 
     updates: Sequence[oracle.Update] = ()
     edits: Sequence[oracle.Edit] = ()
     edit_masks: Sequence[torch.Tensor | None] = ()
+    compose_inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def on(self, comfy, pack, model, **update_inputs: Any):
         """The MODEL with the nodes; update_inputs go to every EBCAContextUpdate."""
@@ -29,7 +33,9 @@ class Ebca:
         edits = {
             f"edit{i}": _edit(comfy, edit, mask) for i, (edit, mask) in enumerate(zip(self.edits, masks, strict=True))
         }
-        return node(comfy, "EBCACompose").execute(model=model, edits=edits)[0] if edits else model
+        if not edits:
+            return model
+        return node(comfy, "EBCACompose").execute(model=model, edits=edits, **self.compose_inputs)[0]
 
     @contextmanager
     def by_hand(self, model, positive: list, negative: list):
