@@ -451,9 +451,19 @@ def _swept(prompt: Prompt) -> dict[str, Any]:
     return {"sweep": [sweep[0], 2], "images": [curves[0], 1]}
 
 
+def _edit(prompt: Prompt) -> Link:
+    """An edit in which nothing is out of range; with a dozen numbers, few are so by chance."""
+    zeros = ("start_percent", "gamma_attn", "gamma_norm", "gamma_start_percent")
+    return _add(prompt, "EBCAEditContext", {
+        "conditioning": _add(prompt, supply_of("CONDITIONING"), {"name": "plain"}), "direction": "add", "alpha": 0.5,
+        "end_percent": 1.0, "gamma_end_percent": 1.0, **dict.fromkeys(zeros, 0.0),
+    })  # fmt: skip
+
+
 #: {node: makes inputs that belong to each other, or together, which would hardly be met by chance}
 BELONGING: dict[str, Callable[[Prompt], dict[str, Any]]] = {
     "EBCAConcepts": lambda prompt: {"prompt": "a red ball and a blue cube", "concepts": ""},  # an empty one is refused
+    "EBCACompose": lambda prompt: {"edits.edit0": _edit(prompt), "mix_pooled": False},  # which U-Nets refuse
     "EBCAEnergyPlot": _traced,
     "EBCASaveTrace": _traced,
     "EBCAAttentionMaps": partial(_traced_picture, text=TEXTS[0], words=""),
