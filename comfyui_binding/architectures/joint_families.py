@@ -84,8 +84,8 @@ def _omnigen_layers(network: Module) -> dict[str, Module]:
 
 
 def _boogu_layers(network: Module) -> dict[str, Module]:
-    double = [block.img_instruct_attn for block in network.double_stream_layers]
-    return _numbered([*double, *(block.attn for block in network.single_stream_layers)])
+    paired = [block.img_instruct_attn for block in network.double_stream_layers]
+    return _numbered([*paired, *(block.attn for block in network.single_stream_layers)])
 
 
 def _hidream_layers(network: Module) -> dict[str, Module]:
