@@ -70,7 +70,7 @@ def figure(shown: Sequence[Row], title: str) -> Image.Image:
         for place, model in enumerate(STUDIES):
             y = middle + 14 * (place - (len(STUDIES) - 1) / 2)
             if model not in row.changes:
-                pen.text((x(0) + 6, y), "not possible", COLOURS[place], small, anchor="lm")
+                pen.text((x(0) + 6, y), "not measured", COLOURS[place], small, anchor="lm")
                 continue
             estimate = row.changes[model]
             mean, left, right = (x(100 * value) for value in (estimate.mean, estimate.low, estimate.high))
