@@ -50,7 +50,7 @@ NAMES: dict[str, str | tuple[str | None, ...]] = {
     "horse": ("horse", "horse-face", "horse", "horse"),  # where the zebra is a head, so is the horse
     "elephant": "elephant", "monkey": "monkey-face", "frog": "frog", "turtle": "turtle", "rabbit": "rabbit-face",
     "mouse": "mouse-face", "zebra": ("zebra", "zebra", None, "zebra"), "goat": "goat",
-    "backpack": "backpack", "glasses": "glasses", "crown": "crown",
+    "backpack": "backpack", "glasses": ("glasses", "glasses", None, "glasses"), "crown": "crown",
     "suitcase": ("luggage", "luggage", "briefcase", "luggage"),
     "chair": ("chair", "chair", "seat", "chair"), "balloon": "balloon", "bow": "ribbon", "car": "automobile",
     "bowl": ("bowl-with-spoon", "bowl-with-spoon", "steaming-bowl", "bowl-with-spoon"),

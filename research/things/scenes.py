@@ -12,7 +12,7 @@ from .world import ANIMALS, COLOURS, GROUNDS, OBJECTS, SIDE, SIZES, TRAINED, WEA
 Array = np.ndarray
 
 GAP = 0.05  # between two things, and half of it to the border
-WEARING = 0.25  # share of the animals that wear something
+WEARING = 0.25  # share of the animals that wear something, as a rule
 
 
 def extent(thing: Thing, style: str) -> tuple[float, float]:
@@ -45,22 +45,27 @@ def draw(picture: Picture, side: int = SIDE) -> Array:
     return image / 255.0
 
 
-def random_thing(rng: np.random.Generator, others: Sequence[Thing] = ()) -> Thing:
+def random_thing(rng: np.random.Generator, others: Sequence[Thing] = (), wearing: float = WEARING) -> Thing:
     """A thing of another kind than the others, without a place; nobody wears what stands in the picture by itself."""
     there = {thing.kind for thing in others} | {thing.worn for thing in others}
     kinds = [kind for kind in (ANIMALS if rng.random() < 0.55 else OBJECTS) if kind not in there]
     kind = kinds[rng.integers(len(kinds))]
     colour = list(COLOURS)[rng.integers(len(COLOURS))] if kind in OBJECTS else None
     items = [item for item in WORN if item not in there]
-    worn = items[rng.integers(len(items))] if items and kind in WEARERS and rng.random() < WEARING else None
+    worn = items[rng.integers(len(items))] if items and kind in WEARERS and rng.random() < wearing else None
     return Thing(kind, colour, worn, 0.5, 0.5, 0.5, bool(rng.random() < 0.5))
 
 
-def random_picture(rng: np.random.Generator, count: int, styles: Sequence[str] = TRAINED) -> Picture:
-    """`count` things of different kinds in one of the styles, apart from each other and from the border."""
+def random_picture(
+    rng: np.random.Generator, count: int, styles: Sequence[str] = TRAINED, wearing: float = WEARING
+) -> Picture:
+    """`count` things of different kinds in one of the styles, apart from each other and from the border.
+
+    wearing: the share of the twelve animals that wear something.
+    """
     things: list[Thing] = []
     while len(things) < count:
-        things.append(random_thing(rng, things))
+        things.append(random_thing(rng, things, wearing))
     return arrange(rng, things, styles[rng.integers(len(styles))])
 
 

@@ -36,8 +36,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {  # of objects; an animal has the co
     "white": (247, 247, 247),
     "black": (38, 38, 42),
 }
-GROUNDS: dict[str, tuple[int, int, int]] = {  # none of COLOURS: everything stands out
-    "sky": (150, 192, 228), "grass": (170, 208, 144), "sand": (232, 208, 164), "lilac": (190, 172, 218),
+GROUNDS: dict[str, tuple[int, int, int]] = {  # far from COLOURS and from the main colours of all drawings
+    "teal": (120, 190, 180), "lime": (195, 225, 130), "dusk": (110, 110, 170), "navy": (50, 65, 110),
 }
 
 # Size of a thing, the longer side of its box, by the number of things in the picture.
