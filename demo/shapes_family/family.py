@@ -5,6 +5,8 @@
 - Latent: the image itself, three channels in -1..1; core's pixel-space VAE turns it into an image and back.
 - Text encoder: a narrow CLIP text model behind the SD 1.x tokenizer. The checkpoint holds the embeddings of a few
   words; the rows of all other tokens come from a seed, so any prompt runs.
+
+The family of the things model shares the text encoder; its U-Net sees the latents of a VAE in its checkpoint.
 """
 from __future__ import annotations
 
