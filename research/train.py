@@ -1,6 +1,6 @@
 """Trains a small model on pictures that it draws as it goes, and writes a checkpoint for ComfyUI.
 
-    python research/train.py --architecture transformer --comfyui <folder of ComfyUI>
+    python research/train.py --world shapes --architecture transformer --comfyui <folder of ComfyUI>
 
 Every step's pictures, captions and noise come from (seed, step), so a run can stop at any time: the same command goes
 on from the last state and arrives at the same weights, on the same machine and number of threads.
@@ -16,15 +16,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 import comfy_host
-from shapes.drawing import draw, random_picture
-from shapes.grammar import WORDS, training_caption
-from shapes.world import GROUNDS, Picture
+import shapes.drawing
+import shapes.grammar
+import shapes.world
+import things.grammar
+import things.scenes
+import things.world
+import train_vae
+from learning import Optimiser, follow, rate_at, save_state
 
 DEMO = comfy_host.DEMO
 UNET = {
@@ -33,14 +39,29 @@ UNET = {
     "use_spatial_transformer": True, "use_linear_in_transformer": True, "legacy": False,
 }
 COUNTS = (0.60, 0.28, 0.12)  # shares of pictures with one, two, three objects
-WARMUP = 200
-COOLDOWN = 0.35  # the last share of the steps, in which the learning rate falls to zero
 PRIMER = 600  # pictures of one large object come first and fade out by 1.5 times this: words sink in
 NONSENSE = 0.05  # share of captions with words from outside the grammar, so that these disturb little
 START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49406
 TEXT_KEYS, CLIP_KEYS = "cond_stage_model.", "clip_l.transformer.text_model."
 SPOKEN = 28  # no training caption has more tokens; the rest of LENGTH is padding, whose context is zero
 CONTEXT_SCALE = 4.0  # context vectors start this long: at first attention spreads over all of LENGTH
+
+
+@dataclass(frozen=True)
+class World:
+    """What training has to know about the pictures of one world.
+
+    words: those of its grammar. picture(rng, count): one with `count` things. primer(rng, smallest, largest, stray):
+    one of a single large thing, see Architecture. draw(picture): [h w 3] in 0..1. caption(picture, rng): its caption.
+    latent: channels, height and width of what the denoiser sees.
+    """
+
+    words: tuple[str, ...]
+    picture: Callable[[np.random.Generator, int], Any]
+    primer: Callable[[np.random.Generator, float, float, float], Any]
+    draw: Callable[[Any], np.ndarray]
+    caption: Callable[[Any, np.random.Generator], str]
+    latent: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -53,8 +74,10 @@ class Architecture:
     zero: ends of the names of layers that start at zero, so that the denoiser starts as one that changes nothing.
     primer: of the large objects that come first, the radius at least and at most, and how far from the middle they lie.
     text: the checkpoint whose text encoder it starts with, or None for one that starts from nothing.
+    vae: the file of train_vae.py whose latents it learns, or None where it learns the pictures themselves.
     """
 
+    world: World
     build: Callable[..., torch.nn.Module]
     family: str
     out: str
@@ -65,6 +88,12 @@ class Architecture:
     zero: tuple[str, ...]
     primer: tuple[float, float, float]
     text: Path | None
+    vae: Path | None
+
+    def outer(self, name: str) -> bool:
+        """Whether AdamW trains the parameter of this name of a Model, whatever its shape."""
+        ends = tuple(f"denoiser.{end}" for end in self.ends)
+        return "embeddings." in name or name == "rows" or name.startswith(ends)
 
 
 def unet(family, operations) -> torch.nn.Module:
@@ -73,27 +102,64 @@ def unet(family, operations) -> torch.nn.Module:
     return family.unet.ShapesUNet(**UNET, **seen, **known, operations=operations)
 
 
+def latent_unet(family, operations) -> torch.nn.Module:
+    """The U-Net of the things world, unfilled: as that of the shapes, with attention on all its grids."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    seen, known = family.Things.unet_config, family.Things.unet_extra_config
+    attention = {"transformer_depth": [1, 1, 1], "transformer_depth_output": [1, 1, 1, 1, 1, 1]}
+    return UNetModel(**{**UNET, **attention}, **seen, **known, operations=operations)
+
+
 def transformer(family, operations) -> torch.nn.Module:
     """The transformer, unfilled."""
     return family.transformer.ShapesDIT(**family.transformer.CONFIG, operations=operations)
 
 
+def shapes_primer(rng: np.random.Generator, smallest: float, largest: float, stray: float) -> shapes.world.Picture:
+    """One large object near the middle: its colour and shape, and so the caption, decide most pixels even under noise.
+
+    Its radius is from smallest to largest, its place up to `stray` from the middle along each axis.
+    """
+    (thing,), ground = shapes.drawing.random_picture(rng, 1).things, str(rng.choice(list(shapes.world.GROUNDS)))
+    x, y, radius = *rng.uniform(0.5 - stray, 0.5 + stray, 2), rng.uniform(smallest, largest)
+    return shapes.world.Picture((replace(thing, x=float(x), y=float(y), radius=float(radius)),), ground)
+
+
+def things_primer(rng: np.random.Generator, smallest: float, largest: float, stray: float) -> things.world.Picture:
+    """The same for the things world, where sizes are those of whole things."""
+    picture = things.scenes.random_picture(rng, 1)
+    x, y, size = *rng.uniform(0.5 - stray, 0.5 + stray, 2), rng.uniform(smallest, largest)
+    return replace(picture, things=(replace(picture.things[0], x=float(x), y=float(y), size=float(size)),))
+
+
+SHAPES = World(
+    shapes.grammar.WORDS, shapes.drawing.random_picture, shapes_primer, shapes.drawing.draw,
+    shapes.grammar.training_caption, latent=(3, shapes.world.SIDE, shapes.world.SIDE))
+THINGS = World(
+    things.grammar.WORDS, things.scenes.random_picture, things_primer, things.scenes.draw,
+    things.grammar.training_caption, latent=(8, things.world.SIDE // 8, things.world.SIDE // 8))
 ARCHITECTURES = {
-    "unet": Architecture(
-        unet, "Shapes", "shapes.safetensors", steps=4000, batch=64, rate=8e-4, ends=("input_blocks.0.", "out."),
-        zero=("out_layers.3", "proj_out", "denoiser.out.2"), primer=(0.36, 0.42, 0.03), text=None),
-    "transformer": Architecture(
-        transformer, "ShapesTransformer", "shapes_transformer.safetensors", steps=9000, batch=64, rate=1.5e-3,
+    ("shapes", "unet"): Architecture(
+        SHAPES, unet, "Shapes", "shapes.safetensors", steps=4000, batch=64, rate=8e-4,
+        ends=("input_blocks.0.", "out."), zero=("out_layers.3", "proj_out", "denoiser.out.2"),
+        primer=(0.36, 0.42, 0.03), text=None, vae=None),
+    ("shapes", "transformer"): Architecture(
+        SHAPES, transformer, "ShapesTransformer", "shapes_transformer.safetensors", steps=9000, batch=64, rate=1.5e-3,
         ends=("x_embedder.", "t_embedder.", "final_layer.linear.", "draw.begin.", "draw.end."),
         zero=("adaln_modulation_self_attn.2", "adaln_modulation_cross_attn.2", "adaln_modulation_mlp.2",
               "final_layer.linear", "final_layer.adaln_modulation.2", "t_embedder.1.linear_2", "draw.end"),
-        primer=(0.26, 0.38, 0.12), text=DEMO / "shapes.safetensors"),
+        primer=(0.26, 0.38, 0.12), text=DEMO / "shapes.safetensors", vae=None),
+    ("things", "unet"): Architecture(
+        THINGS, latent_unet, "Things", "things.safetensors", steps=8000, batch=48, rate=8e-4,
+        ends=("input_blocks.0.", "out."), zero=("out_layers.3", "proj_out", "denoiser.out.2"),
+        primer=(0.70, 0.85, 0.06), text=None, vae=DEMO / "training" / "things_vae.safetensors"),
 }
 
 
 @dataclass
 class Batch:
-    """images [b 3 h w] in -1..1, tokens [b 77], levels [b] of noise, 0..1, noise like images."""
+    """images [b 3 h w] in -1..1, or their latents, tokens [b 77], levels [b] of noise, 0..1, noise like latents."""
 
     images: torch.Tensor
     tokens: torch.Tensor
@@ -108,16 +174,6 @@ def token_ids(caption: str, ids: dict[str, int], extra: list[int]) -> list[int]:
     return line + [END] * (LENGTH - len(line))
 
 
-def primer(rng: np.random.Generator, smallest: float, largest: float, stray: float) -> Picture:
-    """One large object near the middle: its colour and shape, and so the caption, decide most pixels even under noise.
-
-    Its radius is from smallest to largest, its place up to `stray` from the middle along each axis.
-    """
-    (thing,), ground = random_picture(rng, 1).things, str(rng.choice(list(GROUNDS)))
-    x, y, radius = *rng.uniform(0.5 - stray, 0.5 + stray, 2), rng.uniform(smallest, largest)
-    return Picture((replace(thing, x=float(x), y=float(y), radius=float(radius)),), ground)
-
-
 def spread(u: np.ndarray, power: float) -> np.ndarray:
     """Even numbers in 0..1 to noise levels in 0..1, denser in the middle; the smaller the power, the more noise."""
     return (u + 0.6 * np.sin(2 * np.pi * u) / (2 * np.pi)) ** power
@@ -125,18 +181,18 @@ def spread(u: np.ndarray, power: float) -> np.ndarray:
 
 def make_batch(seed: int, step: int, ids: dict[str, int], architecture: Architecture) -> Batch:
     """The batch of a step of an architecture; depends on nothing but seed and step."""
-    rng = np.random.default_rng([seed, step])
+    rng, world = np.random.default_rng([seed, step]), architecture.world
     size = architecture.batch
     primers = rng.random(size) < 1.5 - step / PRIMER
     counts = rng.choice([1, 2, 3], size=size, p=COUNTS)
-    pictures = [primer(rng, *architecture.primer) if first else random_picture(rng, int(n))
+    pictures = [world.primer(rng, *architecture.primer) if first else world.picture(rng, int(n))
                 for first, n in zip(primers, counts)]
     extra = [rng.integers(0, VOCABULARY, rng.integers(1, 4)).tolist() if rng.random() < NONSENSE else []
              for _ in pictures]
-    tokens = [token_ids(training_caption(p, rng), ids, e) for p, e in zip(pictures, extra, strict=True)]
-    images = torch.from_numpy(np.stack([draw(p) for p in pictures])).movedim(-1, 1) * 2 - 1
+    tokens = [token_ids(world.caption(p, rng), ids, e) for p, e in zip(pictures, extra, strict=True)]
+    images = torch.from_numpy(np.stack([world.draw(p) for p in pictures])).movedim(-1, 1) * 2 - 1
     levels = spread((rng.permutation(size) + rng.random(size)) / size, 0.75)
-    noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
+    noise = torch.from_numpy(rng.standard_normal((size, *world.latent), dtype=np.float32))
     return Batch(images, torch.tensor(tokens), torch.from_numpy(levels), noise)
 
 
@@ -261,87 +317,42 @@ def loss_of(model: Model, batch: Batch, sampling) -> torch.Tensor:
     return (10 / (0.5 + ratio.view(-1, 1, 1, 1) ** 0.8) * (image - batch.images) ** 2).mean()
 
 
-def rate_at(step: int, steps: int, rate: float) -> float:
-    """Learning rate: linear warm-up, flat at `rate`, linear fall to zero."""
-    return rate * min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))
-
-
-def export(model: Model, family, ids: list[int], path: Path) -> None:
-    """Writes the checkpoint that CheckpointLoaderSimple loads, in half precision."""
+def export(model: Model, family, ids: list[int], path: Path, vae: torch.nn.Module | None = None) -> None:
+    """Writes the checkpoint that CheckpointLoaderSimple loads, in half precision; its VAE is `vae` or the pixels'."""
     weights = {f"model.diffusion_model.{key}": value.half() for key, value in model.denoiser.state_dict().items()}
     weights |= {TEXT_KEYS + CLIP_KEYS + key: value.half() for key, value in model.text.state_dict().items()}
     weights[TEXT_KEYS + family.WORD_IDS] = torch.tensor(ids, dtype=torch.int32)
     weights[TEXT_KEYS + family.WORD_ROWS] = model.rows.detach().half()
-    weights["first_stage_model.pixel_space_vae"] = torch.tensor(1.0)
+    pixels = {"pixel_space_vae": torch.tensor(1.0)}
+    decoder = {key: value.half() for key, value in vae.state_dict().items()} if vae else pixels
+    weights |= {f"first_stage_model.{key}": value for key, value in decoder.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in weights.items()}, str(path), metadata={"title": "EBCA shapes model"})
-
-
-class Optimiser:
-    """Muon for the matrices inside the network, convolutions among them; AdamW for what is left."""
-
-    def __init__(self, model: Model, architecture: Architecture):
-        self.parameters = list(model.parameters())
-        ends = {id(p) for name, p in model.named_parameters() if "embeddings." in name or name == "rows"}
-        ends |= {id(p) for name, p in model.denoiser.named_parameters() if name.startswith(architecture.ends)}
-        self.inner = [p for p in self.parameters if p.ndim >= 2 and id(p) not in ends]
-        inner = {id(p) for p in self.inner}
-        self.matrices = [torch.nn.Parameter(p.data.flatten(1)) for p in self.inner]  # the same memory
-        rest = [p for p in self.parameters if id(p) not in inner]
-        self.parts = {
-            "muon": torch.optim.Muon(self.matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            "adamw": torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
-        }
-
-    def step(self, rate: float) -> None:
-        """One step along the parameters' gradients, which are then gone."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for matrix, parameter in zip(self.matrices, self.inner, strict=True):
-            matrix.grad = None if parameter.grad is None else parameter.grad.flatten(1)
-        for part in self.parts.values():
-            for group in part.param_groups:
-                group["lr"] = rate
-            part.step()
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    def state_dict(self) -> dict:
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
-    def load_state_dict(self, state: dict) -> None:
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-
-
-def follow(average: Model, model: Model, step: int) -> None:
-    """Moves the averaged weights a little towards the trained ones."""
-    decay = min(0.999, (1 + step) / (10 + step))
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-
-
-def save_state(path: Path, **parts) -> None:
-    """Writes a state to go on from; never leaves half a file."""
-    draft = path.with_suffix(".tmp")
-    torch.save(parts, draft)
-    draft.replace(path)
+    save_file({k: v.contiguous() for k, v in weights.items()}, str(path), metadata={"title": f"EBCA {path.stem}"})
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--architecture", choices=list(ARCHITECTURES), default="unet")
+    parser.add_argument("--world", choices=sorted({world for world, _ in ARCHITECTURES}), default="shapes")
+    parser.add_argument("--architecture", choices=sorted({name for _, name in ARCHITECTURES}), default="unet")
     parser.add_argument("--comfyui", help="folder of ComfyUI (default: COMFYUI_PATH)")
     parser.add_argument("--steps", type=int, help="default: that of the architecture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="compile first: takes minutes, then steps are faster")
     parser.add_argument("--save-every", type=int, default=100, help="steps between states")
-    parser.add_argument("--state", type=Path, help="default: training/<architecture>.pt")
+    parser.add_argument("--state", type=Path, help="default: training/<world>_<architecture>.pt")
     parser.add_argument("--out", type=Path, help="default: the shipped checkpoint's name in training/")
+    parser.add_argument("--vae", type=Path, help="file of train_vae.py, if the world has one (default: in training/)")
     args = parser.parse_args(argv)
-    architecture = ARCHITECTURES[args.architecture]
+    architecture = ARCHITECTURES.get((args.world, args.architecture))
+    if architecture is None:
+        known = " or ".join(name for world, name in ARCHITECTURES if world == args.world)
+        parser.error(f"there is no {args.architecture} of {args.world}: pass --architecture {known}")
+    args.vae = args.vae or architecture.vae
+    if architecture.vae and not args.vae.is_file():
+        parser.error(f"there is no VAE at '{args.vae}': run research/train_vae.py, or pass --vae")
     args.steps = architecture.steps if args.steps is None else args.steps
-    args.state = args.state or DEMO / "training" / f"{args.architecture}.pt"
+    args.state = args.state or DEMO / "training" / f"{args.world}_{args.architecture}.pt"
     args.out = args.out or DEMO / "training" / architecture.out
     return args
 
@@ -364,18 +375,19 @@ def train(args: argparse.Namespace) -> None:
     from comfy.sd1_clip import SD1Tokenizer
 
     torch.manual_seed(args.seed)
-    architecture, family = ARCHITECTURES[args.architecture], comfy_host.family()
+    architecture, family = ARCHITECTURES[args.world, args.architecture], comfy_host.family()
     vocabulary = SD1Tokenizer().clip_l.tokenizer.get_vocab()
-    words = {word: vocabulary[word + "</w>"] for word in WORDS}
+    words = {word: vocabulary[word + "</w>"] for word in architecture.world.words}
     ids = [*words.values(), START, END]
     sampling = sampling_of(family, architecture.family)
+    vae = train_vae.load(args.vae) if architecture.vae else None
 
     model = Model(family, architecture, ids)
     initialise(model, architecture)
     if architecture.text:
         load_text(model, family, ids, architecture.text)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimiser = Optimiser(model, architecture)
+    optimiser = Optimiser(model, architecture.outer)
     first = 0
     if args.state.is_file():
         state = torch.load(args.state, weights_only=True)
@@ -393,7 +405,10 @@ def train(args: argparse.Namespace) -> None:
 
     losses, since = [], time.monotonic()
     for step in range(first, args.steps):
-        loss = loss_of(model, make_batch(args.seed, step, words, architecture), sampling)
+        batch = make_batch(args.seed, step, words, architecture)
+        if vae:
+            batch.images = train_vae.encode(vae, batch.images)
+        loss = loss_of(model, batch, sampling)
         if not math.isfinite(loss.item()):
             raise SystemExit(f"loss is {loss.item()} at step {step}: lower the architecture's rate")
         loss.backward()
@@ -408,7 +423,7 @@ def train(args: argparse.Namespace) -> None:
         if done % args.save_every == 0 or done == args.steps:
             save_state(args.state, model=model.state_dict(), average=average.state_dict(),
                        optimiser=optimiser.state_dict(), step=done, seed=args.seed)
-            export(average, family, ids, args.out)
+            export(average, family, ids, args.out, vae)
 
 
 if __name__ == "__main__":

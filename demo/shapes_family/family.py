@@ -5,6 +5,8 @@
 - Latent: the image itself, three channels in -1..1; core's pixel-space VAE turns it into an image and back.
 - Text encoder: a narrow CLIP text model behind the SD 1.x tokenizer. The checkpoint holds the embeddings of a few
   words; the rows of all other tokens come from a seed, so any prompt runs.
+
+The family of the things model shares the text encoder; its U-Net sees the latents of a VAE in its checkpoint.
 """
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from . import transformer, unet
 
@@ -35,6 +38,12 @@ class ShapesLatent(comfy.latent_formats.LatentFormat):
     latent_channels = 3
     spacial_downscale_ratio = 8
     latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+
+class ThingsLatent(comfy.latent_formats.LatentFormat):
+    """What the checkpoint's own VAE, of the TAESD classes, makes of 8 x 8 pixels; its mean is 0, its deviation 1."""
+
+    latent_channels = 8
 
 
 class ShapesText(comfy.sd1_clip.SDClipModel):
@@ -110,7 +119,19 @@ class ShapesTransformer(Shapes):
     network, model = transformer.ShapesDIT, ShapesFlow
 
 
+class Things(Shapes):
+    """The U-Net of emoji drawings: UNetModel itself, on latents."""
+
+    unet_config = {"in_channels": ThingsLatent.latent_channels, "out_channels": ThingsLatent.latent_channels,
+                   "context_dim": CONTEXT}
+    latent_format = ThingsLatent
+    network = UNetModel
+
+    def process_vae_state_dict(self, state_dict):
+        return state_dict
+
+
 def register() -> None:
     """Adds the families to those that ComfyUI's loaders recognise; twice does no harm."""
     known = {family.__name__ for family in comfy.supported_models.models}
-    comfy.supported_models.models += [f for f in (Shapes, ShapesTransformer) if f.__name__ not in known]
+    comfy.supported_models.models += [f for f in (Shapes, ShapesTransformer, Things) if f.__name__ not in known]

@@ -1,4 +1,4 @@
-"""Training of the shapes models: reproducible, resumable, and the same network that ComfyUI loads."""
+"""Training of the small models: reproducible, resumable, and the same networks that ComfyUI loads."""
 
 from dataclasses import replace
 
@@ -11,8 +11,7 @@ from comfy.sd1_clip import SD1Tokenizer
 
 import comfy_host
 import train
-from shapes.drawing import random_picture
-from shapes.grammar import WORDS, training_caption
+import train_vae
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +19,33 @@ def tokenizer():
     return SD1Tokenizer()
 
 
-@pytest.fixture(scope="module")
-def words(tokenizer) -> dict[str, int]:
-    vocabulary = tokenizer.clip_l.tokenizer.get_vocab()
-    return {word: vocabulary[word + "</w>"] for word in WORDS}
-
-
-@pytest.fixture(params=list(train.ARCHITECTURES))
+@pytest.fixture(params=list(train.ARCHITECTURES), ids="-".join)
 def architecture(request, monkeypatch) -> train.Architecture:
     """One of the architectures, with small batches."""
     small = replace(train.ARCHITECTURES[request.param], batch=4)
     monkeypatch.setitem(train.ARCHITECTURES, request.param, small)
     return small
+
+
+def words_of(tokenizer, world: train.World) -> dict[str, int]:
+    vocabulary = tokenizer.clip_l.tokenizer.get_vocab()
+    return {word: vocabulary[word + "</w>"] for word in world.words}
+
+
+@pytest.fixture
+def words(tokenizer, architecture) -> dict[str, int]:
+    return words_of(tokenizer, architecture.world)
+
+
+@pytest.fixture(scope="module")
+def untrained_vae() -> torch.nn.Module:
+    torch.manual_seed(0)
+    vae = train_vae.build().requires_grad_(False)
+    train_vae.initialise(vae)
+    vae.vae_scale.data, vae.vae_shift.data = torch.tensor(0.5), torch.tensor(0.25)
+    for parameter in vae.parameters():  # as the checkpoint stores them
+        parameter.data = parameter.data.half().float()
+    return vae
 
 
 @pytest.fixture
@@ -49,12 +63,14 @@ def new_model(words, architecture) -> train.Model:
     return model.requires_grad_(False)
 
 
-def test_captions_have_the_tokens_of_the_real_tokenizer(tokenizer, words):
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("world", [train.SHAPES, train.THINGS], ids=["shapes", "things"])
+def test_captions_have_the_tokens_of_the_real_tokenizer(tokenizer, world):
+    rng, words = np.random.default_rng(0), words_of(tokenizer, world)
     for index in range(200):
-        caption = training_caption(random_picture(rng, 1 + index % 3), rng)
+        caption = world.caption(world.picture(rng, 1 + index % 3), rng)
         (line,) = tokenizer.tokenize_with_weights(caption)["l"]
         assert train.token_ids(caption, words, []) == [token for token, _ in line]
+        assert sum(token != train.END for token, _ in line) + 1 + 3 <= train.SPOKEN  # 3 that make no sense
 
 
 def test_batch_depends_on_seed_and_step_alone(words, architecture):
@@ -66,28 +82,46 @@ def test_batch_depends_on_seed_and_step_alone(words, architecture):
     assert not torch.equal(first.noise, later.noise)
 
 
-def test_trained_network_is_the_one_that_comfyui_loads(words, architecture, tmp_path):
+def test_trained_network_is_the_one_that_comfyui_loads(words, architecture, untrained_vae, tmp_path):
     family, model = comfy_host.family(), new_model(words, architecture)
+    own_vae = untrained_vae if architecture.vae else None
     family.register()
     path = tmp_path / "shapes.safetensors"
-    train.export(model, family, [*words.values(), train.START, train.END], path)
-    patcher, clip, _vae, _ = comfy.sd.load_checkpoint_guess_config(str(path))
-    caption = "a small red circle, a blue star and a yellow cross on a grey background"
+    train.export(model, family, [*words.values(), train.START, train.END], path, own_vae)
+    patcher, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(path))
+    assert type(patcher.model.model_config).__name__ == architecture.family
+    if architecture.world is train.SHAPES:
+        caption = "a small red circle, a blue star and a yellow cross on a grey background"
+    else:
+        caption = "a cat with a glasses, a grey clock and a zebra"
     with torch.inference_mode():
         context = model.context(torch.tensor([train.token_ids(caption, words, [])]))
         encoded = clip.encode_from_tokens(clip.tokenize(caption))
         assert (encoded[:, : train.SPOKEN] - context).abs().max() < 1e-4
         assert not encoded[:, train.SPOKEN :].any()
-        x, levels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([900.0, 30.0])
+        noise = torch.Generator().manual_seed(1)
+        x, levels = torch.randn(2, *architecture.world.latent, generator=noise), torch.tensor([900.0, 30.0])
         with train.differentiable_kernels():
             expected = model(x, levels, torch.tensor([train.token_ids(caption, words, [])] * 2))
         got = patcher.model.diffusion_model(x, levels, context=encoded.repeat(2, 1, 1), transformer_options={})
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
+    world = architecture.world
+    images = torch.from_numpy(world.draw(world.picture(np.random.default_rng(0), 2)))[None]
+    latents = vae.encode(images)
+    assert latents.shape[1:] == world.latent
+    assert vae.decode(latents).shape == images.shape
+    if own_vae:
+        learnt = train_vae.encode(own_vae, images.movedim(-1, 1) * 2 - 1)
+        assert (latents - learnt).abs().max() < 0.1 * latents.std()  # training encodes in bfloat16
+    else:
+        assert torch.equal(latents, images.movedim(-1, 1) * 2 - 1)
 
 
-def test_stopping_and_going_on_changes_nothing(architecture, monkeypatch, tmp_path):
-    (name,) = (name for name, known in train.ARCHITECTURES.items() if known is architecture)
-    command = ["--architecture", name, "--steps", "4", "--threads", "1"]
+def test_stopping_and_going_on_changes_nothing(architecture, untrained_vae, monkeypatch, tmp_path):
+    ((world, name),) = (names for names, known in train.ARCHITECTURES.items() if known is architecture)
+    train_vae.export(untrained_vae, tmp_path / "vae.safetensors")
+    command = ["--world", world, "--architecture", name, "--steps", "4", "--threads", "1"]
+    command += ["--vae", str(tmp_path / "vae.safetensors")]
     threads = torch.get_num_threads()
     monkeypatch.setattr(comfy_host, "start", lambda *_: None)
 
@@ -119,9 +153,11 @@ def test_learning_rate_rises_stays_and_falls_to_nothing():
 def test_both_optimisers_move_all_parameters(words, architecture, sampling):
     model = new_model(words, architecture).requires_grad_(True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimiser = train.Optimiser(model, architecture)
+    optimiser = train.Optimiser(model, architecture.outer)
     with train.differentiable_kernels():
-        train.loss_of(model, train.make_batch(0, 0, words, architecture), sampling).backward()
+        batch = train.make_batch(0, 0, words, architecture)
+        batch.images = batch.images if architecture.vae is None else batch.noise.flip(0)
+        train.loss_of(model, batch, sampling).backward()
     unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     optimiser.step(1e-3)
     still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
@@ -132,6 +168,7 @@ def test_both_optimisers_move_all_parameters(words, architecture, sampling):
 def test_loss_is_the_weighted_error_of_the_image(words, architecture, sampling):
     """Computed by hand from what the denoiser gives, one picture at a time."""
     batch = train.make_batch(0, 5000, words, architecture)
+    batch.images = torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(2))  # or latents
     family, given = architecture.family, []
 
     def network(x, timesteps, tokens):
@@ -143,7 +180,7 @@ def test_loss_is_the_weighted_error_of_the_image(words, architecture, sampling):
     for b in range(4):
         sigma = float(sampling.sigmas[int(batch.levels[b] * 1000)])
         image, noise = batch.images[b], batch.noise[b]
-        if family == "Shapes":  # v = alpha noise - beta image, with alpha^2 + beta^2 = 1
+        if family in ("Shapes", "Things"):  # v = alpha noise - beta image, with alpha^2 + beta^2 = 1
             alpha = (1 + sigma**2) ** -0.5
             x, ratio = alpha * (image + sigma * noise), sigma
             found = alpha * x - alpha * sigma * 0.3 * x
@@ -172,8 +209,9 @@ def test_plain_norm_and_rotation_are_bit_equal_to_the_fused_kernel_and_have_a_gr
         assert all(torch.equal(*pair) for pair in zip(plain(q, k, turn, scale, scale), fused(q, k, turn, scale, scale)))
 
 
-def test_text_encoder_that_training_starts_from_is_the_unets(words, tmp_path):
-    family, unet, transformer = comfy_host.family(), *train.ARCHITECTURES.values()
+def test_text_encoder_that_training_starts_from_is_the_unets(tokenizer, tmp_path):
+    family, words = comfy_host.family(), words_of(tokenizer, train.SHAPES)
+    unet, transformer = (train.ARCHITECTURES["shapes", name] for name in ("unet", "transformer"))
     ids = [*words.values(), train.START, train.END]
     source, model = new_model(words, unet), new_model(words, transformer)
     train.export(source, family, ids, tmp_path / "unet.safetensors")
@@ -182,3 +220,57 @@ def test_text_encoder_that_training_starts_from_is_the_unets(words, tmp_path):
     assert torch.equal(model.context(tokens), source.context(tokens))
     with pytest.raises(SystemExit, match="knows other words"):
         train.load_text(model, family, ids[::-1], tmp_path / "unet.safetensors")
+
+
+def test_what_cannot_be_trained_is_refused(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        train.arguments(["--world", "things", "--architecture", "transformer"])
+    assert "there is no transformer of things: pass --architecture unet" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train.arguments(["--world", "things", "--vae", str(tmp_path / "none.safetensors")])
+    assert "run research/train_vae.py" in capsys.readouterr().err
+
+
+# The VAE of the things model
+
+
+def test_windows_depend_on_seed_and_step_alone():
+    first, again, later = (train_vae.windows(3, step, 6) for step in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    assert first.shape == (6, 3, 64, 64)
+
+
+def test_exported_vae_has_even_latents_and_the_same_round_trip(untrained_vae, tmp_path):
+    train_vae.export(untrained_vae, tmp_path / "vae.safetensors")
+    vae = train_vae.load(tmp_path / "vae.safetensors")
+    rng = np.random.default_rng(0)
+    images = np.stack([train.THINGS.draw(train.THINGS.picture(rng, 1 + i % 3)) for i in range(48)])
+    images = torch.from_numpy(images).movedim(-1, 1) * 2 - 1
+    latents = train_vae.encode(vae, images)
+    assert latents.mean() == pytest.approx(0, abs=0.02)
+    assert latents.std() == pytest.approx(1, abs=0.02)
+    with torch.inference_mode():
+        before, after = (each.decode(each.encode(images[:1])) for each in (untrained_vae, vae))
+    assert (before - after).abs().max() < 0.01
+
+
+def test_vae_training_that_stops_and_goes_on_changes_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(comfy_host, "start", lambda *_: None)
+    monkeypatch.setattr(train_vae, "windows", lambda seed, step, _windows=train_vae.windows: _windows(seed, step, 2))
+
+    def run(folder: str, *lengths: int) -> dict:
+        path = tmp_path / folder / "state.pt"
+        for length in lengths:
+            stopped = lambda a, b=None, n=length: range(a) if b is None else range(a, n)  # noqa: E731
+            monkeypatch.setattr(train_vae, "range", stopped, raising=False)
+            out = str(path.with_name("out.safetensors"))
+            train_vae.main(["--steps", "4", "--threads", "1", "--save-every", "2", "--state", str(path), "--out", out])
+        return torch.load(path, weights_only=True)
+
+    whole, parts = run("whole", 4), run("parts", 2, 4)
+    assert whole["step"] == parts["step"] == 4
+    for part in ("model", "average"):
+        assert all(torch.equal(value, parts[part][key]) for key, value in whole[part].items())
+    moved = [name for name, value in whole["model"].items() if not torch.equal(value, whole["average"][name])]
+    assert len(moved) == len([name for name in whole["model"] if "vae_" not in name])

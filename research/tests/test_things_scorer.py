@@ -1,0 +1,156 @@
+"""The scorer of the things world: right on drawn scenes, and about pictures that are wrong."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from things import reader, scenes, train_scorer
+from things.grammar import Scene, describe, parse
+from things.scorer import LABELS, judge, read, readings, verdict
+from things.world import GROUNDS, SIDE, STYLES, Picture, Thing
+
+CAT = Thing("cat", None, None, 0.25, 0.3, 0.4)
+CROWNED = replace(CAT, worn="crown")
+CAR = Thing("car", "red", None, 0.7, 0.7, 0.4)
+CLOCK = Thing("clock", "green", None, 0.75, 0.25, 0.35)
+
+
+def picture(*things: Thing, style: str = "noto", ground: str = "teal") -> np.ndarray:
+    return scenes.draw(Picture(things, style, ground))
+
+
+def drawn(count: int, style: str, seed: int):
+    """Pictures of one style with scenes that they fulfil; training has not seen them, its seed is 0."""
+    rng = np.random.default_rng(seed)
+    pictures = [scenes.random_picture(rng, 1 + index % 3, (style,)) for index in range(count)]
+    return pictures, [describe(made, rng) for made in pictures]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_drawn_pictures_are_read_right(style):
+    made, wanted = drawn(500, style, seed=1001)
+    judged = [judge(*pair) for pair in zip(readings([scenes.draw(p) for p in made]), wanted)]
+    assert np.mean([v.complete for v in judged]) >= 0.99
+    # And all that can be said of each thing, whatever the caption says.
+    exact = 0
+    for one, verdict_ in zip(made, judged):
+        found = sorted((f.kind, f.colour, f.worn) for f in verdict_.reading.found if f.kind)
+        exact += found == sorted((t.kind, t.colour, t.worn) for t in one.things)
+        assert verdict_.reading.ground == one.ground
+    assert exact / len(made) >= 0.985
+
+
+@pytest.mark.parametrize("side", [96, 512])
+def test_other_resolutions_are_read_right(side):
+    made, wanted = drawn(60, "fluent", seed=side)
+    judged = [verdict(scenes.draw(p, side), scene) for p, scene in zip(made, wanted)]
+    assert np.mean([v.complete for v in judged]) >= 0.95
+
+
+def test_noisy_drawings_are_still_read():
+    rng = np.random.default_rng(5)
+    made, wanted = drawn(100, "twemoji", seed=6)
+    judged = [verdict(scenes.draw(p) + rng.normal(0, 0.02, (SIDE, SIDE, 3)), scene) for p, scene in zip(made, wanted)]
+    assert np.mean([v.right for v in judged]) >= 0.97
+
+
+def test_boxes_are_the_drawn_ones():
+    made, _ = drawn(60, "emojione", seed=7)
+    for one in made:
+        for thing in one.things:
+            found = next(f for f in read(scenes.draw(one)).found if f.kind == thing.kind)
+            box = np.array(scenes.box(thing, one.style)) / SIDE
+            assert np.abs(np.array([found.left, found.top, found.right, found.bottom]) - box).max() <= 4.5 / SIDE
+
+
+@pytest.mark.parametrize(("things", "caption", "label"), [
+    ([CAT, CAR], "a cat and a red car", "all right"),
+    ([CAT, CAR], "a red car and a cat", "all right"),
+    ([CAT, CAR], "a car and a cat", "all right"),
+    ([CAT], "a cat and a red car", "thing missing"),
+    ([CAT, CLOCK], "a cat and a red car", "thing missing"),
+    ([CAT, CAR], "a cat and a blue car", "wrong colour"),
+    ([CAT, CAR, CLOCK], "a cat and a red clock", "wrong colour"),
+    ([CAT, CAR, CLOCK], "a cat and a red car", "something extra"),
+    ([CAT, replace(CAT, x=0.7, y=0.7)], "a cat", "something extra"),
+    ([], "a cat", "thing missing"),
+    ([CROWNED], "a cat with a crown", "all right"),
+    ([CAT], "a cat with a crown", "thing missing"),
+    ([CROWNED], "a cat with a bow", "thing missing"),
+    ([CROWNED], "a cat", "something extra"),
+    ([CROWNED, CAR], "a cat and a red car", "something extra"),
+    ([CROWNED, CAR], "a cat and a blue car", "thing missing"),
+    ([CAT, CAR, replace(CAR, colour="blue", x=0.25, y=0.75, size=0.3)], "a blue car, a cat and a red car", "all right"),
+])  # fmt: skip
+@pytest.mark.parametrize("style", ["noto", "emojione"])
+def test_label(things, caption, label, style):
+    judged = verdict(picture(*things, style=style), caption)
+    assert judged.label == label
+    assert label in LABELS
+
+
+def test_matched_things_and_their_places():
+    image = picture(CAT, CAR)
+    judged = verdict(image, "a cat left of a red car")
+    assert judged.complete
+    assert [judged.reading.found[i].kind for i in judged.matched] == ["cat", "car"]
+    turned = verdict(image, "a red car left of a cat")
+    assert turned.right
+    assert not turned.placed
+    assert verdict(picture(replace(CAR, x=0.7, y=0.2), CAT), "a cat and a red car").matched.count(None) == 0
+
+
+@pytest.mark.parametrize(("make", "called"), [(train_scorer.mixture, 0.75), (train_scorer.blot, 0.65)])
+def test_mixtures_and_blots_are_seldom_taken_for_things(make, called):
+    """Of blots, two things that touch are mostly called a mixture."""
+    rng, seen = np.random.default_rng(2001), []
+    for index in range(200):
+        made = make(rng, STYLES[index % 4], 60)
+        image = np.full((SIDE, SIDE, 3), GROUNDS["lime"], np.float32)
+        area = image[30:30 + len(made), 30:30 + len(made)]
+        area *= 1 - made[..., 3:] / 255
+        area += made[..., :3]
+        if len(reader.regions(image, image[0, 0])) == 1:
+            seen.append(read(image / 255))
+    assert len(seen) > 100
+    assert np.mean([len(reading.found) for reading in seen]) <= 0.1
+    right = [reading.mixtures if make is train_scorer.mixture else reading.blots for reading in seen]
+    assert np.mean(right) >= called
+
+
+def test_grounds_that_are_not_plain_or_not_of_the_world_are_unreadable():
+    assert verdict(np.full((SIDE, SIDE, 3), (0.9, 0.2, 0.2)), "a cat").label == "unreadable"
+    assert verdict(np.random.default_rng(0).random((SIDE, SIDE, 3)), "a cat").label == "unreadable"
+    image = picture(CAT)
+    image[:, 64:] = np.array(GROUNDS["navy"]) / 255
+    assert verdict(image, "a cat").label == "unreadable"
+
+
+def test_image_of_another_layout_is_refused():
+    with pytest.raises(ValueError, match=r"\[h w 3\], got \[3, 128, 128\]"):
+        read(np.zeros((3, SIDE, SIDE)))
+
+
+def test_judging_needs_no_picture():
+    reading = read(picture(CAT, CAR))
+    assert judge(reading, parse("a cat and a red car")).right
+    assert judge(replace(reading, mixtures=1), parse("a cat and a red car")).label == "mixture of two"
+    assert judge(replace(reading, blots=1), parse("a cat and a red car")).label == "unreadable"
+    assert judge(replace(reading, ground=None), Scene(())).label == "unreadable"
+
+
+# Training
+
+
+def test_examples_depend_on_seed_and_round_alone(monkeypatch):
+    monkeypatch.setattr(train_scorer, "SCENES", 6)
+    monkeypatch.setattr(train_scorer, "WRONG", 6)
+    (crops, labels), (again, _), (later, _) = (train_scorer.examples(3, number) for number in (7, 7, 8))
+    assert np.array_equal(crops, again)
+    assert crops.shape != later.shape or not np.array_equal(crops, later)
+    assert len(crops) == len(labels)
+
+
+def test_weights_are_small():
+    assert reader.WEIGHTS.stat().st_size < 2e6

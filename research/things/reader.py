@@ -1,0 +1,106 @@
+"""The network that names what one region of a picture shows, and how regions are cut out for it."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from scipy import ndimage
+from torch import nn
+
+from .world import COLOURS, KINDS, SIDE, WORN
+
+Array = np.ndarray
+
+WEIGHTS = Path(__file__).with_name("scorer.safetensors")
+CROP = 40  # pixels of what the network sees, each way
+MIXTURE, BLOT = len(KINDS), len(KINDS) + 1  # what a region may show beside the kinds
+NOTHING = len(WORN)  # the last class of what is worn
+MARK = 30.0  # a pixel further than this from the ground (each channel 0..255) is not ground
+REACH = 2  # pixels around a thing that belong to it: parts that lie less than twice this apart are one region
+SPECK = 24  # regions of fewer pixels are dust
+WIDTHS = (32, 64, 112, 160)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected region off the ground: its box in fractions of the picture's side, its pixels, and its cut-out.
+
+    crop: float32 [4 CROP CROP]: colours, grey (0.5) outside the region; and 1 inside the region, 0 outside.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    area: int
+    crop: Array
+
+
+def ground_of(pixels: Array) -> tuple[Array, float]:
+    """The colour [3] along the border of pixels [h w 3], 0..255, and which share of the border has it."""
+    frame = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3),
+                            pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)])
+    ground = np.median(frame, axis=0)
+    return ground, float((np.linalg.norm(frame - ground, axis=-1) <= MARK).mean())
+
+
+def regions(pixels: Array, ground: Array) -> list[Region]:
+    """The regions of pixels [SIDE SIDE 3], 0..255, that are not of the ground's colour [3]; dust is left out."""
+    marked = np.square(pixels - ground).sum(-1) > MARK ** 2
+    joined = ndimage.binary_dilation(marked, np.ones((3, 3)), iterations=REACH)
+    labels, _ = ndimage.label(joined, np.ones((3, 3)))
+    found = []
+    for index, place in enumerate(ndimage.find_objects(labels), 1):
+        inside = labels[place] == index
+        area = int((inside & marked[place]).sum())
+        if area >= SPECK:
+            found.append(_region(pixels[place], inside, place, area))
+    return found
+
+
+def _region(pixels: Array, inside: Array, place: tuple[slice, slice], area: int) -> Region:
+    height, width = inside.shape
+    side = max(height, width)
+    canvas = np.full((side, side, 4), (127.5, 127.5, 127.5, 0.0), np.float32)
+    top, left = (side - height) // 2, (side - width) // 2
+    part = canvas[top:top + height, left:left + width]
+    part[inside, :3], part[inside, 3] = pixels[inside], 255.0
+    small = Image.fromarray(canvas.round().astype(np.uint8), "RGBX").resize((CROP, CROP), Image.Resampling.BILINEAR)
+    return Region(place[1].start / SIDE, place[0].start / SIDE, place[1].stop / SIDE, place[0].stop / SIDE, area,
+                  np.asarray(small, np.float32).transpose(2, 0, 1) / 255.0)
+
+
+class Reader(nn.Module):
+    """Cut-outs [n 4 CROP CROP] to logits: kinds, mixture and blot [n 28], worn [n 4], colours [n 11]."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = (4, *WIDTHS)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, 5 if a == 4 else 3, stride=2, padding=2 if a == 4 else 1) for a, b in zip(sizes, WIDTHS)
+        )
+        self.middle = nn.Conv2d(WIDTHS[-1], WIDTHS[-1], 3, padding=1)
+        self.norms = nn.ModuleList(nn.GroupNorm(8, width) for width in (*WIDTHS, WIDTHS[-1]))
+        self.place = nn.Conv2d(WIDTHS[-1], WIDTHS[-1], 3, groups=WIDTHS[-1])  # each channel where it counts
+        self.out = nn.Linear(2 * WIDTHS[-1], BLOT + 1 + NOTHING + 1 + len(COLOURS))
+
+    def forward(self, crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = crops - 0.5
+        for layer, norm in zip(self.layers, self.norms):
+            x = torch.relu(norm(layer(x)))
+        x = x + torch.relu(self.norms[-1](self.middle(x)))
+        pooled = torch.cat([self.place(x).flatten(1), x.amax((2, 3))], 1)
+        return self.out(pooled).split([BLOT + 1, NOTHING + 1, len(COLOURS)], 1)
+
+
+@cache
+def trained() -> Reader:
+    """The network with the weights that train_scorer.py has written."""
+    model = Reader()
+    model.load_state_dict({name: value.float() for name, value in load_file(str(WEIGHTS)).items()})
+    return model.eval().requires_grad_(False)

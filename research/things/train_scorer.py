@@ -1,0 +1,231 @@
+"""Trains the network of the scorer on drawn scenes and writes scorer.safetensors.
+
+    .host/venv/bin/python research/things/train_scorer.py
+
+It sees the drawings of all four styles, those of the style held out too: it judges pictures and makes none. Every
+step's cut-outs come from (seed, step), so a run that was stopped goes on from its state.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from scipy import ndimage
+from torch.nn import functional
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from things import reader, scenes
+from things.drawings import drawing
+from things.reader import BLOT, CROP, MIXTURE, NOTHING, Reader
+from things.world import COLOURS, GROUNDS, KINDS, SIDE, STYLES, WORN, Picture, Thing
+
+STEPS = 1600
+REVISION = 1000  # from this step on, many animals wear something, and the learning rate falls a second time
+WEARING = 0.6  # share of the animals that do, from then on
+BATCH = 160  # cut-outs of a step
+ROUND = 16  # steps that share drawn pictures, each time disturbed in another way
+SCENES, WRONG = 256, 160  # pictures of a round: scenes, and single regions that show nothing that has a name
+RATE = 2e-3
+WARMUP = 50
+UNKNOWN = -1  # in labels: not asked
+
+Array = np.ndarray
+
+
+def labels_of(thing: Thing) -> tuple[int, int, int]:
+    """Classes of a thing: its kind, what it wears, its colour."""
+    worn = WORN.index(thing.worn) if thing.worn else NOTHING
+    return KINDS.index(thing.kind), worn, list(COLOURS).index(thing.colour) if thing.colour else UNKNOWN
+
+
+def sprite(rng: np.random.Generator, style: str, size: int, others: list[Thing]) -> Array:
+    """A thing that is none of the others, which it joins: float32 [size size 4], in the middle, 0..255."""
+    others.append(scenes.random_thing(rng, others))
+    thing = others[-1]
+    source = drawing(thing.kind, style, thing.colour, thing.worn)
+    width, height = (max(round(size * side / max(source.size)), 1) for side in source.size)
+    canvas = np.zeros((size, size, 4), np.float32)
+    top, left = (size - height) // 2, (size - width) // 2
+    canvas[top:top + height, left:left + width] = np.asarray(source.resize((width, height)))
+    return canvas[:, ::-1] if thing.mirrored else canvas
+
+
+def half_plane(rng: np.random.Generator, size: int, offset: float) -> Array:
+    """0 on one side of a line and 1 on the other, [size size 1], with a soft edge, `offset` off the centre."""
+    angle, edge = rng.uniform(0, 2 * np.pi), rng.uniform(0.01, 0.15)
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
+    distance = np.cos(angle) * axis[None] + np.sin(angle) * axis[:, None] - offset
+    return np.clip(distance / edge + 0.5, 0, 1)[..., None]
+
+
+def mixture(rng: np.random.Generator, style: str, size: int) -> Array:
+    """Half of one thing and half of another, or both shining through, [size size 4]."""
+    others: list[Thing] = []
+    first, second = (sprite(rng, style, size, others) for _ in range(2))
+    share = half_plane(rng, size, 0.0) if rng.random() < 0.75 else rng.uniform(0.4, 0.6)
+    return share * first + (1 - share) * second
+
+
+def blot(rng: np.random.Generator, style: str, size: int) -> Array:
+    """Something without a name, [size size 4]: part of a thing, its pieces in disorder, two that touch, or a stain."""
+    kind, others = rng.integers(5), []
+    if kind == 0:
+        return sprite(rng, style, size, others) * half_plane(rng, size, rng.uniform(-0.05, 0.2))
+    if kind == 1:
+        pieces = sprite(rng, style, 3 * (size // 3), others).reshape(3, size // 3, 3, size // 3, 4)
+        pieces = pieces.transpose(0, 2, 1, 3, 4).reshape(9, size // 3, size // 3, 4)[rng.permutation(9)]
+        return pieces.reshape(3, 3, size // 3, size // 3, 4).transpose(0, 2, 1, 3, 4).reshape(
+            3 * (size // 3), 3 * (size // 3), 4)
+    if kind == 2:
+        part = size * 6 // 10
+        canvas = np.zeros((size, size, 4), np.float32)
+        for _ in range(2):
+            top, left = rng.integers(0, size - part + 1, 2)
+            added, there = sprite(rng, style, part, others), canvas[top:top + part, left:left + part]
+            there *= 1 - added[..., 3:] / 255
+            there += added
+        return canvas
+    if kind == 3:
+        vague = Image.fromarray(sprite(rng, style, size, others).round().astype(np.uint8), "RGBa")
+        return np.asarray(vague.resize((5, 5), Image.Resampling.BOX).resize((size, size)), np.float32)
+    field = ndimage.gaussian_filter(rng.standard_normal((2, size, size)), (0, size / 7, size / 7))
+    inside = np.clip((field[0] / np.abs(field[0]).max() - 0.15) * 8, 0, 1)[..., None]
+    colours = np.array(list(COLOURS.values()), np.float32)[rng.integers(len(COLOURS), size=2)]
+    return np.dstack([np.where(field[1, ..., None] > 0, *colours) * inside, 255 * inside]).astype(np.float32)
+
+
+def wrong(rng: np.random.Generator) -> tuple[Array, int]:
+    """A picture [SIDE SIDE 3], 0..255, of a mixture or a blot, and which of them it is."""
+    style, size = STYLES[rng.integers(len(STYLES))], int(rng.integers(36, 80))
+    label, make = (MIXTURE, mixture) if rng.random() < 0.55 else (BLOT, blot)
+    ground = list(GROUNDS.values())[rng.integers(len(GROUNDS))]
+    image = np.full((SIDE, SIDE, 3), ground, np.float32)
+    made = make(rng, style, size)
+    side = len(made)
+    top, left = rng.integers(3, SIDE - side - 3, 2)
+    image[top:top + side, left:left + side] *= 1 - made[..., 3:] / 255
+    image[top:top + side, left:left + side] += made[..., :3]
+    return image, label
+
+
+def found_in(picture: Picture, pixels: Array) -> list[tuple[reader.Region, Thing]]:
+    """The regions of a drawn picture with their things; what lies in no thing's box is left out."""
+    pairs = []
+    for region in reader.regions(pixels, np.float32(GROUNDS[picture.ground])):
+        x, y = (region.left + region.right) / 2, (region.top + region.bottom) / 2
+        thing = min(picture.things, key=lambda t: abs(t.x - x) + abs(t.y - y))
+        width, height = scenes.extent(thing, picture.style)
+        if (region.right - region.left) * (region.bottom - region.top) > 0.6 * width * height:
+            pairs.append((region, thing))
+    return pairs
+
+
+def examples(seed: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut-outs [n 4 CROP CROP] and classes [n 3] of a round."""
+    rng = np.random.default_rng([seed, number])
+    crops, labels = [], []
+    wearing = WEARING if number * ROUND >= REVISION else scenes.WEARING
+    for index in range(SCENES):
+        picture = scenes.random_picture(rng, 1 + index % 3, STYLES, wearing)
+        for region, thing in found_in(picture, scenes.draw(picture) * 255):
+            crops.append(region.crop)
+            labels.append(labels_of(thing))
+    for _ in range(WRONG):
+        image, label = wrong(rng)
+        found = reader.regions(image, image[0, 0])
+        if found:
+            crops.append(max(found, key=lambda region: region.area).crop)
+            labels.append((label, UNKNOWN, UNKNOWN))
+    return torch.from_numpy(np.stack(crops)), torch.tensor(labels)
+
+
+def disturbed(crops: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The cut-outs bent, stretched, turned, blurred, tinted and noisy, each by another amount."""
+    count = len(crops)
+
+    def even(*shape: int) -> torch.Tensor:
+        return 2 * torch.rand(shape, generator=generator) - 1
+
+    turn, stretch = 0.2 * even(count), 1.0 + 0.15 * even(count, 2)
+    matrix = torch.stack([torch.stack([turn.cos() * stretch[:, 0], -turn.sin() * stretch[:, 0]], 1),
+                          torch.stack([turn.sin() * stretch[:, 1], turn.cos() * stretch[:, 1]], 1)], 1)
+    matrix = torch.cat([matrix, 0.06 * even(count, 2, 1)], 2)
+    grid = functional.affine_grid(matrix, list(crops.shape), align_corners=False)
+    bend = even(count, 2, 5, 5) * 0.10 * torch.rand(count, 1, 1, 1, generator=generator)
+    grid = grid + functional.interpolate(bend, size=(CROP, CROP), mode="bicubic").movedim(1, -1)
+    grey = torch.tensor([0.5, 0.5, 0.5, 0.0]).view(1, 4, 1, 1)
+    bent = functional.grid_sample(crops - grey, grid, align_corners=False) + grey
+    blurred = functional.avg_pool2d(functional.pad(bent, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    bent = torch.lerp(bent, blurred, torch.rand(count, 1, 1, 1, generator=generator))
+    colours, inside = bent[:, :3] + 0.04 * even(count, 3, 1, 1), bent[:, 3:]
+    noise = torch.randn(colours.shape, generator=generator) * 0.06 * torch.rand(count, 1, 1, 1, generator=generator)
+    return torch.cat([0.5 + (colours + noise - 0.5) * inside, inside], 1).clamp(0, 1)
+
+
+def loss_of(model: Reader, crops: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The three cross-entropies, each over the regions that it asks."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(crops)
+    return sum(functional.cross_entropy(part.float(), label, ignore_index=UNKNOWN, label_smoothing=0.02)
+               for part, label in zip(logits, labels.unbind(1)))
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Learning rate: linear warm-up, a cosine to zero at REVISION, and another from half of RATE to the end."""
+    if step < REVISION:
+        return RATE * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / REVISION))
+    return RATE / 2 * 0.5 * (1 + math.cos(math.pi * (step - REVISION) / (steps - REVISION)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--state", type=Path, required=True, help="file to go on from; made where it is not there")
+    parser.add_argument("--out", type=Path, default=reader.WEIGHTS)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    model, first = Reader(), 0
+    optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.02, fused=True)
+    if args.state.is_file():
+        state = torch.load(args.state, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        first = state["step"]
+    since, losses = time.monotonic(), []
+    for step in range(first, args.steps):
+        if step == first or step % ROUND == 0:
+            crops, labels = examples(args.seed, step // ROUND)
+        generator = torch.Generator().manual_seed(1_000_003 * args.seed + step)
+        some = torch.randperm(len(crops), generator=generator)[:BATCH]
+        loss = loss_of(model, disturbed(crops[some], generator), labels[some])
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+        for group in optimiser.param_groups:
+            group["lr"] = rate_at(step, args.steps)
+        optimiser.step()
+        losses.append(loss.item())
+        if (done := step + 1) % 25 == 0:
+            seconds = (time.monotonic() - since) / len(losses)
+            logging.info("step %d  loss %.3f  %.2f s a step", done, np.mean(losses), seconds)
+            since, losses = time.monotonic(), []
+        if done % 100 == 0 or done == args.steps:
+            torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": done}, args.state)
+    save_file({name: value.half() for name, value in model.state_dict().items()}, str(args.out))
+
+
+if __name__ == "__main__":
+    main()
