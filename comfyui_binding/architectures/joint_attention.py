@@ -30,11 +30,12 @@ from ..runtime.denoiser_call import DenoiserCall, EditsRefused
 from ..runtime.settings import Edit
 from ..runtime.tensor_cache import rows_of_images
 from ..runtime.torch_compile import uncompiled
+from ..wrapped_arguments import TRANSFORMER_OPTIONS
 from .edit_conds import conds_of
 from .host_attention import attention_without_ebca
 from .key_projection import is_unpatched
 from .module_hooks import in_this_thread
-from .transformer import TEXT_MASKS, TRANSFORMER_OPTIONS, Grid
+from .transformer import TEXT_MASKS, Grid
 
 NO_UPDATE = (
     "it attends to text and image in one softmax, where every block updates the text by the image already and the "

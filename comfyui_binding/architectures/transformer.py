@@ -29,14 +29,15 @@ from ..runtime.sampling_run import Run
 from ..runtime.settings import KEY, Edit
 from ..runtime.text_attention import EncodedText, hidden_tokens
 from ..runtime.torch_compile import uncompiled
+from ..wrapped_arguments import TRANSFORMER_OPTIONS
 from .edit_conds import conds_of
 from .host_attention import attention_without_ebca, exchanged_attention, preferred_attention
 from .key_norms import through_norm
 from .key_projection import is_unpatched, project_to_context, together
 from .module_hooks import in_this_thread
 
-#: Positions among the arguments of BaseModel.apply_model.
-CONTEXT, TRANSFORMER_OPTIONS = 3, 5
+#: Position among the arguments of BaseModel.apply_model.
+CONTEXT = 3
 #: Keyword arguments of apply_model that hold the attention mask of the text.
 TEXT_MASKS = ("attention_mask",)
 #: Keyword arguments of apply_model that stay the prompt's where an edit's text is read: its pooled text.

@@ -408,9 +408,7 @@ PARTS = [
     (NORM_TERM, NORM_EARLY, HIGHER), (EACH_OBJECT, COMPOSED, HIGHER), (EMPTY_REMOVED, AWAY, COMPOSED),
     (CONCEPTS, AWAY_HIGHEST, HIGHEST),
 ]  # fmt: skip
-TRANSFORMER_PARTS = [
-    (part, method, other) for part, method, other in PARTS if method in TRANSFORMER_METHODS
-]  # fmt: skip
+TRANSFORMER_PARTS = [(part, method, other) for part, method, other in PARTS if method in TRANSFORMER_METHODS]
 STUDIES = {
     UNET: Study(CANDIDATES, METHODS, COMPARED, FIGURE, PARTS),
     "transformer": Study(
