@@ -1,8 +1,10 @@
 """What the trainings of this folder share: the optimiser, the learning rate, averaged weights and states."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,3 +66,21 @@ def save_state(path: Path, **parts) -> None:
     draft = path.with_suffix(".tmp")
     torch.save(parts, draft)
     draft.replace(path)
+
+
+def restore(state: Mapping[str, Any], **parts: Any) -> int:
+    """Fills models and optimisers from the parts of a state with their names; the number of steps that were taken."""
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"]
+
+
+@contextmanager
+def threads_of_torch(count: int) -> Iterator[None]:
+    """Computes with so many threads, and leaves torch as it was."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -30,7 +30,7 @@ import things.grammar
 import things.scenes
 import things.world
 import train_vae
-from learning import Optimiser, follow, rate_at, save_state
+from learning import Optimiser, follow, rate_at, restore, save_state, threads_of_torch
 
 DEMO = comfy_host.DEMO
 UNET = {
@@ -361,13 +361,8 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     comfy_host.start(args.comfyui)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
-        with differentiable_kernels():
-            train(args)
-    finally:
-        torch.set_num_threads(threads)
+    with threads_of_torch(args.threads), differentiable_kernels():
+        train(args)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -393,10 +388,7 @@ def train(args: argparse.Namespace) -> None:
         state = torch.load(args.state, weights_only=True)
         if state["seed"] != args.seed:
             raise SystemExit(f"{args.state} is of seed {state['seed']}, not {args.seed}: pass another --state")
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        first = state["step"]
+        first = restore(state, model=model, average=average, optimiser=optimiser)
     if args.compile:
         model.forward = torch.compile(model.forward, dynamic=False)
     args.state.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import comfy_host
-from learning import Optimiser, follow, rate_at, save_state
+from learning import Optimiser, follow, rate_at, restore, save_state, threads_of_torch
 from things import scenes
 from things.world import SIDE
 
@@ -120,12 +120,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     comfy_host.start(args.comfyui)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
+    with threads_of_torch(args.threads):
         train(args)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -139,10 +135,7 @@ def train(args: argparse.Namespace) -> None:
     optimiser, first = Optimiser(vae, outer), 0
     if args.state.is_file():
         state = torch.load(args.state, weights_only=True)
-        vae.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        first = state["step"]
+        first = restore(state, model=vae, average=average, optimiser=optimiser)
     args.state.parent.mkdir(parents=True, exist_ok=True)
     losses, since = [], time.monotonic()
     for step in range(first, args.steps):

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from learning import restore, save_state
 from things import reader, scenes
 from things.drawings import drawing
 from things.reader import BLOT, CROP, MIXTURE, NOTHING, Reader
@@ -201,9 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.02, fused=True)
     if args.state.is_file():
         state = torch.load(args.state, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        first = state["step"]
+        first = restore(state, model=model, optimiser=optimiser)
     since, losses = time.monotonic(), []
     for step in range(first, args.steps):
         if step == first or step % ROUND == 0:
@@ -223,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
             logging.info("step %d  loss %.3f  %.2f s a step", done, np.mean(losses), seconds)
             since, losses = time.monotonic(), []
         if done % 100 == 0 or done == args.steps:
-            torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": done}, args.state)
+            save_state(args.state, model=model.state_dict(), optimiser=optimiser.state_dict(), step=done)
     save_file({name: value.half() for name, value in model.state_dict().items()}, str(args.out))
 
 
