@@ -27,7 +27,9 @@ from shapes.world import COLOURS, SHAPES, SIDE, Picture, Thing
 REPO = comfy_host.REPO
 
 #: The trained models, by name.
-CHECKPOINTS = {"unet": "shapes.safetensors", "transformer": "shapes_transformer.safetensors"}
+CHECKPOINTS = {
+    "unet": "shapes.safetensors", "transformer": "shapes_transformer.safetensors", "joint": "shapes_joint.safetensors"
+}  # fmt: skip
 MARGIN = 2  # pixels that belong to the object around its box: its soft edge
 
 

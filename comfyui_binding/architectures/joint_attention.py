@@ -35,7 +35,7 @@ from .edit_conds import conds_of
 from .host_attention import attention_without_ebca
 from .key_projection import is_unpatched
 from .module_hooks import in_this_thread
-from .transformer import TEXT_MASKS, Grid
+from .transformer import TEXT_MASKS, Grid, is_of_class
 
 NO_UPDATE = (
     "it attends to text and image in one softmax, where every block updates the text by the image already and the "
@@ -97,7 +97,7 @@ class JointFamily:
     why_refused: Callable[[Mapping[str, Any], DenoiserCall], str | None] = lambda kwargs, call: None
 
     def matches(self, network: Module) -> bool:
-        return f"{type(network).__module__}.{type(network).__qualname__}" == f"comfy.ldm.{self.network}"
+        return is_of_class(network, self.network)
 
 
 @dataclass(frozen=True)

@@ -215,11 +215,11 @@ def test_text_encoder_that_training_starts_from_is_the_unets(tokenizer, tmp_path
     ids = [*words.values(), train.START, train.END]
     source, model = new_model(words, unet), new_model(words, transformer)
     train.export(source, family, ids, tmp_path / "unet.safetensors")
-    train.load_text(model, family, ids, tmp_path / "unet.safetensors")
+    train.load_start(model, family, ids, tmp_path / "unet.safetensors")
     tokens = torch.tensor([train.token_ids("a small red circle", words, [])])
     assert torch.equal(model.context(tokens), source.context(tokens))
     with pytest.raises(SystemExit, match="knows other words"):
-        train.load_text(model, family, ids[::-1], tmp_path / "unet.safetensors")
+        train.load_start(model, family, ids[::-1], tmp_path / "unet.safetensors")
 
 
 def test_what_cannot_be_trained_is_refused(capsys, tmp_path):
