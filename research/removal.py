@@ -1,6 +1,6 @@
 """Removes one of the two objects that a caption names, counted: by EBCA at cfg 1 and by a negative prompt.
 
-    python run.py bench removal --model joint              the table of docs/joint_attention.md
+    python run.py bench removal --model joint              the table of docs/editing.md
     python run.py bench removal --model joint --tune       what the settings were chosen by, on other captions and noise
 
 The prompt is the whole caption; what is to be removed is its second object, by its own words. A picture is right if it
