@@ -40,6 +40,7 @@ UNET = {
 }
 COUNTS = (0.60, 0.28, 0.12)  # shares of pictures with one, two, three objects
 PRIMER = 600  # pictures of one large object come first and fade out by 1.5 times this: words sink in
+CYCLE = 1000  # steps, without the primers, after which pictures that a VAE encodes come again: they are encoded once
 NONSENSE = 0.05  # share of captions with words from outside the grammar, so that these disturb little
 START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49406
 TEXT_KEYS, CLIP_KEYS = "cond_stage_model.", "clip_l.transformer.text_model."
@@ -205,9 +206,35 @@ def make_batch(seed: int, step: int, ids: dict[str, int], architecture: Architec
              for _ in pictures]
     tokens = [token_ids(world.caption(p, rng), ids, e) for p, e in zip(pictures, extra, strict=True)]
     images = torch.from_numpy(np.stack([world.draw(p) for p in pictures])).movedim(-1, 1) * 2 - 1
+    return Batch(images, torch.tensor(tokens), *levels_and_noise(rng, architecture))
+
+
+def levels_and_noise(rng: np.random.Generator, architecture: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last two parts of a Batch: a level in each of as many equal parts of 0..1, in any order, and noise."""
+    size = architecture.batch
     levels = spread((rng.permutation(size) + rng.random(size)) / size, 0.75)
-    noise = torch.from_numpy(rng.standard_normal((size, *world.latent), dtype=np.float32))
-    return Batch(images, torch.tensor(tokens), torch.from_numpy(levels), noise)
+    noise = torch.from_numpy(rng.standard_normal((size, *architecture.world.latent), dtype=np.float32))
+    return torch.from_numpy(levels), noise
+
+
+class Latents:
+    """Batches of a world with a VAE; the latents of pictures that come again are kept."""
+
+    def __init__(self, vae: torch.nn.Module, seed: int, ids: dict[str, int], architecture: Architecture):
+        self.vae, self.seed, self.ids, self.architecture = vae, seed, ids, architecture
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def batch(self, step: int) -> Batch:
+        """Latents and tokens of the step that first had these pictures, levels and noise of this one."""
+        first = step if step < 2 * CYCLE else CYCLE + step % CYCLE
+        if first not in self.kept:
+            drawn = make_batch(self.seed, first, self.ids, self.architecture)
+            seen = train_vae.encode(self.vae, drawn.images), drawn.tokens
+            if first < CYCLE:
+                return Batch(*seen, drawn.levels, drawn.noise)
+            self.kept[first] = seen
+        rng = np.random.default_rng([self.seed, step])
+        return Batch(*self.kept[first], *levels_and_noise(rng, self.architecture))
 
 
 def attention(
@@ -410,6 +437,7 @@ def train(args: argparse.Namespace) -> None:
     ids = [*words.values(), START, END]
     sampling = sampling_of(family, architecture.family)
     vae = train_vae.load(args.vae) if architecture.vae else None
+    latents = Latents(vae, args.seed, words, architecture) if vae else None
 
     model = Model(family, architecture, ids)
     initialise(model, architecture)
@@ -431,9 +459,7 @@ def train(args: argparse.Namespace) -> None:
 
     losses, since = [], time.monotonic()
     for step in range(first, args.steps):
-        batch = make_batch(args.seed, step, words, architecture)
-        if vae:
-            batch.images = train_vae.encode(vae, batch.images)
+        batch = latents.batch(step) if latents else make_batch(args.seed, step, words, architecture)
         loss = loss_of(model, batch, sampling)
         if not math.isfinite(loss.item()):
             raise SystemExit(f"loss is {loss.item()} at step {step}: lower the architecture's rate")

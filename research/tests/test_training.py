@@ -82,6 +82,23 @@ def test_batch_depends_on_seed_and_step_alone(words, architecture):
     assert not torch.equal(first.noise, later.noise)
 
 
+def test_latents_of_pictures_that_come_again_are_kept(tokenizer, untrained_vae):
+    architecture = replace(train.ARCHITECTURES["things", "unet"], batch=2)
+    words, step = words_of(tokenizer, train.THINGS), train.CYCLE + 7
+    made = train.Latents(untrained_vae, 3, words, architecture)
+    first, again, other = (made.batch(at) for at in (step, step + 2 * train.CYCLE, step + 1))
+    drawn = train.make_batch(3, step, words, architecture)
+    assert torch.equal(first.images, train_vae.encode(untrained_vae, drawn.images))
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.tokens, drawn.tokens)
+    assert torch.equal(first.tokens, again.tokens)
+    assert not torch.equal(first.noise, again.noise)
+    assert not torch.equal(first.levels, again.levels)
+    assert not torch.equal(first.images, other.images)
+    anew = train.Latents(untrained_vae, 3, words, architecture).batch(step + 2 * train.CYCLE)
+    assert all(torch.equal(*pair) for pair in zip(vars(anew).values(), vars(again).values(), strict=True))
+
+
 def test_trained_network_is_the_one_that_comfyui_loads(words, architecture, untrained_vae, tmp_path):
     family, model = comfy_host.family(), new_model(words, architecture)
     own_vae = untrained_vae if architecture.vae else None
