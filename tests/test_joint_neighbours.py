@@ -7,6 +7,7 @@ import types
 import comfy.ldm.modules.attention as host
 import pytest
 import torch
+from comfy.ldm.flux import math as flux_math
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
 from support import joint_oracle, joint_parts, oracle, toy, toy_joint
@@ -171,6 +172,22 @@ def test_a_replaced_forward_pass_is_left_alone(comfy, pack, caplog, family, orde
     assert torch.equal(got, run(neighbour(model), family))
     (message,) = messages(caplog)
     assert "edits skipped: another node has replaced a forward pass" in message
+
+
+@both_orders
+def test_an_attention_function_replaced_in_the_networks_module_is_left_alone(comfy, pack, caplog, monkeypatch, order):
+    """It does not ask for overrides, as ComfyUI's functions do."""
+
+    def attention(q, k, v, heads, mask=None, **kwargs):
+        return host.attention_pytorch(1.5 * q, k, v, heads, mask=mask, skip_reshape=True)
+
+    model = toy_joint.model("flux")
+    wired_before = composed(comfy, pack, model, edits("flux"))
+    monkeypatch.setattr(flux_math, "optimized_attention", attention)
+    wired_model = wired_before if order == "EBCA first" else composed(comfy, pack, model, edits("flux"))
+    assert torch.equal(run(wired_model, "flux"), run(model, "flux"))
+    (message,) = messages(caplog)
+    assert "edits skipped: another node has replaced the attention function" in message
 
 
 def mixed_by_hand(args):

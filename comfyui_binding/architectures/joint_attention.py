@@ -33,8 +33,7 @@ from ..runtime.torch_compile import uncompiled
 from ..wrapped_arguments import TRANSFORMER_OPTIONS
 from .edit_conds import conds_of
 from .host_attention import attention_without_ebca
-from .key_projection import is_unpatched
-from .module_hooks import in_this_thread
+from .module_hooks import in_this_thread, is_unpatched
 from .transformer import TEXT_MASKS, Grid
 
 NO_UPDATE = (
@@ -475,7 +474,7 @@ class _Visit:
     def left(self, module: Module, args: tuple, out: Any) -> None:
         """Hook of a layer, which has run."""
         if self.calls == 0:
-            raise EditsRefused(notices.edits_skipped(notices.FORWARD))
+            raise EditsRefused(notices.edits_skipped(notices.ATTENTION))
 
 
 def _cut(mask: Tensor, sizes: Sequence[int], asked: Sequence[int], read: Sequence[int], rows: slice) -> Tensor:

@@ -25,16 +25,23 @@ from torch.nn import Module
 from ..runtime import notices
 from ..runtime.batch_layout import CallRows, latent_shape
 from ..runtime.denoiser_call import DenoiserCall
+from ..runtime.notices import Notices
 from ..runtime.sampling_run import Run
 from ..runtime.settings import KEY, Edit
 from ..runtime.text_attention import EncodedText, hidden_tokens
 from ..runtime.torch_compile import uncompiled
 from ..wrapped_arguments import TRANSFORMER_OPTIONS
 from .edit_conds import conds_of
-from .host_attention import attention_without_ebca, exchanged_attention, preferred_attention
+from .host_attention import (
+    OVERRIDE,
+    attend_to_edit,
+    attention_without_ebca,
+    exchanged_attention,
+    preferred_attention,
+)
 from .key_norms import through_norm
-from .key_projection import is_unpatched, project_to_context, together
-from .module_hooks import in_this_thread
+from .key_projection import project_to_context, together
+from .module_hooks import in_this_thread, is_unpatched
 
 #: Position among the arguments of BaseModel.apply_model.
 CONTEXT = 3
@@ -288,9 +295,11 @@ class TransformerAttention:
     words: Tensor | None
     grid: tuple[int, ...] | None
     tokens_before_grid: int | None
-    has_attention_override: bool
     #: The attention function of the call, (q, k, v, heads, mask=) -> [b, n, (h d)].
     attention: Callable[..., Tensor]
+    #: ComfyUI's own, where that is another pack's.
+    plain_attention: Callable[..., Tensor] | None
+    notices: Notices
     attn_precision: torch.dtype | None
     #: The keys before their norm, of the context that the layer has read; None where it is not known.
     z: Tensor | None
@@ -299,6 +308,10 @@ class TransformerAttention:
     modulation: tuple[Tensor, Tensor] | None
     rotate: Callable[[Tensor, bool], Tensor] | None
     values_follow: Tensor | None = None
+
+    @property
+    def has_attention_override(self) -> bool:
+        return self.plain_attention is not None
 
     @property
     def normalises_keys(self) -> bool:
@@ -313,11 +326,20 @@ class TransformerAttention:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
+        attend = partial(self._attend, q, k, v, text_mask)
+        if position is None or self.plain_attention is None:
+            return attend(self.attention)
+        theirs, plain = partial(attend, self.attention), partial(attend, self.plain_attention)
+        return attend_to_edit(theirs, plain, (*q.shape[:2], v.shape[-1]), self.notices)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, text_mask: Tensor | None, attention: Callable[..., Tensor]
+    ) -> Tensor:
         if not self.parts.is_differential:
-            return self.attention(q, k, v, self.heads, mask=text_mask)
+            return attention(q, k, v, self.heads, mask=text_mask)
         first, second = zip(q.chunk(2, dim=-1), k.chunk(2, dim=-1), strict=True)
         heads = self.heads // 2
-        return self.attention(*first, v, heads, mask=text_mask) - self.attention(*second, v, heads, mask=text_mask)
+        return attention(*first, v, heads, mask=text_mask) - attention(*second, v, heads, mask=text_mask)
 
     def attend_exchanged(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         return exchanged_attention()(
@@ -531,9 +553,9 @@ class _CallHooks:
             args, kwargs = _with_text(family, args, kwargs, _packed(family, full))
         if parts.out is None:
             options = kwargs.get("transformer_options") or {}
-            other = options.get("optimized_attention_override")
+            other = options.get(OVERRIDE)
             override = partial(self._override, name, visit, other)
-            kwargs = {**kwargs, "transformer_options": {**options, "optimized_attention_override": override}}
+            kwargs = {**kwargs, "transformer_options": {**options, OVERRIDE: override}}
         return args, kwargs
 
     def _note_z(self, norm: Module, args: tuple) -> None:
@@ -556,10 +578,12 @@ class _CallHooks:
             return out
         heads = args[3] if len(args) > 3 else kwargs["heads"]
         flags = {key: value for key, value in kwargs.items() if key not in _SHAPE_FLAGS}
-        attention = partial(own, **flags)
+        attention, plain = partial(own, **flags), None
+        if other is not None:
+            plain = partial(attention_without_ebca(function, None, visit.preferred | kwargs), **flags)
         is_split = kwargs.get("skip_output_reshape", False)
         flat = _flat(out, True) if is_split else out
-        layer = self._attention(name, visit, q, k, v, heads, attention, kwargs.get("attn_precision"), other is not None)
+        layer = self._attention(name, visit, q, k, v, heads, attention, plain, kwargs.get("attn_precision"))
         result = self._call.output(layer, flat)
         if not is_split:
             return result
@@ -580,20 +604,22 @@ class _CallHooks:
         visit.is_done = True
         q = visit.parts.queries(visit.q, visit.args)
         options = visit.kwargs.get("transformer_options") or {}
-        attention = partial(host.optimized_attention, transformer_options=options, **visit.preferred)
-        has_override = "optimized_attention_override" in options
-        layer = self._attention(name, visit, q, None, None, visit.parts.heads, attention, None, has_override)
+        attention, plain = partial(host.optimized_attention, transformer_options=options, **visit.preferred), None
+        if OVERRIDE in options:
+            others = {name: value for name, value in options.items() if name != OVERRIDE}
+            plain = partial(host.optimized_attention, transformer_options=others, **visit.preferred)
+        layer = self._attention(name, visit, q, None, None, visit.parts.heads, attention, plain, None)
         (layer.k,) = layer.keys([visit.moved])
         return (self._call.output(layer, args[0]), *args[1:])
 
-    def _attention(self, name, visit, q, k, v, heads, attention, attn_precision, has_override) -> TransformerAttention:
+    def _attention(self, name, visit, q, k, v, heads, attention, plain, attn_precision) -> TransformerAttention:
         z = visit.z
         if z is not None:
             z = z.reshape(*z.shape[:2], -1) if z.shape[:2] == visit.moved.shape[:2] else None
         grid = self._grid(visit.stream)
         layer = TransformerAttention(
             name, visit.stream, visit.parts, q, k, v, heads, visit.text, visit.text, visit.text_mask, visit.words,
-            grid.size, grid.before, has_override, attention, attn_precision, z, visit.moved,
+            grid.size, grid.before, attention, plain, self._call.run.notices, attn_precision, z, visit.moved,
             visit.modulation, self._rotate,
         )  # fmt: skip
         if k is not None:
