@@ -138,7 +138,7 @@ def _inform_of_resized_masks(settings: Settings, model: torch.nn.Module, latent:
     for mask in settings.masks if len(latent) > 3 else ():
         size, image = tuple(mask.shape[-2:]), (height * pixels, width * pixels)
         if size != (height, width) and not is_mask_of(size, image):
-            Notices(settings.told).inform_once(notices.mask_resized(size, image))
+            Notices(settings.logged).inform_once(notices.mask_resized(size, image))
 
 
 def _continues_a_stage(settings: Settings, model: ModelPatcher, noise: Tensor, latent_image: Tensor, sigmas) -> bool:
@@ -217,7 +217,7 @@ def _show_summary(run: Run) -> None:
 def _run_of_a_call(model: torch.nn.Module, options: dict[str, Any]) -> Run:
     """A run for a single call: another node calls the model without the options of the run."""
     settings = options[KEY]
-    run = Run(settings, model.model_sampling, warned=settings.told)
+    run = Run(settings, model.model_sampling, warned=settings.logged)
     if settings.needs_noise_mask:
         run.notices.warn_once(notices.CALL_WITHOUT_RUN_MASK)
     if any(edit.is_updated for edit in settings.edits):

@@ -18,7 +18,7 @@ from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...ebca_core import EBCA, ContextEnergy, composition_weight_sum, key_step, mix_contexts, within_norm
+from ...ebca_core import composition_weight_sum, key_step, mix_contexts, within_norm
 from ..shared_on_deepcopy import SharedOnDeepcopy
 from . import notices
 from .batch_layout import CallRows, Chunk
@@ -50,7 +50,6 @@ class RowUpdate:
     chunks: Sequence[Chunk]
     gamma_attn: float
     gamma_norm: float
-    energy: ContextEnergy = EBCA
     #: Of the prompts' update: the names of the layers that compute it (None: all), its mask, and the token weights
     #: [images, t] of those prompts that have any, all of whose tokens are a layer's unless the prompts are known.
     layers: frozenset[str] | None = None
@@ -144,6 +143,7 @@ class DenoiserCall(SharedOnDeepcopy):
         self.updates = run.timeline.updates(sigma)
         self._weights = run.timeline.weights(sigma)
         self._gammas = run.timeline.gammas(sigma)
+        self._energy = run.settings.energy
         self._has_masks = any(edit.mask is not None for edit in self._weights)
         self.limits_norm = any(edit.composition.norm_limit for edit in self._weights)
         self._chooses_layers = any(edit.composition.layers is not None for edit in self._weights)
@@ -288,7 +288,6 @@ class DenoiserCall(SharedOnDeepcopy):
             chunks,
             update.gamma_attn / scale,
             update.gamma_norm / scale,
-            update.energy,
             update.layers,
             update.mask,
             weights or None,
@@ -322,7 +321,7 @@ class DenoiserCall(SharedOnDeepcopy):
                 None if update.token_weights is None else self._token_weight_rows(update, layer),
                 None if mask is None else self._mask_rows(mask, update.chunks, layer),
                 None if repeats is None else repeats[rows],
-                update.energy,
+                self._energy,
             )
             self._acted.add(update.node_id)
             if total is None and step.shape == layer.k.shape:
@@ -550,7 +549,7 @@ class DenoiserCall(SharedOnDeepcopy):
                     update.gamma_attn,
                     update.gamma_norm if not layer.normalises_keys else self._no_gamma_norm(update),
                     repeats=None if repeats is None else repeats[update.rows],
-                    energy=update.energy,
+                    energy=self._energy,
                 )
             )
         read, words = [track.read for track in tracks], [track.text.words for track in tracks]

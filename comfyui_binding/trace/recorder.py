@@ -120,7 +120,7 @@ class CallRecorder:
             return
         chunk = track.chunk
         columns = [Column(layer.name, f"edit{number}", chunk.cond, image) for image in chunk.images]
-        energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, EBCA, layer.words_of(track.text))
+        energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, self.energy, layer.words_of(track.text))
         self._note(columns, energies, self._relative_size(change, track.scale, track.text.context))
 
     def record_maps(self, layer: TextAttention) -> None:
@@ -384,14 +384,13 @@ def recording(run: Run, sigmas: Sequence[float]):
         return
     for trace in traces:
         trace.record = None
-    energy = next((update.energy for update in run.settings.updates), EBCA)
     wants_maps = any(trace.wants_maps for trace in traces)
     architecture = run.settings.architecture
     run.recorder = RunRecorder(
         bool(traces),
         wants_maps,
         run.notices,
-        energy,
+        run.settings.energy,
         not architecture.text_depends_on_sigma,
         architecture.tokens_before_text,
         {} if architecture.repeats_prompts else run.layout.encoded_texts,
