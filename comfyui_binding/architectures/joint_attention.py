@@ -34,7 +34,7 @@ from ..wrapped_arguments import TRANSFORMER_OPTIONS
 from .edit_conds import conds_of
 from .host_attention import attention_without_ebca
 from .module_hooks import in_this_thread, is_unpatched
-from .transformer import TEXT_MASKS, Grid
+from .transformer_families import TEXT_MASKS, Grid
 
 NO_UPDATE = (
     "it attends to text and image in one softmax, where every block updates the text by the image already and the "

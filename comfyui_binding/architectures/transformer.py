@@ -8,10 +8,9 @@ look like (transformer_families.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -42,121 +41,12 @@ from .host_attention import (
 from .key_norms import through_norm
 from .key_projection import project_to_context, together
 from .module_hooks import in_this_thread, is_unpatched
+from .transformer_families import POOLED_TEXTS, TEXT_MASKS, Family, Grid, Parts
 
 #: Position among the arguments of BaseModel.apply_model.
 CONTEXT = 3
-#: Keyword arguments of apply_model that hold the attention mask of the text.
-TEXT_MASKS = ("attention_mask",)
-#: Keyword arguments of apply_model that stay the prompt's where an edit's text is read: its pooled text.
-POOLED_TEXTS = ("y",)
 #: Options that networks themselves read.
 PLAIN_OPTIONS = ("sample_sigmas", "sigmas", "rope_options")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """How a cross-attention module makes keys and values of a text [b, t, c]."""
-
-    heads: int
-    k: Module
-    #: None: `k` makes keys and values in one product of `pieces` equal pieces, the values last.
-    v: Module | None
-    _: KW_ONLY
-    pieces: int = 2
-    #: Of the keys; per_head: it acts on each head instead of all of them together; heads_first: on [b, h, t, d].
-    k_norm: Module | None = None
-    per_head: bool = True
-    heads_first: bool = False
-    #: Heads of the keys, where several heads of the queries share one.
-    key_heads: int | None = None
-    #: Whether queries and keys are two halves, and the output is the attention of the first less that of the second.
-    is_differential: bool = False
-    #: In modules that get no options: what makes the queries, and what takes the attention's output.
-    q: Module | None = None
-    out: Module | None = None
-    #: The same: the queries [b, n, (h d)] from the output of `q` and the module's arguments.
-    queries: Callable[[Tensor, tuple], Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Frames, rows and columns of a network's image tokens; tokens before and after them belong to no image.
-
-    An empty size: all tokens belong to no image.
-    """
-
-    size: tuple[int, ...]
-    before: int = 0
-
-    @classmethod
-    def of_patches(cls, sides: Sequence[int], patch_size: Sequence[int], before: int = 0) -> Grid:
-        """The patches of an input whose last dimensions, `sides`, are rounded up."""
-        sides = sides[-len(patch_size) :]
-        return cls(tuple(math.ceil(side / patch) for side, patch in zip(sides, patch_size, strict=True)), before)
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Blocks that change a text before their layers read it, or read several texts, which are streams of their own."""
-
-    #: From the network and the name of a layer: the block around it.
-    around: Callable[[Module, str], Module]
-    #: {first letter of a layer's name: its text among the keyword arguments of the block}; the letter is the stream.
-    texts: Mapping[str, str]
-    #: From a block, a stream, its text and the block's keyword arguments: `scale` and `shift` [b or 1, 1, c] with which
-    #: the layer reads text * scale + shift; None where it reads the text itself.
-    modulation: Callable[[Module, str, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor] | None]
-
-
-@dataclass(frozen=True)
-class Family:
-    """What one kind of transformer looks like."""
-
-    #: Its class in comfy.ldm, by name; subclasses are families of their own.
-    network: str
-    #: {name: cross-attention module}, in the order of a call.
-    layers: Callable[[Module], Mapping[str, Module]]
-    parts: Callable[[Module], Parts]
-    #: The grid of a stream's tokens, from the network, the shape [b, c, (frames,) height, width] of its input, the
-    #: keyword arguments of apply_model and the stream.
-    grid: Callable[[Module, Sequence[int], Mapping[str, Any], str], Grid]
-    #: Position and name of the text among the arguments of the modules.
-    text: tuple[int, str] = (1, "context")
-    #: Width of the text that encoders give, None where it is not checked.
-    text_width: Callable[[Module], int | None] = lambda network: None
-    #: Whether a call of a module is the picture's, and not another branch's, from its tokens [b, n, c] and their grid.
-    is_picture: Callable[[Tensor, Grid], bool] = lambda tokens, grid: True
-    #: Rows in front of the text that belong to an image, from the module and its keyword arguments.
-    image_rows: Callable[[Module, Mapping[str, Any]], int] = lambda module, kwargs: 0
-    #: Tokens of the text that are no words, from the keyword arguments and the context [b, t, c] of apply_model: where
-    #: they are, or for each text, [b, t].
-    not_words: Callable[[Mapping[str, Any], Tensor], slice | Tensor] | None = None
-    #: How many of them are in front of the prompt's.
-    tokens_before_text: int = 0
-    #: Which of a module's attention calls reads the text.
-    attention_call: Callable[[Module], int] = lambda module: 0
-    #: Whether the text that layers read depends on the noise level.
-    text_depends_on_sigma: bool = False
-    #: How the texts of a batch lie in the argument, in the letters of einops.
-    text_layout: str = "b t c"
-    #: Turns keys [b, t, h, d] of a network by their positions, or where the last argument is True, steps in them back.
-    rotate: Callable[[Module, Tensor, bool], Tensor] | None = None
-    blocks: Blocks | None = None
-    #: Why contexts cannot be updated in a network; None where they can.
-    why_no_update: Callable[[Module], str | None] = lambda network: None
-
-    def matches(self, network: Module) -> bool:
-        """Whether a network is of this class, or of one that names this class as its own `ebca_family`.
-
-        A class sets `ebca_family` to a class of ComfyUI's if it inherits all of its text attention unchanged. Its own
-        subclasses do not inherit that.
-        """
-        of = vars(type(network)).get("ebca_family", type(network))
-        return f"{of.__module__}.{of.__qualname__}" == f"comfy.ldm.{self.network}"
-
-    def stream(self, layer: str) -> str:
-        """Which text a layer reads, where the network reads several."""
-        return layer[0] if self.blocks is not None else ""
 
 
 class Transformer:
@@ -271,7 +161,7 @@ class _TextRead(Exception):
 
 
 def _without_prefetch(executor: WrapperExecutor, *args, **kwargs):
-    """DIFFUSION_MODEL wrapper of such a call: its end must leave no weights behind that wait for the next block."""
+    """DIFFUSION_MODEL wrapper of such a call: without prefetching, because the call ends early."""
     for options in (*args, kwargs.get("transformer_options")):
         if isinstance(options, dict) and "prefetch_dynamic_vbars" in options:
             options["prefetch_dynamic_vbars"] = False
@@ -430,7 +320,7 @@ def is_word(context: Tensor, words: Tensor | None) -> Tensor:
     """1 for the tokens of a text [b, t, c] that are words, 0 for its padding -> [b, t, 1]. words: EncodedText.words.
 
     Padding is all zero, or in a tail of two or more rows that are equal bit for bit. Unlike the padding of SD 1.x,
-    which summarises the prompt, it is a sink of attention and takes no step.
+    which summarises the prompt, it receives attention but has no meaning, so it is not updated.
     """
     equal = (context == context[:, -1:]).all(dim=-1)
     places = torch.arange(context.shape[1], device=context.device)

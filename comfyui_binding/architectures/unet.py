@@ -31,6 +31,8 @@ from .key_projection import project_to_context, together
 from .layer_selection import LayerName
 from .module_hooks import is_unpatched
 
+#: In messages.
+NAMES = "SD 1.x, SD 2.x, SDXL (base and refiner), SSD-1B, Segmind Vega, KOALA"
 #: U-Nets whose cross-attention does not read the user's text.
 NO_TEXT = {
     "Stable_Zero123": "its cross-attention reads an image and a camera position, not text",
