@@ -5,8 +5,8 @@ the composition each edit's text is a text of its own, beside the prompt's, whic
 image; what the image reads with each of the texts is mixed by the weights of the edits, as in cross-attention.
 
 For the length of a call of the model the edits' texts follow the prompt's as more text tokens, so that everything that
-a network does token by token is right as it is. Hooks keep them apart where tokens meet: each joint attention becomes
-one attention for each text, and each text has the positions that it has alone. Nothing of ComfyUI's models is copied;
+a network does token by token is right as it is. Hooks compute a separate attention for each text in place of each joint
+attention, and give each text the positions that it has alone. Nothing of ComfyUI's models is copied;
 a family says in `JointFamily` where its tokens lie (joint_families.py).
 """
 
@@ -266,7 +266,7 @@ class _JointCall:
         return args, given
 
     def _watched(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The network's options, with an eye on what other packs have put in place of its blocks."""
+        """The network's options, in which what other packs have put in place of its blocks is checked (`_watch`)."""
         patches = options.get("patches_replace", {})
         watched = {place: partial(self._watch, patch) for place, patch in patches.get("dit", {}).items()}
         return {**options, "patches_replace": {**patches, "dit": watched}} if watched else options
@@ -274,7 +274,8 @@ class _JointCall:
     def _watch(self, patch: Callable, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         """A patch in place of a block: it may run the block's layers or leave them out.
 
-        In an attention of its own all texts would meet, so that one that changes tokens without the layers is refused.
+        In an attention of its own all texts would attend to each other: one that changes tokens without the layers is
+        refused.
         """
         tokens = {name: args.get(name) for name in BLOCK_TOKENS}
         before = {name: one.clone() for name, one in tokens.items() if torch.is_tensor(one)}  # blocks write into them
@@ -316,7 +317,7 @@ class _JointCall:
         return {"y": pooled}
 
     def _rows(self, tensor: Tensor) -> Tensor:
-        """A tensor of an edit for each row of the call; on negative prompts its text is read by nobody."""
+        """A tensor of an edit for each row of the call; on negative prompts no token attends to its text."""
         return torch.cat([rows_of_images(tensor, chunk) for chunk in self._chunks])
 
     def _masks_of(self, prompt: Tensor, mask: Tensor | None) -> list[Tensor | None]:
@@ -403,13 +404,15 @@ class _JointCall:
         owners, sizes = zip(*self._pieces(image), strict=True)
         parts = [tensor.split(sizes, dim=tokens) for tensor in (q, k, v)]
 
-        def attend(text: int, rows: slice = slice(None), asking: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
+        def attend(
+            text: int, rows: slice = slice(None), query_owners: Sequence[int] = ()
+        ) -> Iterator[tuple[int, Tensor]]:
             """The places of a text's pieces and of the image among all, with their outputs [b, t, (h d)].
 
-            asking: the owners of the queries, both of them by default.
+            query_owners: the owners of the queries, both of them by default.
             """
             read = [place for place, owner in enumerate(owners) if owner in (text, IMAGE)]
-            asked = [place for place in read if owners[place] in (asking or (text, IMAGE))]
+            asked = [place for place in read if owners[place] in (query_owners or (text, IMAGE))]
             joined = [
                 torch.cat([part[place][rows] for place in places], dim=tokens)
                 for part, places in zip(parts, (asked, read, read), strict=True)

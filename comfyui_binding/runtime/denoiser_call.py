@@ -209,7 +209,7 @@ class DenoiserCall(SharedOnDeepcopy):
         self._edits = self._edit_tracks() if self._composes else []
         self._recorder = None
         if self.run.recorder is not None:
-            self._instrument(self._start_recording, layers)
+            self._record_safely(self._start_recording, layers)
         self.restart()
 
     def restart(self) -> None:
@@ -219,7 +219,7 @@ class DenoiserCall(SharedOnDeepcopy):
         for track in (self._prompts, *self._edits):
             track.begin()
         if self._recorder is not None:
-            self._instrument(self._recorder.begin)
+            self._record_safely(self._recorder.begin)
 
     def works_in(self, layer: str) -> bool:
         """Whether a layer needs more than the updated context."""
@@ -242,7 +242,7 @@ class DenoiserCall(SharedOnDeepcopy):
             out = self._compose(layer, out, own_rows)
         change = None if layer.name in self._unread else self._update_prompts(layer, own_rows)
         if self._recorder is not None:
-            self._instrument(self._record_prompts, layer, change, own_rows)
+            self._record_safely(self._record_prompts, layer, change, own_rows)
         return out
 
     def finish(self) -> None:
@@ -260,7 +260,7 @@ class DenoiserCall(SharedOnDeepcopy):
         moved = [(text, change) for text, change in moved if change is not None]
         self.run.note_update(moved, self._updated_layers, self._acted)
         if self._recorder is not None:
-            self._instrument(self.run.recorder.add, self._recorder, self._sigma_on_device)
+            self._record_safely(self.run.recorder.add, self._recorder, self._sigma_on_device)
 
     # --- the prompts ---
 
@@ -401,7 +401,7 @@ class DenoiserCall(SharedOnDeepcopy):
     def _holds_prompt(self, chunk: Chunk) -> bool | Tensor:
         """Whether a prompt's rows of the call hold the text that the guider has for it: True, False or [images, 1, 1].
 
-        Noise that another node adds to the text is let pass.
+        Noise that another node adds to the text is ignored.
         """
         text, context = self.run.layout.text_of(chunk), self._given[chunk.rows]
         if text is None:
@@ -471,8 +471,8 @@ class DenoiserCall(SharedOnDeepcopy):
             return out
         if self._has_positive:
             self.run.layers_without_edits.discard(layer.name)
-        elif layer.name in self.run.layers_without_edits:  # then the copies of the negative prompt rest too
-            return out
+        elif layer.name in self.run.layers_without_edits:
+            return out  # the copies of the negative prompt are not updated either
         masks_fit = not self._has_masks or self.masks_fit(layer)
         tracks = [track for track in self._edits if self._acts(track, layer, masks_fit)]
         _make_keys_and_values(layer, tracks)
@@ -491,7 +491,7 @@ class DenoiserCall(SharedOnDeepcopy):
                 out[rows] += mix_contexts(out[rows], outs, weights)
         changes = self._move_edits(layer, [track for track in tracks if track.updates])
         if self._recorder is not None:
-            self._instrument(self._record_edits, layer, tracks, changes)
+            self._record_safely(self._record_edits, layer, tracks, changes)
         return out
 
     def mix_within_norm(
@@ -627,8 +627,8 @@ class DenoiserCall(SharedOnDeepcopy):
 
     # --- what is recorded ---
 
-    def _instrument(self, action: Callable[..., None], *arguments: Any) -> None:
-        """Let an instrument act. Whatever it meets, the run goes on without it and ends with its image."""
+    def _record_safely(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Run a part of the recording. After an error the run goes on without recording."""
         try:
             action(*arguments)
         except InterruptProcessingException:

@@ -365,8 +365,8 @@ class RunRecorder:
 
 
 @contextmanager
-def never_costs_the_image(message: str = notices.TRACE_FAILED):
-    """What goes wrong in an instrument is logged, and the run goes on."""
+def errors_are_logged(message: str = notices.TRACE_FAILED):
+    """An error in a recording, a plot or a score is logged, and the run goes on."""
     try:
         yield
     except InterruptProcessingException:
@@ -410,7 +410,7 @@ def recording(run: Run, sigmas: Sequence[float]):
         with suppress(Exception):  # what stopped the run is what its user must see
             write(is_complete=False)
         raise
-    with never_costs_the_image():
+    with errors_are_logged():
         write(is_complete=True)
 
 
