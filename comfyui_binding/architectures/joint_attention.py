@@ -404,15 +404,13 @@ class _JointCall:
         owners, sizes = zip(*self._pieces(image), strict=True)
         parts = [tensor.split(sizes, dim=tokens) for tensor in (q, k, v)]
 
-        def attend(
-            text: int, rows: slice = slice(None), query_owners: Sequence[int] = ()
-        ) -> Iterator[tuple[int, Tensor]]:
+        def attend(text: int, rows: slice = slice(None), asking: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
             """The places of a text's pieces and of the image among all, with their outputs [b, t, (h d)].
 
-            query_owners: the owners of the queries, both of them by default.
+            asking: the owners of the queries, both of them by default.
             """
             read = [place for place, owner in enumerate(owners) if owner in (text, IMAGE)]
-            asked = [place for place in read if owners[place] in (query_owners or (text, IMAGE))]
+            asked = [place for place in read if owners[place] in (asking or (text, IMAGE))]
             joined = [
                 torch.cat([part[place][rows] for place in places], dim=tokens)
                 for part, places in zip(parts, (asked, read, read), strict=True)
