@@ -33,7 +33,7 @@ def together(linear: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> S
 
 
 def _is_comfy_linear(to_k: torch.nn.Module) -> bool:
-    """Whether nothing but ComfyUI's own code stands between the module's weight and its output."""
+    """Whether ComfyUI's own code alone computes the module's output from its weight."""
     if not isinstance(to_k, comfy.ops.CastWeightBiasOp) or hasattr(to_k, "cast_bias_weight"):
         return False
     if to_k._forward_hooks or to_k._forward_pre_hooks:

@@ -3,7 +3,7 @@
 The architecture calls `begin` when the network gets its context. In each text cross-attention layer it calls `context`
 (what the layer reads) and `output` (what it returns, after which every context takes its step); at the end, `finish`.
 Changes are kept apart from the contexts they belong to (`context + change`), so that what other packs do to a context
-between layers stays in force.
+between layers is kept.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class RowUpdate:
 class ContextTrack:
     """A text context that moves from layer to layer.
 
-    There are three kinds. The prompts' own track (chunk None) holds all rows of the call and starts each call afresh.
-    An edit's track holds its context for one positive prompt. The track of any other prompt (edit None) holds a copy of
-    it that all edits share. The last two carry their change from call to call.
+    There are three kinds. The prompts' own track (chunk None) holds all rows of the call, and starts each call from
+    what the call was given. An edit's track holds its context for one positive prompt. The track of any other prompt
+    (edit None) holds a copy of it that all edits share. The last two carry their change from call to call.
     """
 
     updates: Sequence[RowUpdate]

@@ -42,7 +42,7 @@ SEEDS = 2**64
 
 
 class TryEnds(comfy.model_management.InterruptProcessingException):
-    """Ends a run that is not kept. Whoever lets an interrupt by the user pass lets this pass too."""
+    """Ends a run that is not kept. Code that lets an interrupt by the user pass lets this pass too."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def sample_rerolled(
     seed: int | None = None,
     **further: Any,
 ) -> Tensor:
-    """A guider's outer_sample with the best of several noises. Raises ValueError for runs that cannot be tried anew."""
+    """A guider's outer_sample with the best of several noises. Raises ValueError for runs that cannot be repeated."""
     reroll, guider, images = settings.reroll, executor.class_obj, len(noise)
     if not noise.any() or len(sigmas) < 2:
         log.info(notices.REROLL_WITHOUT_NOISE)
@@ -255,7 +255,7 @@ class Progress:
             self._callback(total - 1, x0, x, total)
 
 
-# --- what can be tried anew ---
+# --- which runs can be repeated ---
 
 
 def _check_prompt(reroll: Reroll, conds: Mapping[str, Sequence[dict]]) -> None:
@@ -296,7 +296,7 @@ def _checked_places(noise: Tensor, seed: int | None) -> list[int]:
     return places
 
 
-# --- what is told ---
+# --- the report ---
 
 
 def _report(reroll: Reroll, kept: Sequence[Kept]) -> None:

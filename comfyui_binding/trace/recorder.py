@@ -314,14 +314,14 @@ class RunRecorder:
                 self._notices.warn_if((first != text).any(), notices.MAPS_TEXT_CHANGED)
 
     def _are_new(self, calls: Sequence[tuple[Hashable, int]], sigma: Tensor) -> dict[tuple[Hashable, int], Tensor]:
-        """1 for a prompt and image whose last call was at another sigma, else 0: tensors, as nobody waits for sigma."""
+        """1 for a prompt and image whose last call was at another sigma, else 0, as tensors: the host does not wait."""
         before = {call: self._sigmas.get(call) for call in calls}
         self._sigmas |= dict.fromkeys(calls, sigma)
         compared = {id(last): _differs(sigma, last) for last in before.values()}
         return {call: compared[id(last)] for call, last in before.items()}
 
     def record(self, sigmas: Sequence[float], settings: Settings, is_complete: bool) -> TraceRecord:
-        """The record of a run that walks along `sigmas`."""
+        """The record of a run along `sigmas`."""
         read = [column for _, columns, *_ in self._calls for column in columns]
         layers = self._names
         starts = sigmas[:-1] or sigmas  # of the steps
