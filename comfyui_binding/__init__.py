@@ -14,7 +14,8 @@ architectures/            everything that depends on the model; one file for eac
   transformer_families.py   one entry for each of them, from Wan to ACE-Step
   joint_attention.py        transformers with text and image in one attention: edits only
   joint_families.py         one entry for each of them
-  host_attention.py         which of ComfyUI's attention functions is called
+  joint_layer_call.py       one attention call of such a layer, text by text
+  host_attention.py         which of ComfyUI's attention functions, or of PyTorch's, is called
   refused_networks.py       the reasons why others are refused
   key_projection.py         G @ W_k, however ComfyUI stores W_k
   key_norms.py              gradient through a key norm
