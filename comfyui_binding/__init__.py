@@ -17,7 +17,8 @@ architectures/            everything that depends on the model; one file for eac
   transformer_families.py   what is said of a family, and one entry for each, from Wan to ACE-Step
   joint_attention.py        transformers with text and image in one attention: edits only
   joint_families.py         one entry for each of them
-  host_attention.py         which attention function is called: ComfyUI's, or another pack's
+  joint_layer_call.py       one attention call of such a layer, text by text
+  host_attention.py         which attention function is called: ComfyUI's, PyTorch's or another pack's
   module_hooks.py           hooks on modules, and whether a forward pass is ComfyUI's own
   edit_conds.py             what ComfyUI makes of an edit's CONDITIONING
   refused_networks.py       the reasons why others are refused

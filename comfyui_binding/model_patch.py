@@ -78,6 +78,8 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
     for edit in edits:
         if edit.mask is not None and edit.weight != 0:
             _warn_of_black_mask(edit.mask, "an edit")
+    if any(edit.composition.shares_attention for edit in edits) and not architecture_of(model).has_joint_attention:
+        log.info(notices.NO_JOINT_ATTENTION, type(model.model).__name__)
     settings = settings_of(model)
     edits = [*settings.edits, *edits]
     for edit in edits:

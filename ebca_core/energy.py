@@ -202,6 +202,17 @@ def within_norm(mixed: Tensor, main: Tensor, limit: float) -> Tensor:
     return torch.where(norm > bound, mixed * (bound / norm), mixed).to(mixed.dtype)
 
 
+def attention_over_both(first: Tensor, second: Tensor, first_sum: Tensor, second_sum: Tensor) -> Tensor:
+    """Attention over two groups of keys together, from what it is over each: (e^L1 o1 + e^L2 o2) / (e^L1 + e^L2).
+
+    first, second [b, h, n, d]: o1 and o2, the same queries' attention over each group alone; first_sum, second_sum
+    [b, h, n]: L1 and L2, the logsumexp over the group's keys k of beta q_n . k -> [b, h, n, d]. Computed as
+    o1 + sigmoid(L2 - L1) (o2 - o1), in which nothing overflows.
+    """
+    share = torch.sigmoid(second_sum - first_sum).unsqueeze(-1)
+    return torch.addcmul(first, second - first, share).to(first.dtype)
+
+
 def similarity(keys: Tensor, queries: Tensor, heads: int) -> Tensor:
     """beta q_n . k_t in every head, beta = 1 / sqrt(d), in float32 at least.
 

@@ -33,6 +33,7 @@ from ..runtime.torch_compile import uncompiled
 from ..wrapped_arguments import TRANSFORMER_OPTIONS
 from .edit_conds import conds_of
 from .host_attention import attention_without_ebca
+from .joint_layer_call import IMAGE, LayerCall, SharedLayerCall, shared_form
 from .module_hooks import in_this_thread, is_unpatched
 from .transformer_families import TEXT_MASKS, Grid
 
@@ -41,8 +42,6 @@ NO_UPDATE = (
     "update of the context is not defined"
 )
 NO_TRACE = "its text is no context that layers share, and its attention to text is a part of that to the image"
-#: The owner of the image's tokens, where texts are numbered.
-IMAGE = -1
 #: The tokens among the arguments and results of a patch in place of a block.
 BLOCK_TOKENS = ("img", "txt")
 #: Forward passes of a network that other packs replace.
@@ -113,6 +112,7 @@ class JointTransformer:
 
     wrappers: Mapping[str, Callable] = {}
     repeats_prompts = False
+    has_joint_attention = True
     text_depends_on_sigma = False
     tokens_before_text = 0
 
@@ -402,34 +402,24 @@ class _JointCall:
         if is_masked or kwargs.get("skip_output_reshape") or image < 1:
             raise EditsRefused(notices.edits_skipped(notices.TOKENS))
         owners, sizes = zip(*self._pieces(image), strict=True)
-        parts = [tensor.split(sizes, dim=tokens) for tensor in (q, k, v)]
-
-        def attend(text: int, rows: slice = slice(None), asking: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
-            """The places of a text's pieces and of the image among all, with their outputs [b, t, (h d)].
-
-            asking: the owners of the queries, both of them by default.
-            """
-            read = [place for place, owner in enumerate(owners) if owner in (text, IMAGE)]
-            asked = [place for place in read if owners[place] in (asking or (text, IMAGE))]
-            joined = [
-                torch.cat([part[place][rows] for place in places], dim=tokens)
-                for part, places in zip(parts, (asked, read, read), strict=True)
-            ]
-            text_mask = self._mask(text, rows, image) if mask is None else _cut(mask, sizes, asked, read, rows)
-            out = own(*joined, heads, mask=text_mask, **kwargs)
-            return zip(asked, out.split([sizes[place] for place in asked], dim=1), strict=True)
-
-        of_prompt = dict(attend(0))
-        mixed = of_prompt[owners.index(IMAGE)]
-        out = mixed.new_zeros(len(mixed), q.shape[tokens], mixed.shape[2])
+        text_masks = [self._with_image(text_mask, image) for text_mask in self._masks]
+        plain = LayerCall(own, q, k, v, heads, tokens, owners, sizes, mask, text_masks, kwargs)
+        shared = self._shared(name, plain)
+        of_prompt: list[tuple[slice, LayerCall | SharedLayerCall]] = [(slice(None), plain)]
+        if shared is not None:
+            of_prompt = [(chunk.rows, shared if chunk.entry.positive else plain) for chunk in self._chunks]
+        read = [(rows, place, piece) for rows, call in of_prompt for place, piece in call.attend(0, rows)]
+        *_, piece = read[0]
+        out = piece.new_zeros(len(q), q.shape[tokens], piece.shape[2])
         outs = out.split(sizes, dim=1)
-        for place, piece in of_prompt.items():
-            outs[place].copy_(piece)
+        for rows, place, piece in read:
+            outs[place][rows] = piece
         for chunk in self._chunks:
             if chunk.entry.positive:
                 of_image = {}
                 for text, edit in enumerate(self._texts, start=1):
-                    for place, piece in attend(text, chunk.rows, (text, IMAGE) if edit.is_mixed_in(name) else (text,)):
+                    asking = (text, IMAGE) if edit.is_mixed_in(name) else (text,)
+                    for place, piece in (shared or plain).attend(text, chunk.rows, asking):
                         if owners[place] == IMAGE:
                             of_image[edit] = piece
                         else:
@@ -437,10 +427,25 @@ class _JointCall:
                 self._mix(name, outs[owners.index(IMAGE)][chunk.rows], of_image, chunk)
         return out
 
-    def _mask(self, text: int, rows: slice, image: int) -> Tensor | None:
-        """The mask of a text and the image that the network has left to the hooks."""
-        mask = self._masks[text]
-        return pad(mask[rows], (0, image)).unsqueeze(1) if mask is not None and self._family.masks == "text" else mask
+    def _shared(self, layer: str, plain: LayerCall) -> SharedLayerCall | None:
+        """The shared form of a layer's attention where edits ask for it and act, and where it can be had."""
+        texts = [text for text, edit in enumerate(self._texts, start=1) if edit.is_mixed_in(layer)]
+        if not self._call.shares_attention or not texts:
+            return None
+        run, shared = self._call.run, shared_form(plain)
+        if shared is None:
+            run.notices.inform_once(notices.NOT_SHARED)
+            return None
+        rows = next(chunk.rows for chunk in self._chunks if chunk.entry.positive)
+        kind = ("shared attention agrees", plain.q.device, plain.q.dtype)
+        if run.cache.cached(kind, lambda: shared.agrees([0, *texts], rows)):
+            return shared
+        run.notices.warn_once(notices.SHARED_DIFFERS)
+        return None
+
+    def _with_image(self, mask: Tensor | None, image: int) -> Tensor | None:
+        """The mask of a text, of the text and the image: one that the network has left to the hooks."""
+        return pad(mask, (0, image)).unsqueeze(1) if mask is not None and self._family.masks == "text" else mask
 
     def _attend_to_texts(
         self, visit: _Visit, other: Callable | None, function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int,
@@ -476,16 +481,6 @@ class _Visit:
         """Hook of a layer, which has run."""
         if self.calls == 0:
             raise EditsRefused(notices.edits_skipped(notices.ATTENTION))
-
-
-def _cut(mask: Tensor, sizes: Sequence[int], asked: Sequence[int], read: Sequence[int], rows: slice) -> Tensor:
-    """A mask [b or 1, 1, n or 1, n] of all tokens, for some of the pieces that they consist of: queries and keys."""
-    columns = mask.split(sizes, dim=-1)
-    mask = torch.cat([columns[place] for place in read], dim=-1)
-    if mask.shape[-2] > 1:
-        lines = mask.split(sizes, dim=-2)
-        mask = torch.cat([lines[place] for place in asked], dim=-2)
-    return mask[rows] if len(mask) > 1 else mask
 
 
 def _moved(positions: Tensor, axis: int, by: int) -> Tensor:

@@ -54,6 +54,7 @@ class Transformer:
 
     wrappers: Mapping[str, Callable] = {}
     repeats_prompts = False
+    has_joint_attention = False
 
     def __init__(self, family: Family):
         self.family = family

@@ -57,6 +57,7 @@ class UNet:
 
     #: ComfyUI repeats prompts to a common length.
     repeats_prompts = True
+    has_joint_attention = False
     tokens_before_text = 0
     text_depends_on_sigma = False
 

@@ -146,6 +146,8 @@ class DenoiserCall(SharedOnDeepcopy):
         self._energy = run.settings.energy
         self._has_masks = any(edit.mask is not None for edit in self._weights)
         self.limits_norm = any(edit.composition.norm_limit for edit in self._weights)
+        #: Whether the image part of joint attention is computed once for all texts, where it can be.
+        self.shares_attention = any(edit.composition.shares_attention for edit in self._weights)
         self._chooses_layers = any(edit.composition.layers is not None for edit in self._weights)
         #: By track and layer: the edits that are mixed in.
         self._mixed: dict[tuple[Edit | None, str], Mixed] = {}

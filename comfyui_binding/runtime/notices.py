@@ -132,6 +132,18 @@ EDITS_NEGATIVE_LENGTH = (
 NO_EDIT_UPDATE = (
     "EBCA: gamma_attn and gamma_norm of the edits have no effect on %s: %s. Their alphas act as usual."
 )
+NOT_SHARED = (
+    "EBCA: shared_attention has no effect in some layers: it needs ComfyUI's own PyTorch attention on a CPU or a CUDA "
+    "device, and texts without masks. The edits are computed as without it."
+)
+SHARED_DIFFERS = (
+    "EBCA: shared_attention has no effect in this run: in its first layer its result was not that of ordinary "
+    "attention calls. The edits are computed as without it. Please report this."
+)
+NO_JOINT_ATTENTION = (
+    "EBCA: shared_attention has no effect on %s, which does not attend to text and image in one softmax. The edits are "
+    "computed as without it."
+)
 MAPS_LENGTHS = (
     "EBCA: attention maps not read: another node changes the prompt's length in the layers. Remove that node to have "
     "them read."

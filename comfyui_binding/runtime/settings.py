@@ -85,12 +85,14 @@ class Composition:
     """What one EBCACompose asks for its edits.
 
     layers: names of the layers that mix them in, None for all; norm_limit: how many times the norm of the layer's own
-    output an image token may have, 0 for any; mixes_pooled: whether their pooled texts are mixed too.
+    output an image token may have, 0 for any; mixes_pooled: whether their pooled texts are mixed too; shares_attention:
+    whether the image part of joint attention is computed once for all texts.
     """
 
     layers: frozenset[str] | None = None
     norm_limit: float = 0.0
     mixes_pooled: bool = False
+    shares_attention: bool = False
 
     def __post_init__(self):
         if self.norm_limit != 0 and not 1 <= self.norm_limit < math.inf:
@@ -104,6 +106,7 @@ class Composition:
             "layers": None if self.layers is None else [name for name in layer_names if name in self.layers],
             "norm_limit": self.norm_limit,
             "mix_pooled": self.mixes_pooled,
+            "shared_attention": self.shares_attention,
         }
 
 
