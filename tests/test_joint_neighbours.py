@@ -57,6 +57,44 @@ def test_attention_override_computes_edits_too(comfy, pack, monkeypatch, family,
 
 
 @both_orders
+@pytest.mark.parametrize("family", ["qwen", "flux", "zimage"])
+def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, pack, caplog, monkeypatch, family, order):
+    """The prompt keeps the pack's attention, and the edits have ComfyUI's."""
+    model, lengths, is_learning = toy_joint.model(family), set(), [True]
+
+    def override(func, q, k, v, heads, mask=None, **kwargs):
+        tokens = k.shape[2 if kwargs.get("skip_reshape") else 1]
+        if is_learning:
+            lengths.add(tokens)
+        if tokens not in lengths:
+            raise ValueError("the weights are for a prompt of another length")
+        return func(1.5 * q, k, v, heads, mask=mask, **kwargs)
+
+    def with_override(model):
+        model = model.clone()
+        model.model_options["transformer_options"]["optimized_attention_override"] = override
+        return model
+
+    run(with_override(model), family)
+    is_learning.clear()
+    long = edits(family, (40, 72))  # Z-Image pads texts to 32
+    if order == "neighbour first":
+        together = composed(comfy, pack, with_override(model), long)
+    else:
+        together = with_override(composed(comfy, pack, model, long))
+    got = run(together, family)
+    (message,) = messages(caplog)
+    assert "does not take a text of the edit's length" in message
+    monkeypatch.setattr(
+        joint_parts, "attention",
+        lambda q, k, v, heads: oracle.attention(1.5 * q if len(k) in lengths else q, k, v, heads),
+    )  # fmt: skip
+    with joint_oracle.at_work(family, model, long):
+        expected = run(model, family)
+    assert relative_error(got, expected) < TOLERANCE
+
+
+@both_orders
 @pytest.mark.parametrize("family", ["qwen", "flux", "sd35"])
 def test_a_block_that_another_pack_skips_is_skipped(comfy, pack, family, order):
     def neighbour(model):

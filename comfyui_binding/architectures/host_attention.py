@@ -50,7 +50,7 @@ def attend_to_edit(
 ) -> torch.Tensor:
     """Another pack's attention to an edit's text; ComfyUI's own, with a warning, where that does not take the text.
 
-    A pack may know no text but the prompt's, of its length. shape: of the output, [b, n, (h d)].
+    A pack may know no text but the prompt's, of its length. shape: of the output [b, n, (h d)], or the start of it.
     """
     try:
         out = theirs()
@@ -58,7 +58,7 @@ def attend_to_edit(
         raise
     except Exception:
         out = None
-    if out is not None and out.shape == shape:
+    if out is not None and out.shape[: len(shape)] == shape:
         return out
     warnings.warn_once(notices.EDITS_PLAIN)
     return plain()

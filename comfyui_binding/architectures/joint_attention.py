@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from ..runtime.tensor_cache import rows_of_images
 from ..runtime.torch_compile import uncompiled
 from ..wrapped_arguments import TRANSFORMER_OPTIONS
 from .edit_conds import conds_of
-from .host_attention import attention_without_ebca
+from .host_attention import attend_to_edit, attention_without_ebca
 from .joint_layer_call import IMAGE, LayerCall, SharedLayerCall, shared_form
 from .module_hooks import in_this_thread, is_unpatched
 from .transformer_families import TEXT_MASKS, Grid
@@ -408,6 +408,7 @@ class _JointCall:
         of_prompt: list[tuple[slice, LayerCall | SharedLayerCall]] = [(slice(None), plain)]
         if shared is not None:
             of_prompt = [(chunk.rows, shared if chunk.entry.positive else plain) for chunk in self._chunks]
+        of_edits = shared or replace(plain, attention=self._attention_of_edits(own, function, other, kwargs))
         read = [(rows, place, piece) for rows, call in of_prompt for place, piece in call.attend(0, rows)]
         *_, piece = read[0]
         out = piece.new_zeros(len(q), q.shape[tokens], piece.shape[2])
@@ -419,7 +420,7 @@ class _JointCall:
                 of_image = {}
                 for text, edit in enumerate(self._texts, start=1):
                     asking = (text, IMAGE) if edit.is_mixed_in(name) else (text,)
-                    for place, piece in (shared or plain).attend(text, chunk.rows, asking):
+                    for place, piece in of_edits.attend(text, chunk.rows, asking):
                         if owners[place] == IMAGE:
                             of_image[edit] = piece
                         else:
@@ -457,7 +458,25 @@ class _JointCall:
         if mask is not None or kwargs.get("skip_output_reshape") or q.shape[tokens] != self._text_tokens:
             raise EditsRefused(notices.edits_skipped(notices.TOKENS))
         texts = zip(*(tensor.split(self._lengths["context"], dim=tokens) for tensor in (q, k, v)), strict=True)
-        return torch.cat([own(*text, heads, mask=None, **kwargs) for text in texts], dim=1)
+        of_edits = self._attention_of_edits(own, function, other, kwargs)
+        attentions = [own, *(of_edits for _ in self._texts)]
+        outs = [attention(*text, heads, mask=None, **kwargs) for attention, text in zip(attentions, texts, strict=True)]
+        return torch.cat(outs, dim=1)
+
+    def _attention_of_edits(
+        self, own: Callable, function: Callable, other: Callable | None, kwargs: Mapping[str, Any]
+    ) -> Callable[..., Tensor]:
+        """The attention of a layer to edits' texts: its own, or ComfyUI's where another pack's does not take them."""
+        if other is None:
+            return own
+        plain = attention_without_ebca(function, None, kwargs)
+        tokens = 2 if kwargs.get("skip_reshape") else 1
+
+        def attend(q: Tensor, *given: Any, **more: Any) -> Tensor:
+            theirs, ours = (partial(attention, q, *given, **more) for attention in (own, plain))
+            return attend_to_edit(theirs, ours, (len(q), q.shape[tokens]), self._call.run.notices)
+
+        return attend
 
     def _mix(self, layer: str, image: Tensor, outs: Mapping[Edit, Tensor], chunk: Chunk) -> None:
         """Mix what the image reads with edits' texts into what it reads with the prompt's, all [b, n, (h d)]."""

@@ -221,7 +221,7 @@ class TransformerAttention:
         if position is None or self.plain_attention is None:
             return attend(self.attention)
         theirs, plain = partial(attend, self.attention), partial(attend, self.plain_attention)
-        return attend_to_edit(theirs, plain, (*q.shape[:2], v.shape[-1]), self.notices)
+        return attend_to_edit(theirs, plain, q.shape[:2], self.notices)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, text_mask: Tensor | None, attention: Callable[..., Tensor]
