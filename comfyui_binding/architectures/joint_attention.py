@@ -419,8 +419,8 @@ class _JointCall:
             if chunk.entry.positive:
                 of_image = {}
                 for text, edit in enumerate(self._texts, start=1):
-                    asking = (text, IMAGE) if edit.is_mixed_in(name) else (text,)
-                    for place, piece in of_edits.attend(text, chunk.rows, asking):
+                    query_owners = (text, IMAGE) if edit.is_mixed_in(name) else (text,)
+                    for place, piece in of_edits.attend(text, chunk.rows, query_owners):
                         if owners[place] == IMAGE:
                             of_image[edit] = piece
                         else:
