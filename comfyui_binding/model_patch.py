@@ -188,7 +188,7 @@ def _smallest_denominator(edits: Sequence[Edit]) -> float:
 
 
 def _check_denominator(edits: list[Edit], layers: Sequence[str]) -> None:
-    """Raises ValueError where the weights that meet in a layer, or in the pooled text, could sum to -1 or less."""
+    """Raises ValueError where the weights in one layer, or in the pooled text, could sum to -1 or less."""
     weighted = [edit for edit in edits if edit.weight != 0]
     meeting = {tuple(edit for edit in weighted if edit.is_mixed_in(layer)) for layer in layers}
     meeting = {*meeting, tuple(edit for edit in weighted if edit.is_pooled_text_mixed)} - {()}

@@ -2,8 +2,8 @@
 (paper, sections 3.1 to 3.3).
 
 Each energy's value stands beside its derivative with respect to the keys. As K = C W_k^T, the context moves by
-`key_step @ W_k`. Whoever owns the weights computes that product, because W_k may be quantised, patched or on another
-device.
+`key_step @ W_k`. The caller computes that product (key_projection.py), because W_k may be quantised, patched or on
+another device.
 """
 
 from __future__ import annotations
@@ -82,8 +82,12 @@ def norm_term(keys: Tensor, repeats: Tensor | None = None) -> Tensor:
 class ContextEnergy:
     """The energy that the update descends: E(K | Q) and E(K), each as its value and its term of the step.
 
-    Pass functions with other bodies to change the energy; their signatures are those of the defaults. norm_term None
-    leaves E(K) out.
+    To change it, give `EBCA` below other functions, with the signatures of the defaults; norm_term None leaves E(K)
+    out. Prompts, edits and traces all take it from `Settings.energy` (comfyui_binding/runtime/settings.py), whose
+    default it is: change that to have another energy on some MODELs only. Two rules of the binding hold for the default
+    and must be checked for another energy: the norm term is left out where a model normalises its keys
+    (`DenoiserCall._no_gamma_norm`), and a mask of zeros drops the attention term
+    (`ContextUpdate.with_constant_mask_resolved`).
     """
 
     attention_energy: Callable[..., Tensor] = attention_energy

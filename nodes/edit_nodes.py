@@ -69,7 +69,7 @@ class EBCAEditContext(io.ComfyNode):
                     "composition.",
                 ),
                 start_input(0.3, "the composition", advice="A later start keeps more of the layout."),
-                end_input("the composition"),
+                end_input(1.0, "the composition"),
                 gamma_input(
                     "gamma_attn",
                     0.0005,
@@ -85,7 +85,7 @@ class EBCAEditContext(io.ComfyNode):
                     advanced=True,
                 ),
                 start_input(0.3, "the edit's own context update", name="gamma_start_percent", advanced=True),
-                end_input("the edit's own context update", name="gamma_end_percent", advanced=True),
+                end_input(1.0, "the edit's own context update", name="gamma_end_percent", advanced=True),
                 io.Mask.Input(
                     "mask",
                     optional=True,

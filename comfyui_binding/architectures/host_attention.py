@@ -1,14 +1,21 @@
-"""The attention functions of ComfyUI, in the versions that have them."""
+"""Which attention function is called: ComfyUI's, in the versions that have it, or another pack's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import comfy.ldm.modules.attention as host
+import comfy.model_management
 import torch
 
+from ..runtime import notices
+
+#: The key of another pack's attention function in transformer_options.
+OVERRIDE = "optimized_attention_override"
+#: Errors in another pack's code that have other causes than the text that it is given.
+NOT_OF_A_TEXT = (comfy.model_management.InterruptProcessingException, comfy.model_management.OOM_EXCEPTION)
 #: attention(q [b, h, n, d], k and v [b, h, m, d]) -> its output [b, h, n, d], and the log-sum-exp over the keys of its
 #: scores [b, h, n], in float32 at least.
 AttentionWithSum = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -26,13 +33,35 @@ def exchanged_attention() -> Callable[..., torch.Tensor]:
 def attention_without_ebca(
     function: Callable[..., torch.Tensor], other: Callable | None, kwargs: Mapping[str, Any]
 ) -> Callable[..., torch.Tensor]:
-    """The attention of a call that an override of EBCA's stands in for.
+    """The attention of a call that an override of EBCA's replaces.
 
     function: ComfyUI's; other: another pack's override; kwargs: of the call, in which a module may ask for another.
     """
     if other is not None:
         return partial(other, function)
     return getattr(kwargs.get("preferred_attention"), "function", None) or function
+
+
+def attend_to_edit(
+    theirs: Callable[[], torch.Tensor],
+    plain: Callable[[], torch.Tensor],
+    shape: Sequence[int],
+    warnings: notices.Notices,
+) -> torch.Tensor:
+    """Another pack's attention to an edit's text; ComfyUI's own, with a warning, where that does not take the text.
+
+    A pack may know no text but the prompt's, of its length. shape: of the output [b, n, (h d)], or the start of it.
+    """
+    try:
+        out = theirs()
+    except NOT_OF_A_TEXT:
+        raise
+    except Exception:
+        out = None
+    if out is not None and out.shape[: len(shape)] == shape:
+        return out
+    warnings.warn_once(notices.EDITS_PLAIN)
+    return plain()
 
 
 def attention_with_sum(

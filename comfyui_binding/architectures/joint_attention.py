@@ -5,8 +5,8 @@ the composition each edit's text is a text of its own, beside the prompt's, whic
 image; what the image reads with each of the texts is mixed by the weights of the edits, as in cross-attention.
 
 For the length of a call of the model the edits' texts follow the prompt's as more text tokens, so that everything that
-a network does token by token is right as it is. Hooks keep them apart where tokens meet: each joint attention becomes
-one attention for each text, and each text has the positions that it has alone. Nothing of ComfyUI's models is copied;
+a network does token by token is right as it is. Hooks compute a separate attention for each text in place of each joint
+attention, and give each text the positions that it has alone. Nothing of ComfyUI's models is copied;
 a family says in `JointFamily` where its tokens lie (joint_families.py).
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -32,11 +32,10 @@ from ..runtime.tensor_cache import rows_of_images
 from ..runtime.torch_compile import uncompiled
 from ..wrapped_arguments import TRANSFORMER_OPTIONS
 from .edit_conds import conds_of
-from .host_attention import attention_without_ebca
+from .host_attention import attend_to_edit, attention_without_ebca
 from .joint_layer_call import IMAGE, LayerCall, SharedLayerCall, shared_form
-from .key_projection import is_unpatched
-from .module_hooks import in_this_thread
-from .transformer import TEXT_MASKS, Grid
+from .module_hooks import in_this_thread, is_unpatched
+from .transformer_families import TEXT_MASKS, Grid
 
 NO_UPDATE = (
     "it attends to text and image in one softmax, where every block updates the text by the image already and the "
@@ -267,7 +266,7 @@ class _JointCall:
         return args, given
 
     def _watched(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The network's options, with an eye on what other packs have put in place of its blocks."""
+        """The network's options, in which what other packs have put in place of its blocks is checked (`_watch`)."""
         patches = options.get("patches_replace", {})
         watched = {place: partial(self._watch, patch) for place, patch in patches.get("dit", {}).items()}
         return {**options, "patches_replace": {**patches, "dit": watched}} if watched else options
@@ -275,7 +274,8 @@ class _JointCall:
     def _watch(self, patch: Callable, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         """A patch in place of a block: it may run the block's layers or leave them out.
 
-        In an attention of its own all texts would meet, so that one that changes tokens without the layers is refused.
+        In an attention of its own all texts would attend to each other: one that changes tokens without the layers is
+        refused.
         """
         tokens = {name: args.get(name) for name in BLOCK_TOKENS}
         before = {name: one.clone() for name, one in tokens.items() if torch.is_tensor(one)}  # blocks write into them
@@ -317,7 +317,7 @@ class _JointCall:
         return {"y": pooled}
 
     def _rows(self, tensor: Tensor) -> Tensor:
-        """A tensor of an edit for each row of the call; on negative prompts its text is read by nobody."""
+        """A tensor of an edit for each row of the call; on negative prompts no token attends to its text."""
         return torch.cat([rows_of_images(tensor, chunk) for chunk in self._chunks])
 
     def _masks_of(self, prompt: Tensor, mask: Tensor | None) -> list[Tensor | None]:
@@ -408,6 +408,7 @@ class _JointCall:
         of_prompt: list[tuple[slice, LayerCall | SharedLayerCall]] = [(slice(None), plain)]
         if shared is not None:
             of_prompt = [(chunk.rows, shared if chunk.entry.positive else plain) for chunk in self._chunks]
+        of_edits = shared or replace(plain, attention=self._attention_of_edits(own, function, other, kwargs))
         read = [(rows, place, piece) for rows, call in of_prompt for place, piece in call.attend(0, rows)]
         *_, piece = read[0]
         out = piece.new_zeros(len(q), q.shape[tokens], piece.shape[2])
@@ -418,8 +419,8 @@ class _JointCall:
             if chunk.entry.positive:
                 of_image = {}
                 for text, edit in enumerate(self._texts, start=1):
-                    asking = (text, IMAGE) if edit.is_mixed_in(name) else (text,)
-                    for place, piece in (shared or plain).attend(text, chunk.rows, asking):
+                    query_owners = (text, IMAGE) if edit.is_mixed_in(name) else (text,)
+                    for place, piece in of_edits.attend(text, chunk.rows, query_owners):
                         if owners[place] == IMAGE:
                             of_image[edit] = piece
                         else:
@@ -457,7 +458,25 @@ class _JointCall:
         if mask is not None or kwargs.get("skip_output_reshape") or q.shape[tokens] != self._text_tokens:
             raise EditsRefused(notices.edits_skipped(notices.TOKENS))
         texts = zip(*(tensor.split(self._lengths["context"], dim=tokens) for tensor in (q, k, v)), strict=True)
-        return torch.cat([own(*text, heads, mask=None, **kwargs) for text in texts], dim=1)
+        of_edits = self._attention_of_edits(own, function, other, kwargs)
+        attentions = [own, *(of_edits for _ in self._texts)]
+        outs = [attention(*text, heads, mask=None, **kwargs) for attention, text in zip(attentions, texts, strict=True)]
+        return torch.cat(outs, dim=1)
+
+    def _attention_of_edits(
+        self, own: Callable, function: Callable, other: Callable | None, kwargs: Mapping[str, Any]
+    ) -> Callable[..., Tensor]:
+        """The attention of a layer to edits' texts: its own, or ComfyUI's where another pack's does not take them."""
+        if other is None:
+            return own
+        plain = attention_without_ebca(function, None, kwargs)
+        tokens = 2 if kwargs.get("skip_reshape") else 1
+
+        def attend(q: Tensor, *given: Any, **more: Any) -> Tensor:
+            theirs, ours = (partial(attention, q, *given, **more) for attention in (own, plain))
+            return attend_to_edit(theirs, ours, (len(q), q.shape[tokens]), self._call.run.notices)
+
+        return attend
 
     def _mix(self, layer: str, image: Tensor, outs: Mapping[Edit, Tensor], chunk: Chunk) -> None:
         """Mix what the image reads with edits' texts into what it reads with the prompt's, all [b, n, (h d)]."""
@@ -480,7 +499,7 @@ class _Visit:
     def left(self, module: Module, args: tuple, out: Any) -> None:
         """Hook of a layer, which has run."""
         if self.calls == 0:
-            raise EditsRefused(notices.edits_skipped(notices.FORWARD))
+            raise EditsRefused(notices.edits_skipped(notices.ATTENTION))
 
 
 def _moved(positions: Tensor, axis: int, by: int) -> Tensor:

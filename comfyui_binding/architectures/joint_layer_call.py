@@ -54,13 +54,13 @@ class LayerCall:
     def _pieces(self) -> list[Sequence[Tensor]]:
         return [tensor.split(self.sizes, dim=self.tokens) for tensor in (self.q, self.k, self.v)]
 
-    def attend(self, text: int, rows: slice, asking: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
+    def attend(self, text: int, rows: slice, query_owners: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
         """The places of a text's pieces and of the image among all, with their outputs [b, t, (h d)].
 
-        asking: the owners of the queries, both of them by default.
+        query_owners: the owners of the queries, both of them by default.
         """
         read = [place for place, owner in enumerate(self.owners) if owner in (text, IMAGE)]
-        asked = [place for place in read if self.owners[place] in (asking or (text, IMAGE))]
+        asked = [place for place in read if self.owners[place] in (query_owners or (text, IMAGE))]
         joined = [
             torch.cat([pieces[place][rows] for place in places], dim=self.tokens)
             for pieces, places in zip(self._pieces, (asked, read, read), strict=True)
@@ -83,10 +83,10 @@ class SharedLayerCall:
         #: What the image reads of itself, by the first of the rows: the output and the log-sum-exp.
         self._of_itself: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def attend(self, text: int, rows: slice, asking: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
+    def attend(self, text: int, rows: slice, query_owners: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
         """As `LayerCall.attend`; the tokens of the text attend as there."""
         yield from self._plain.attend(text, rows, (text,))
-        if IMAGE in (asking or (text, IMAGE)):
+        if IMAGE in (query_owners or (text, IMAGE)):
             yield self._plain.owners.index(IMAGE), self.read_by_image(text, rows)
 
     def read_by_image(self, text: int, rows: slice) -> Tensor:

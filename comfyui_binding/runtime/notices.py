@@ -28,6 +28,7 @@ REROLL = "EBCA Reroll"
 # --- why edits' texts cannot be kept apart in joint attention ---
 
 FORWARD = "another node has replaced a forward pass of the model's network"
+ATTENTION = "another node has replaced the attention function or a forward pass of the model's layers"
 BLOCK = "another node computes a block of the model's network itself"
 TOKENS = "another node changes which tokens the model's attention reads, or how"
 
@@ -197,8 +198,8 @@ TOKEN_WEIGHTS_UNKNOWN = (
     "encodes it. Connect one text and one CLIP to both EBCA Token Weights and CLIP Text Encode."
 )
 NO_EFFECT = (
-    "EBCA had no effect: another node runs the model without ComfyUI's hooks, so the image is the one without EBCA. "
-    "Remove the node that replaces the model's function or its forward pass."
+    "EBCA had no effect: another node runs the model or its attention without ComfyUI's hooks, so the image is the one "
+    "without EBCA. Remove the node that replaces the model's function, its forward pass or its attention function."
 )
 HOOKS_REMOVED = (
     "EBCA has no effect, or a part of it is missing: another node between EBCA's nodes and the sampler removes the "

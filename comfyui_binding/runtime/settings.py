@@ -39,7 +39,6 @@ class ContextUpdate:
     positive_only: bool = False
     layers: frozenset[str] | None = None
     schedule: Schedule | None = None
-    energy: ContextEnergy = EBCA
     #: The node of the graph, which shows after a run what the update did.
     node_id: str | None = None
 
@@ -206,11 +205,13 @@ class Settings:
     edits: tuple[Edit, ...] = ()
     traces: tuple[RunTrace, ...] = ()
     reroll: Reroll | None = None
-    #: What looks at the maps of this one run.
+    #: What reads the maps of this one run (EBCA Reroll).
     watch: RunWatch | None = None
+    #: What the updates of prompts and edits descend, and what is recorded. No node sets it.
+    energy: ContextEnergy = EBCA
     windows: frozenset[Window] = field(init=False)
     #: What was logged once for this MODEL: about calls outside any run, and about masks, whichever run they are in.
-    told: set[str] = field(init=False, default_factory=set)
+    logged: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self):
         windows = {update.window for update in self.updates}
@@ -246,7 +247,7 @@ class Settings:
                  for edit in self.edits]
         updates = [replace(update, mask=row_of(update.mask, image)) for update in self.updates]
         one = replace(self, updates=tuple(updates), edits=tuple(edits), watch=watch)
-        object.__setattr__(one, "told", self.told)
+        object.__setattr__(one, "logged", self.logged)
         return one
 
     def with_noise_mask(self, mask: Tensor) -> Settings:
