@@ -5,12 +5,15 @@
 A quarter of the size: width 768, 1,024 image tokens, 128 text tokens, 2 + 4 blocks. One call of the model without a
 negative prompt; the plain model and each case take turns in one thread. Printed is the median of the ratios of
 neighbouring calls in the CPU time of the process, with its quartiles, and the ratio by the count of multiplications.
+"shared": with shared_attention of EBCA Compose. All calls of a case are of one run, whose first call is not measured:
+it compares both forms.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import sys
 import tempfile
@@ -28,15 +31,18 @@ IMAGE = (SIDE // 2) ** 2
 EDITS = (1, 2, 4)
 
 
-def counted(texts: int, passes: int = 1) -> float:
-    """Multiplications of the blocks for so many texts beside one image: linear layers, and one attention for each."""
+def counted(texts: int, shared: bool = False, passes: int = 1) -> float:
+    """Multiplications of the blocks for so many texts beside one image: linear layers, and one attention for each.
+
+    shared: the image's attention to itself is computed once.
+    """
     tokens = IMAGE + texts * TEXT
     linear = (DOUBLE + SINGLE) * 12 * WIDTH**2 * tokens
-    attention = (DOUBLE + SINGLE) * 2 * WIDTH * texts * (IMAGE + TEXT) ** 2
-    return passes * (linear + attention)
+    pairs = texts * (IMAGE + TEXT) ** 2 - (texts - 1) * shared * IMAGE**2
+    return passes * (linear + (DOUBLE + SINGLE) * 2 * WIDTH * pairs)
 
 
-def calls(rows: int, edits: int) -> Callable[[], None]:
+def calls(rows: int, edits: int, shared: bool = False) -> Callable[[], None]:
     """A call of the model for `rows` images, with so many edits."""
     import comfy.model_patcher
     import comfy.supported_models
@@ -68,8 +74,13 @@ def calls(rows: int, edits: int) -> Callable[[], None]:
             ).result[0]
             for i, text in enumerate(texts[1:])
         }  # fmt: skip
-        (model,) = nodes.NODE_CLASS_MAPPINGS["EBCACompose"].execute(model=model, edits=made).result
+        compose = nodes.NODE_CLASS_MAPPINGS["EBCACompose"]
+        (model,) = compose.execute(model=model, edits=made, shared_attention=shared).result
     options = {**model.model_options["transformer_options"], "wrappers": model.wrappers, "cond_or_uncond": [0]}
+    if edits:
+        runtime = f"{compose.__module__.removesuffix('.nodes.edit_nodes')}.comfyui_binding.runtime"
+        run = sys.modules[f"{runtime}.sampling_run"].Run(options["ebca"], base.model_sampling)
+        options[sys.modules[f"{runtime}.settings"].RUN_KEY] = run
     x, sigma = torch.randn(rows, 16, SIDE, SIDE, generator=generator), torch.ones(rows)
 
     def call() -> None:
@@ -96,7 +107,10 @@ def main() -> None:
 
         asyncio.run(nodes.load_custom_node(str(REPO)))
         plain = calls(1, 0)
-        cases = {f"{edits} edit{'s' * (edits > 1)}": (calls(1, edits), counted(1 + edits)) for edits in EDITS}
+        cases = {}
+        for edits, shared in itertools.product(EDITS, (False, True)):
+            name = f"{edits} edit{'s' * (edits > 1)}{', shared' * shared}"
+            cases[name] = calls(1, edits, shared), counted(1 + edits, shared)
         cases["a second pass"] = calls(2, 0), counted(1, passes=2)
         ratios: dict[str, list[float]] = {name: [] for name in cases}
         for call in (plain, *(call for call, _ in cases.values())):

@@ -3,18 +3,24 @@
 model_patch.py            a node's settings -> checked, and stored on a clone of the MODEL
 sampling_hooks.py         the ComfyUI wrappers around a sampling run and around a call of the model
 wrapped_arguments.py      arguments of wrapped calls, by position
-other_packs.py            how data from other packs is recognised
+other_packs.py            data formats of other packs: context windows, NegPip texts
 node_messages.py          texts shown on nodes
 shared_on_deepcopy.py     mixin for objects in ComfyUI's options, which other packs copy
+
+Another pack replaces attention or a forward pass: docs/neighbours.md has a table of what happens; unet.py,
+transformer.py and joint_attention.py decide it, notices.py has the messages.
 
 architectures/            everything that depends on the model; one file for each kind of network
   registry.py               MODEL -> its architecture, or a refusal
   unet.py                   SD 1.x to SDXL: their layers, and ComfyUI's attn2 patches
   transformer.py            transformers with text cross-attention: hooks on their modules
-  transformer_families.py   one entry for each of them, from Wan to ACE-Step
+  transformer_families.py   what is said of a family, and one entry for each, from Wan to ACE-Step
   joint_attention.py        transformers with text and image in one attention: edits only
   joint_families.py         one entry for each of them
-  host_attention.py         which of ComfyUI's attention functions is called
+  joint_layer_call.py       one attention call of such a layer, text by text
+  host_attention.py         which attention function is called: ComfyUI's, PyTorch's or another pack's
+  module_hooks.py           hooks on modules, and whether a forward pass is ComfyUI's own
+  edit_conds.py             what ComfyUI makes of an edit's CONDITIONING
   refused_networks.py       the reasons why others are refused
   key_projection.py         G @ W_k, however ComfyUI stores W_k
   key_norms.py              gradient through a key norm
@@ -37,17 +43,19 @@ text/                     prompts
   tokenized_prompt.py       the tokens and words of a prompt
   vocabularies.py           what the pieces of a text encoder's vocabulary spell
   token_weights.py          words of a prompt -> one weight per token
-  concepts.py               the concepts in a prompt, by rules (noun_phrases.py, concept_words.py)
+  concepts.py               the concepts in a prompt, by rules
+  noun_phrases.py           the noun phrases of a caption
+  concept_words.py          the words that these rules go by
   strengths.py              numbers after a word, as in `shirt = 2.5`
   edit_conditioning.py      a CONDITIONING -> the context of an edit
-  scored_concepts.py        those that have one place in an image, and where their words are
+  scored_concepts.py        concepts that get a score: single things, and the positions of their words
 
 trace/                    EBCA Trace
   recorder.py               what is recorded during a run
   trace_record.py           the record
   trace_file.py             the record as a file
   word_positions.py         the attention maps of words in it
-  object_maps.py            the attention maps of things, as the score takes them
+  object_maps.py            one map per object of the prompt, input of one_place_score
   map_pooling.py            maps of fine grids on coarser ones
 
 samplers/                 inversion, RePaint, and runs with several noises

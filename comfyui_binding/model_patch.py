@@ -78,6 +78,8 @@ def with_edits(model: ModelPatcher, edits: list[Edit]) -> ModelPatcher:
     for edit in edits:
         if edit.mask is not None and edit.weight != 0:
             _warn_of_black_mask(edit.mask, "an edit")
+    if any(edit.composition.shares_attention for edit in edits) and not architecture_of(model).has_joint_attention:
+        log.info(notices.NO_JOINT_ATTENTION, type(model.model).__name__)
     settings = settings_of(model)
     edits = [*settings.edits, *edits]
     for edit in edits:
@@ -186,7 +188,7 @@ def _smallest_denominator(edits: Sequence[Edit]) -> float:
 
 
 def _check_denominator(edits: list[Edit], layers: Sequence[str]) -> None:
-    """Raises ValueError where the weights that meet in a layer, or in the pooled text, could sum to -1 or less."""
+    """Raises ValueError where the weights in one layer, or in the pooled text, could sum to -1 or less."""
     weighted = [edit for edit in edits if edit.weight != 0]
     meeting = {tuple(edit for edit in weighted if edit.is_mixed_in(layer)) for layer in layers}
     meeting = {*meeting, tuple(edit for edit in weighted if edit.is_pooled_text_mixed)} - {()}

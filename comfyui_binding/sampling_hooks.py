@@ -29,7 +29,7 @@ from .runtime.timeline import Timeline
 from .runtime.torch_compile import force_eager
 from .samplers.inversion_record import INVERSION_KEY, run_mismatches
 from .samplers.reroll import sample_rerolled
-from .trace.recorder import never_costs_the_image, recording
+from .trace.recorder import errors_are_logged, recording
 from .wrapped_arguments import APPLY_MODEL, TRANSFORMER_OPTIONS, by_position
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def outer_sample(executor: WrapperExecutor, noise, latent_image, sampler, sigmas
     sample = executor if settings.reroll is None else partial(sample_rerolled, executor, settings)
     samples = sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
     for trace in settings.traces:
-        with never_costs_the_image():
+        with errors_are_logged():
             trace.set_result(samples)
     return samples
 
@@ -138,7 +138,7 @@ def _inform_of_resized_masks(settings: Settings, model: torch.nn.Module, latent:
     for mask in settings.masks if len(latent) > 3 else ():
         size, image = tuple(mask.shape[-2:]), (height * pixels, width * pixels)
         if size != (height, width) and not is_mask_of(size, image):
-            Notices(settings.told).inform_once(notices.mask_resized(size, image))
+            Notices(settings.logged).inform_once(notices.mask_resized(size, image))
 
 
 def _continues_a_stage(settings: Settings, model: ModelPatcher, noise: Tensor, latent_image: Tensor, sigmas) -> bool:
@@ -203,7 +203,7 @@ def _picture_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _show_summary(run: Run) -> None:
-    """Show on the nodes of the context updates what they did. A failure must not cost the image."""
+    """Show on the nodes of the context updates what they did. An error here must not stop the run."""
     nodes = {update.node_id for update in run.settings.updates if update.node_id is not None}
     if not nodes:
         return
@@ -217,7 +217,7 @@ def _show_summary(run: Run) -> None:
 def _run_of_a_call(model: torch.nn.Module, options: dict[str, Any]) -> Run:
     """A run for a single call: another node calls the model without the options of the run."""
     settings = options[KEY]
-    run = Run(settings, model.model_sampling, warned=settings.told)
+    run = Run(settings, model.model_sampling, warned=settings.logged)
     if settings.needs_noise_mask:
         run.notices.warn_once(notices.CALL_WITHOUT_RUN_MASK)
     if any(edit.is_updated for edit in settings.edits):

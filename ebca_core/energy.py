@@ -2,8 +2,8 @@
 (paper, sections 3.1 to 3.3).
 
 Each energy's value stands beside its derivative with respect to the keys. As K = C W_k^T, the context moves by
-`key_step @ W_k`. Whoever owns the weights computes that product, because W_k may be quantised, patched or on another
-device.
+`key_step @ W_k`. The caller computes that product (key_projection.py), because W_k may be quantised, patched or on
+another device.
 """
 
 from __future__ import annotations
@@ -82,8 +82,12 @@ def norm_term(keys: Tensor, repeats: Tensor | None = None) -> Tensor:
 class ContextEnergy:
     """The energy that the update descends: E(K | Q) and E(K), each as its value and its term of the step.
 
-    Pass functions with other bodies to change the energy; their signatures are those of the defaults. norm_term None
-    leaves E(K) out.
+    To change it, give `EBCA` below other functions, with the signatures of the defaults; norm_term None leaves E(K)
+    out. Prompts, edits and traces all take it from `Settings.energy` (comfyui_binding/runtime/settings.py), whose
+    default it is: change that to have another energy on some MODELs only. Two rules of the binding hold for the default
+    and must be checked for another energy: the norm term is left out where a model normalises its keys
+    (`DenoiserCall._no_gamma_norm`), and a mask of zeros drops the attention term
+    (`ContextUpdate.with_constant_mask_resolved`).
     """
 
     attention_energy: Callable[..., Tensor] = attention_energy
@@ -196,6 +200,17 @@ def within_norm(mixed: Tensor, main: Tensor, limit: float) -> Tensor:
     )
     bound = limit * bound
     return torch.where(norm > bound, mixed * (bound / norm), mixed).to(mixed.dtype)
+
+
+def attention_over_both(first: Tensor, second: Tensor, first_sum: Tensor, second_sum: Tensor) -> Tensor:
+    """Attention over two groups of keys together, from what it is over each: (e^L1 o1 + e^L2 o2) / (e^L1 + e^L2).
+
+    first, second [b, h, n, d]: o1 and o2, the same queries' attention over each group alone; first_sum, second_sum
+    [b, h, n]: L1 and L2, the logsumexp over the group's keys k of beta q_n . k -> [b, h, n, d]. Computed as
+    o1 + sigmoid(L2 - L1) (o2 - o1), in which nothing overflows.
+    """
+    share = torch.sigmoid(second_sum - first_sum).unsqueeze(-1)
+    return torch.addcmul(first, second - first, share).to(first.dtype)
 
 
 def similarity(keys: Tensor, queries: Tensor, heads: int) -> Tensor:

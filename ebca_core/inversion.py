@@ -43,7 +43,7 @@ def ddim_inversion(
         x: [b, c, (frames,) height, width], an image at the lowest sigma.
         sigmas: [steps + 1], rising; at most 1 under FLOW.
         derivative: (x, sigma) -> dx/dsigma = (x - denoised) / sigma; under ADDITIVE it is the noise.
-        after_step: is told the step and its x.
+        after_step: called with the step and its x.
         regularise: predicted noise -> the noise that is used.
     """
     noise = None

@@ -22,12 +22,15 @@ def mask_tokens(
 ) -> Tensor:
     """A mask of the image -> one weight per image token of a layer, for some images of the batch.
 
-    mask [b, height, width] in [0, 1] is resized to the latent, cropped to the area of the prompt (None: the whole
-    image), and resized to the layer's grid. Resizing interpolates linearly and never overshoots the mask's range, on
-    which the check in `denominator` relies. images: which of the masks each row takes; fewer masks than images repeat.
-    grid (rows, columns) with rows * columns = n -> [len(images), n, 1], float32. For a grid (frames, rows, columns)
-    of several frames the masks are those of the frames, for every image alike; one mask holds for all frames. frames:
-    which frames of the video the grid has, and how many the video has; None for a grid of the whole video.
+    mask [b, height, width] in [0, 1] is resized to the latent (align_corners=False), cropped to the area of the prompt
+    (None: the whole image), and resized to the layer's grid (align_corners=True, `mask_on_grid`). Resizing
+    interpolates linearly and never overshoots the mask's range, on which the check in `denominator` relies. images:
+    which of the masks each row takes; fewer masks than images repeat. grid (rows, columns) with rows * columns = n ->
+    [len(images), n, 1], float32. For a grid (frames, rows, columns) of several frames the masks are those of the
+    frames, for every image alike; one mask holds for all frames. frames: which frames of the video the grid has, and
+    how many the video has; None for a grid of the whole video.
+
+    The binding calls it in runtime/tensor_cache.py; the grid is the architecture's.
     """
     latent = interpolate(mask.unsqueeze(1), size=latent_size, mode="bilinear").squeeze(1)
     if area is not None:

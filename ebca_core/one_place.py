@@ -10,7 +10,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-#: How sharply objects that overlap are told apart: the power of an object's share of the attention.
+#: How sharply objects that overlap are distinguished: the power of an object's share of the attention.
 SHARPNESS = 3
 #: In sides of the image: how far an object reaches from its peak, and from where on a peak is a second one.
 REACH, APART = 0.29, 0.36

@@ -58,7 +58,7 @@ class EBCAContextUpdate(io.ComfyNode):
                     "to two times gamma_attn. 0 disables the term.",
                 ),
                 start_input(0.0, "the update"),
-                end_input("the update"),
+                end_input(1.0, "the update"),
                 TokenWeightsType.Input(
                     "token_weights",
                     optional=True,

@@ -34,7 +34,7 @@ class EBCASchedule(io.ComfyNode):
                     "end_factor", 0.1, "after end_percent", " An exponential schedule needs a value above 0."
                 ),
                 start_input(0.0, "the transition"),
-                end_input("the transition"),
+                end_input(1.0, "the transition"),
             ],
             outputs=[
                 ScheduleType.Output(

@@ -46,9 +46,11 @@ def start_input(
     )
 
 
-def end_input(what: str, name: str = "end_percent", advanced: bool = False) -> io.Float.Input:
+def end_input(default: float, what: str, name: str = "end_percent", advanced: bool = False) -> io.Float.Input:
     tooltip = f"End of {what}. Must be greater than the start."
-    return io.Float.Input(name, default=1.0, min=0.0, max=1.0, step=0.001, tooltip=tooltip, advanced=advanced or None)
+    return io.Float.Input(
+        name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip, advanced=advanced or None
+    )
 
 
 def blocks_input(what: str) -> io.String.Input:

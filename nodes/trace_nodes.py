@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..comfyui_binding.model_patch import with_trace
 from ..comfyui_binding.trace import trace_file
-from ..comfyui_binding.trace.recorder import never_costs_the_image
+from ..comfyui_binding.trace.recorder import errors_are_logged
 from ..comfyui_binding.trace.trace_record import Trace, TraceRecord, WordMaps
 from ..comfyui_binding.trace.word_positions import is_prompt_of, maps_of_prompt, positions_of_words
 from ..plots.canvas import message_sheet
@@ -192,7 +192,7 @@ class EBCASaveTrace(io.ComfyNode):
         record = _recorded(trace, latent, "latent")
         with filename_errors(filename_prefix):
             path, saved = next_file(FOLDER, filename_prefix, EXTENSION)
-        with never_costs_the_image("EBCA Save Trace: the trace was not saved; the image is not affected."):
+        with errors_are_logged("EBCA Save Trace: the trace was not saved; the image is not affected."):
             trace_file.save(path, record, graph_metadata(cls.hidden))
             return io.NodeOutput(ui={"files": [saved]})
         return io.NodeOutput(ui={"files": []})
@@ -252,7 +252,7 @@ def _recorded(trace: Trace, latent, name: str):
 
 def warn_of_other_text(node: str, record: TraceRecord, clip, text: str) -> None:
     """Log that the text is not the prompt of the recorded run, where it is not."""
-    with never_costs_the_image():
+    with errors_are_logged():
         if not is_prompt_of(record, clip, text):
             log.warning(
                 "%s: the positive prompt of the sampler is not the encoded text of this node, so the maps can belong "
@@ -263,7 +263,7 @@ def warn_of_other_text(node: str, record: TraceRecord, clip, text: str) -> None:
 
 def drawn(draw: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """A drawing, or a sheet that says that there is none: an error here must not stop the nodes that save the image."""
-    with never_costs_the_image(NOT_DRAWN):
+    with errors_are_logged(NOT_DRAWN):
         return draw(*arguments)
     return message_sheet("This could not be drawn. The log has the reason.")
 

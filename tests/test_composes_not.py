@@ -126,6 +126,28 @@ def test_one_replaced_layer_leaves_the_others_at_work(comfy, pack, caplog, asks,
     assert REPLACED in warnings[0]
 
 
+@pytest.mark.parametrize("neighbour_first", [True, False], ids=["neighbour first", "EBCA first"])
+@pytest.mark.parametrize("asks", ["update", "edit"])
+def test_forward_pass_replaced_on_the_class(comfy, pack, caplog, monkeypatch, asks, neighbour_first):
+    """ComfyUI would call a replacement of the attention in place of it."""
+    scene = other_packs.scene()
+    plain = scene.sampled(comfy)
+    if neighbour_first:
+        other_packs.replace_forward_of_class(monkeypatch)
+        with_both = with_ebca(comfy, pack, scene, asks)
+    else:
+        with_both = with_ebca(comfy, pack, scene, asks)
+        other_packs.replace_forward_of_class(monkeypatch)
+    alone = scene.sampled(comfy)
+
+    together, warnings = sampled_with_warnings(comfy, caplog, with_both)
+
+    assert torch.equal(together, alone)
+    assert relative_error(alone, plain) > 1e-3
+    assert len(warnings) == 1, warnings
+    assert REPLACED in warnings[0]
+
+
 @pytest.mark.parametrize("name", ["attn2 replaced, update", "grown context, update", "bypassing function, update"])
 def test_a_neighbour_that_is_gone_leaves_nothing(comfy, pack, caplog, name):
     wire, scene = TABLE[name].wire, other_packs.scene()

@@ -220,7 +220,8 @@ def test_both_are_felt(comfy, pack, name, method):
         assert relative_error(together, ebca_alone(comfy, pack, row.family, method, len(together), steps)) > felt
 
 
-def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, caplog):
+@pytest.mark.parametrize("neighbour", [other_packs.attention_of_one_length, other_packs.override_of_one_length])
+def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, caplog, neighbour):
     """The prompt keeps the pack's attention, and the edit has ComfyUI's."""
     scene, text = other_packs.scene(), toy.conditioning(8, tokens=154)
     edit = node(comfy, "EBCAEditContext").execute(
@@ -232,7 +233,7 @@ def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, caplog):
                           neighbour=other_packs.ONE_LENGTH)
     with oracle.at_work(by_hand, scene.model):
         expected = scene.sampled(comfy)
-    got = other_packs.attention_of_one_length(comfy, with_edit).sampled(comfy)
+    got = neighbour(comfy, with_edit).sampled(comfy)
     assert relative_error(got, expected) < 1e-5
     (message,) = messages(caplog)
     assert "does not take a text of the edit's length" in message

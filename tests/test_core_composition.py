@@ -9,6 +9,7 @@ import torch
 
 from ebca_core import (
     Window,
+    attention_over_both,
     composition_weight_sum,
     mask_on_grid,
     mix_contexts,
@@ -98,6 +99,21 @@ def test_weights_sum():
     mask = torch.tensor([0.0, 1.0]).view(1, 2, 1)
     assert composition_weight_sum([0.5, -0.25]) == 0.25
     assert composition_weight_sum([0.5, -1 * mask]).flatten().tolist() == [0.5, -0.5]
+
+
+# --- two groups of keys ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 2000.0], ids=["even", "peaked", "beyond the range of exp"])
+@pytest.mark.parametrize("keys", [(9, 9), (40, 1), (1, 40)], ids=str)
+def test_attention_over_both_is_that_over_all_keys(keys, size):
+    queries = size * normal(2, 3, 7, 8, seed=9)
+    k, v = normal(2, 2, 3, sum(keys), 8, seed=10)
+    scores = queries @ k.mT
+    alone = [(part.softmax(-1) @ values, part.logsumexp(-1))
+             for part, values in zip(scores.split(keys, -1), v.split(keys, -2), strict=True)]  # fmt: skip
+    (first, second), sums = zip(*alone, strict=True)
+    assert relative_error(attention_over_both(first, second, *sums), scores.softmax(-1) @ v) < 1e-12
 
 
 # --- the smallest denominator ----------------------------------------------------------------------------------------

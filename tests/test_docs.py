@@ -61,6 +61,18 @@ def test_functions_in_the_table_of_symbols_exist():
         assert hasattr(importlib.import_module(f"ebca_core.{module}"), name), f"{module}.{name}"
 
 
+def test_the_messages_in_the_document_on_other_packs_are_those_of_the_log(pack):
+    document = (REPO / "docs" / "neighbours.md").read_text(encoding="utf-8")
+    notices = pack.comfyui_binding.runtime.notices
+    replaced = {"NETWORK": notices.network_replaced("...")}
+    quoted = dict(re.findall(r'^\* ([A-Z_]+): "((?:.|\n)*?)"$', document, re.MULTILINE))
+    assert len(quoted) > 10
+    for name, text in quoted.items():
+        assert " ".join(text.split()) in replaced.get(name, getattr(notices, name, "")), name
+    table = document.split("## Who replaces what\n")[1].split("\n\nThe messages")[0]
+    assert set(re.findall(r"\b[A-Z_]{5,}\b", table)) == set(quoted)
+
+
 def links(text: str) -> list[str]:
     return re.findall(r"\]\(([^)\s]+)\)", text)
 

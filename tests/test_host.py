@@ -1,5 +1,7 @@
 """The host of the tests itself: the tiny models run, and ComfyUI without the pack computes the reference."""
 
+import types
+
 import comfy.ldm.modules.attention as attention
 import comfy.samplers
 import pytest
@@ -95,9 +97,11 @@ def newer_host(monkeypatch):
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context if value is None else value)
         options = {"attn_precision": self.attn_precision, "transformer_options": transformer_options or {}}
         preferred = getattr(self, "comfy_attention", None)
-        return self.to_out(attention.optimized_attention(q, k, v, self.heads, preferred_attention=preferred, **options))
+        run = globals()["optimized_attention"]
+        return self.to_out(run(q, k, v, self.heads, preferred_attention=preferred, **options))
 
-    monkeypatch.setattr(attention.CrossAttention, "forward", forward)
+    as_in_the_host = types.FunctionType(forward.__code__, vars(attention), argdefs=forward.__defaults__)
+    monkeypatch.setattr(attention.CrossAttention, "forward", as_in_the_host)
 
 
 def sharp_model():

@@ -553,6 +553,6 @@ def test_user_reads_the_reason(graph, run_prompt, name):
         run_prompt(graph(**wiring))
 
 
-@pytest.mark.parametrize("compose", [(), dict(blocks="d0-d1", norm_limit=2.0, mix_pooled=False)])
+@pytest.mark.parametrize("compose", [(), dict(blocks="d0-d1", norm_limit=2.0, mix_pooled=False, shared_attention=True)])
 def test_same_graph_without_the_mistake_runs(graph, run_prompt, compose):
     assert run_prompt(graph(update={}, edit={}, compose=compose, sampled=True)) is not None

@@ -7,6 +7,7 @@ import types
 import comfy.ldm.modules.attention as host
 import pytest
 import torch
+from comfy.ldm.flux import math as flux_math
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
 from support import joint_oracle, joint_parts, oracle, toy, toy_joint
@@ -53,6 +54,44 @@ def test_attention_override_computes_edits_too(comfy, pack, monkeypatch, family,
         expected = run(model, family)
     assert relative_error(got, expected) < TOLERANCE
     assert relative_error(run(composed(comfy, pack, model, edits(family)), family), got) > 100 * TOLERANCE
+
+
+@both_orders
+@pytest.mark.parametrize("family", ["qwen", "flux", "zimage"])
+def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, pack, caplog, monkeypatch, family, order):
+    """The prompt keeps the pack's attention, and the edits have ComfyUI's."""
+    model, lengths, is_learning = toy_joint.model(family), set(), [True]
+
+    def override(func, q, k, v, heads, mask=None, **kwargs):
+        tokens = k.shape[2 if kwargs.get("skip_reshape") else 1]
+        if is_learning:
+            lengths.add(tokens)
+        if tokens not in lengths:
+            raise ValueError("the weights are for a prompt of another length")
+        return func(1.5 * q, k, v, heads, mask=mask, **kwargs)
+
+    def with_override(model):
+        model = model.clone()
+        model.model_options["transformer_options"]["optimized_attention_override"] = override
+        return model
+
+    run(with_override(model), family)
+    is_learning.clear()
+    long = edits(family, (40, 72))  # Z-Image pads texts to 32
+    if order == "neighbour first":
+        together = composed(comfy, pack, with_override(model), long)
+    else:
+        together = with_override(composed(comfy, pack, model, long))
+    got = run(together, family)
+    (message,) = messages(caplog)
+    assert "does not take a text of the edit's length" in message
+    monkeypatch.setattr(
+        joint_parts, "attention",
+        lambda q, k, v, heads: oracle.attention(1.5 * q if len(k) in lengths else q, k, v, heads),
+    )  # fmt: skip
+    with joint_oracle.at_work(family, model, long):
+        expected = run(model, family)
+    assert relative_error(got, expected) < TOLERANCE
 
 
 @both_orders
@@ -171,6 +210,22 @@ def test_a_replaced_forward_pass_is_left_alone(comfy, pack, caplog, family, orde
     assert torch.equal(got, run(neighbour(model), family))
     (message,) = messages(caplog)
     assert "edits skipped: another node has replaced a forward pass" in message
+
+
+@both_orders
+def test_an_attention_function_replaced_in_the_networks_module_is_left_alone(comfy, pack, caplog, monkeypatch, order):
+    """It does not ask for overrides, as ComfyUI's functions do."""
+
+    def attention(q, k, v, heads, mask=None, **kwargs):
+        return host.attention_pytorch(1.5 * q, k, v, heads, mask=mask, skip_reshape=True)
+
+    model = toy_joint.model("flux")
+    wired_before = composed(comfy, pack, model, edits("flux"))
+    monkeypatch.setattr(flux_math, "optimized_attention", attention)
+    wired_model = wired_before if order == "EBCA first" else composed(comfy, pack, model, edits("flux"))
+    assert torch.equal(run(wired_model, "flux"), run(model, "flux"))
+    (message,) = messages(caplog)
+    assert "edits skipped: another node has replaced the attention function" in message
 
 
 def mixed_by_hand(args):

@@ -18,17 +18,18 @@ from support.sampling import relative_error
 TOLERANCE = 1e-5
 
 each_family = pytest.mark.parametrize("family", toy_joint.FAMILIES)
+each_form = pytest.mark.parametrize("shared", [False, True], ids=["plain form", "shared form"])
 each_kind = pytest.mark.parametrize("family", toy_joint.KINDS)
 
 
-def equals_the_loop(comfy, pack, model, family, case, masks=(), tokens=None, **options):
+def equals_the_loop(comfy, pack, model, family, case, masks=(), tokens=None, shared=False, **options):
     """The nodes on a MODEL against the hand-made run of the same MODEL -> the final latent.
 
     masks: of the edits, for the nodes; tokens: the same on image tokens.
     """
     with joint_oracle.at_work(family, model, case, tokens):
         expected = run(model, family, **options)
-    got = run(composed(comfy, pack, model, case, masks), family, **options)
+    got = run(composed(comfy, pack, model, case, masks, shared_attention=shared), family, **options)
     assert relative_error(got, expected) < TOLERANCE
     return got
 
@@ -37,23 +38,28 @@ def equals_the_loop(comfy, pack, model, family, case, masks=(), tokens=None, **o
 
 
 @each_family
-@pytest.mark.parametrize("cfg", [1.0, 4.0])
-def test_run_equals_the_loop_over_texts(comfy, pack, family, cfg):
+@pytest.mark.parametrize(("cfg", "shared"), [(1.0, False), (4.0, False), (4.0, True)])
+def test_run_equals_the_loop_over_texts(comfy, pack, caplog, family, cfg, shared):
     model = toy_joint.model(family)
     plain = run(model, family, cfg=cfg)
     with joint_oracle.at_work(family, model, []):
         assert relative_error(run(model, family, cfg=cfg), plain) < TOLERANCE
-    got = equals_the_loop(comfy, pack, model, family, edits(family), cfg=cfg)
+    with caplog.at_level("INFO", "ebca"):
+        got = equals_the_loop(comfy, pack, model, family, edits(family), shared=shared, cfg=cfg)
+    assert len(messages(caplog)) == (shared and family == "lens")  # which always has a mask, and the plain form then
     assert relative_error(got, plain) > 100 * TOLERANCE
 
 
 @each_family
-def test_an_edit_equal_to_the_prompt_changes_nothing(comfy, pack, family):
+@each_form
+def test_an_edit_equal_to_the_prompt_changes_nothing(comfy, pack, family, shared):
+    """Bit for bit, or up to rounding in the shared form."""
     model, prompt = toy_joint.model(family), toy_joint.conditioning(family, 1)
     plain = run(model, family, cfg=4.0)
     for weights in ([0.75], [0.75, -0.5]):
         case = [oracle.Edit(prompt, weight) for weight in weights]
-        assert torch.equal(run(composed(comfy, pack, model, case), family, cfg=4.0), plain)
+        got = run(composed(comfy, pack, model, case, shared_attention=shared), family, cfg=4.0)
+        assert relative_error(got, plain) < TOLERANCE if shared else torch.equal(got, plain)
 
 
 @each_kind
@@ -102,12 +108,12 @@ def on_tokens(masks: torch.Tensor, family: str, references: int = 0) -> torch.Te
 
 
 @each_family
-@pytest.mark.parametrize("count", [1, 2])
-def test_masks_equal_the_loop(comfy, pack, family, count):
+@pytest.mark.parametrize(("count", "shared"), [(1, False), (2, False), (2, True)])
+def test_masks_equal_the_loop(comfy, pack, family, count, shared):
     """One mask for all images of a batch, and one for each."""
     masks, model = masks_of(family, count), toy_joint.model(family)
     tokens = [on_tokens(mask, family) for mask in masks]
-    got = equals_the_loop(comfy, pack, model, family, edits(family), masks, tokens, batch=2)
+    got = equals_the_loop(comfy, pack, model, family, edits(family), masks, tokens, shared, batch=2)
     without = run(composed(comfy, pack, model, edits(family)), family, batch=2)
     assert relative_error(without, got) > 100 * TOLERANCE
 
@@ -133,7 +139,8 @@ def test_positive_and_negative_in_one_call_or_apart(comfy, pack, monkeypatch, fa
 
 
 @each_kind
-def test_negative_rows_are_the_plain_model_s(comfy, pack, family):
+@each_form
+def test_negative_rows_are_the_plain_model_s(comfy, pack, family, shared):
     """Bit for bit, beside positive rows that the edits change."""
     model, seen = toy_joint.model(family), {}
 
@@ -150,7 +157,9 @@ def test_negative_rows_are_the_plain_model_s(comfy, pack, family):
         seen.clear()
         return rows
 
-    plain, changed = output_of(model), output_of(composed(comfy, pack, model, edits(family)))
+    plain, changed = (
+        output_of(one) for one in (model, composed(comfy, pack, model, edits(family), shared_attention=shared))
+    )
     assert len(plain) == 2
     is_same = [torch.equal(a, b) for a, b in zip(plain, changed, strict=True)]
     assert sorted(is_same) == [False, True]

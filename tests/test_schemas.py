@@ -3,6 +3,7 @@
 After an addition: `python run.py test tests/test_schemas.py --update-schemas`, and commit the file.
 """
 
+import inspect
 import json
 from pathlib import Path
 
@@ -79,6 +80,18 @@ def test_saved_workflows_keep_loading(classes, schemas, request):
             f"Nothing breaks, but these nodes have something new: {', '.join(added)}. Keep it from breaking later: "
             "`python run.py test tests/test_schemas.py --update-schemas`, and commit tests/data/schemas.json."
         )
+
+
+def test_optional_inputs_have_one_default(classes):
+    """Workflow files hold the schema's; an API workflow that leaves an input out gets that of `execute`."""
+    compared = 0
+    for node, cls in classes.items():
+        schema, taken = cls.define_schema(), inspect.signature(cls.execute).parameters
+        for item in schema.inputs:
+            stated = getattr(item, "default", None) if item.optional else inspect.Parameter.empty
+            assert taken[item.id].default == stated, f"{node}: {item.id}"
+            compared += item.optional and stated is not None
+    assert compared
 
 
 INPUTS = {"model": "MODEL", "alpha": "FLOAT", "edits": "COMFY_AUTOGROW_V3 edit EBCA_EDIT"}

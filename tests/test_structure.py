@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import sys
 from collections import Counter
 from pathlib import Path
+
+import pytest
 
 from support import toy
 from support.host import node
@@ -64,6 +67,19 @@ def test_every_class_has_a_name_of_its_own():
     )
     protocols = {"CallRecorder", "RunRecorder"}  # a protocol of the runtime, and what implements it
     assert {name for name, count in names.items() if count > 1} <= protocols
+
+
+@pytest.mark.parametrize("package", ["comfyui_binding", "nodes"])
+def test_the_map_in_the_docstring_has_every_module(package):
+    listed, folder = [], ""
+    for line in ast.get_docstring(ast.parse((REPO / package / "__init__.py").read_text())).splitlines():
+        entry = re.match(r"(?P<folder>\w+/)\s|(?P<indent> *)(?P<module>\w+\.py)  ", line)
+        if entry and entry["folder"]:
+            folder = entry["folder"]
+        elif entry:
+            listed.append((folder if entry["indent"] else "") + entry["module"])
+    modules = [path.relative_to(REPO / package).as_posix() for path in sorted((REPO / package).rglob("*.py"))]
+    assert sorted(listed) == sorted(module for module in modules if not module.endswith("__init__.py"))
 
 
 def test_python_calls_per_layer(comfy):

@@ -119,6 +119,32 @@ def test_every_layer_steps_down_its_energy(comfy, seed, gammas):
             assert (energy(call, following.context) < energy(call, call.context)).all()
 
 
+def test_another_energy_moves_prompts_and_edits_and_is_recorded(comfy, pack):
+    """One with terms of twice and three times the size is the default with such gammas."""
+    energies = pack.ebca_core.energy
+    larger = energies.ContextEnergy(
+        lambda *given: 2 * energies.attention_energy(*given),
+        lambda *given: 2 * energies.attention_term(*given),
+        lambda *given: 3 * energies.norm_energy(*given),
+        lambda *given: 3 * energies.norm_term(*given),
+    )
+
+    def recorded(attn, norm, **settings):
+        gammas = dict(gamma_attn=attn, gamma_norm=norm)
+        model, trace = traced(comfy, composed(comfy, updated(comfy, toy.model(), **gammas), **gammas))
+        options = model.model_options["transformer_options"]
+        options["ebca"] = replace(options["ebca"], **settings)
+        return run(model), trace.record
+
+    samples, record = recorded(0.01, 0.005, energy=larger)
+    expected, other = recorded(0.02, 0.015)
+    assert relative_error(samples, expected) < 1e-5
+    assert relative_error(samples, recorded(0.01, 0.005)[0]) > 1e-3
+    assert "edit0" in record.roles
+    for number, factor in enumerate((2, 3)):
+        assert relative_error(record.values[number], factor * other.values[number]) < 1e-5
+
+
 def test_update_size_is_how_far_the_layer_moves_the_context(comfy):
     record, steps = watched_run(comfy, updated(comfy, toy.model()), steps=2)
     for step, layers in enumerate(steps):

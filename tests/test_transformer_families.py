@@ -1,4 +1,4 @@
-"""Transformers beyond those of test_transformers.py: variants of Wan, Anima, Cosmos 1, LTX-2, Stable Audio, ACE-Step.
+"""Transformers beyond those of support/toy_dit.py: variants of Wan, Anima, Cosmos 1, LTX-2, Stable Audio, ACE-Step.
 
 A layer by hand is ComfyUI's own module, run with another text; its energy is differentiated by autograd.
 """

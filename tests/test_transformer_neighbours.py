@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 
@@ -9,12 +10,13 @@ import comfy.ldm.modules.attention as host
 import pytest
 import torch
 from comfy.ldm.cosmos import predict2
+from comfy.ldm.wan import model as wan
 
 from support import oracle, toy, toy_dit, transformer_oracle
 from support.log_messages import messages, refused
 from support.other_packs import in_threads
 from support.sampling import relative_error
-from support.transformer_runs import Ebca, ebca, run, update
+from support.transformer_runs import Ebca, ebca, edits, run, update
 
 TOLERANCE = 1e-5
 
@@ -69,6 +71,58 @@ def test_attention_override_of_layers_without_options(comfy, pack, family, order
     assert torch.equal(got, run(case.on(comfy, pack, model), family, steps=1))
 
 
+#: Tokens of an edit's text: no prompt and no image of these tests has so many.
+SHORT = 10
+
+
+def sharpened_for_the_prompt(model):
+    """An override that takes no text of an edit's length, as packs have it that weigh the tokens of the prompt."""
+
+    def override(func, q, k, v, heads, **kwargs):
+        if k.shape[1] == SHORT:
+            raise ValueError("the weights are for a prompt of another length")
+        return func(1.5 * q, k, v, heads, **kwargs)
+
+    model = model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    return model
+
+
+@both_orders
+@pytest.mark.parametrize("family", ["wan", "predict2"])
+def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, pack, caplog, family, order):
+    """The prompt keeps the pack's attention, and the edits have ComfyUI's."""
+
+    def attend(q, k, v, heads):
+        return oracle.attention(q if len(k) == SHORT else 1.5 * q, k, v, heads)
+
+    model, case = toy_dit.model(family), Ebca([update(family)], edits(family, (SHORT, 12)))
+    with case.at_work(family, model, attend=attend):
+        expected = run(sharpened_for_the_prompt(model), family, steps=2)
+    got = run(wired(comfy, pack, order, sharpened_for_the_prompt, case, model), family, steps=2)
+    assert relative_error(got, expected) < TOLERANCE
+    (message,) = messages(caplog)
+    assert "does not take a text of the edit's length" in message
+    assert relative_error(run(case.on(comfy, pack, sharpened(model)), family, steps=2), got) > 100 * TOLERANCE
+
+
+@both_orders
+def test_attention_function_replaced_in_the_networks_module(comfy, pack, caplog, monkeypatch, order):
+    """It does not ask for overrides, as ComfyUI's functions do, so that EBCA cannot see it."""
+
+    def attention(q, k, v, heads, **kwargs):
+        return host.attention_pytorch(1.5 * q, k, v, heads)
+
+    model, case = toy_dit.model("wan"), ebca("wan")
+    wired_before = case.on(comfy, pack, model)
+    monkeypatch.setattr(wan, "optimized_attention", attention)
+    wired_model = wired_before if order == "EBCA first" else case.on(comfy, pack, model)
+    assert torch.equal(run(wired_model, "wan", steps=1), run(model, "wan", steps=1))
+    (message,) = messages(caplog)
+    assert "EBCA had no effect" in message
+    assert "attention function" in message
+
+
 # --- replaced and hooked modules -------------------------------------------------------------------------------------
 
 
@@ -100,6 +154,26 @@ def test_layers_with_a_replaced_forward_are_left_out(comfy, pack, caplog, family
     (message,) = messages(caplog)
     assert "forward pass another node has replaced" in message
     assert not torch.equal(theirs, run(model, family, steps=2))
+
+
+@both_orders
+@pytest.mark.parametrize("family", ["wan", "pixart"])
+def test_layers_with_a_forward_replaced_on_their_class_are_left_out(comfy, pack, caplog, monkeypatch, family, order):
+    model, case = toy_dit.model(family), ebca(family)
+    plain, wired_before = run(model, family, steps=1), case.on(comfy, pack, model)
+    for cls in {type(module) for module in cross_attention(model, family).values()}:
+
+        @functools.wraps(cls.forward)
+        def forward(self, *args, original=cls.forward, **kwargs):
+            return 1.5 * original(self, *args, **kwargs)
+
+        monkeypatch.setattr(cls, "forward", forward)
+    theirs = run(model, family, steps=1)
+    wired_model = wired_before if order == "EBCA first" else case.on(comfy, pack, model)
+    assert torch.equal(run(wired_model, family, steps=1), theirs)
+    (message,) = messages(caplog)
+    assert "forward pass another node has replaced" in message
+    assert not torch.equal(theirs, plain)
 
 
 def scaled_texts(model, family):

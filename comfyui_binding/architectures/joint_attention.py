@@ -5,8 +5,8 @@ the composition each edit's text is a text of its own, beside the prompt's, whic
 image; what the image reads with each of the texts is mixed by the weights of the edits, as in cross-attention.
 
 For the length of a call of the model the edits' texts follow the prompt's as more text tokens, so that everything that
-a network does token by token is right as it is. Hooks keep them apart where tokens meet: each joint attention becomes
-one attention for each text, and each text has the positions that it has alone. Nothing of ComfyUI's models is copied;
+a network does token by token is right as it is. Hooks compute a separate attention for each text in place of each joint
+attention, and give each text the positions that it has alone. Nothing of ComfyUI's models is copied;
 a family says in `JointFamily` where its tokens lie (joint_families.py).
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -32,18 +32,16 @@ from ..runtime.tensor_cache import rows_of_images
 from ..runtime.torch_compile import uncompiled
 from ..wrapped_arguments import TRANSFORMER_OPTIONS
 from .edit_conds import conds_of
-from .host_attention import attention_without_ebca
-from .key_projection import is_unpatched
-from .module_hooks import in_this_thread
-from .transformer import TEXT_MASKS, Grid, is_of_class
+from .host_attention import attend_to_edit, attention_without_ebca
+from .joint_layer_call import IMAGE, LayerCall, SharedLayerCall, shared_form
+from .module_hooks import in_this_thread, is_unpatched
+from .transformer_families import TEXT_MASKS, Grid, is_of_class
 
 NO_UPDATE = (
     "it attends to text and image in one softmax, where every block updates the text by the image already and the "
     "update of the context is not defined"
 )
 NO_TRACE = "its text is no context that layers share, and its attention to text is a part of that to the image"
-#: The owner of the image's tokens, where texts are numbered.
-IMAGE = -1
 #: The tokens among the arguments and results of a patch in place of a block.
 BLOCK_TOKENS = ("img", "txt")
 #: Forward passes of a network that other packs replace.
@@ -114,6 +112,7 @@ class JointTransformer:
 
     wrappers: Mapping[str, Callable] = {}
     repeats_prompts = False
+    has_joint_attention = True
     text_depends_on_sigma = False
     tokens_before_text = 0
 
@@ -267,7 +266,7 @@ class _JointCall:
         return args, given
 
     def _watched(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The network's options, with an eye on what other packs have put in place of its blocks."""
+        """The network's options, in which what other packs have put in place of its blocks is checked (`_watch`)."""
         patches = options.get("patches_replace", {})
         watched = {place: partial(self._watch, patch) for place, patch in patches.get("dit", {}).items()}
         return {**options, "patches_replace": {**patches, "dit": watched}} if watched else options
@@ -275,7 +274,8 @@ class _JointCall:
     def _watch(self, patch: Callable, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         """A patch in place of a block: it may run the block's layers or leave them out.
 
-        In an attention of its own all texts would meet, so that one that changes tokens without the layers is refused.
+        In an attention of its own all texts would attend to each other: one that changes tokens without the layers is
+        refused.
         """
         tokens = {name: args.get(name) for name in BLOCK_TOKENS}
         before = {name: one.clone() for name, one in tokens.items() if torch.is_tensor(one)}  # blocks write into them
@@ -317,7 +317,7 @@ class _JointCall:
         return {"y": pooled}
 
     def _rows(self, tensor: Tensor) -> Tensor:
-        """A tensor of an edit for each row of the call; on negative prompts its text is read by nobody."""
+        """A tensor of an edit for each row of the call; on negative prompts no token attends to its text."""
         return torch.cat([rows_of_images(tensor, chunk) for chunk in self._chunks])
 
     def _masks_of(self, prompt: Tensor, mask: Tensor | None) -> list[Tensor | None]:
@@ -402,34 +402,25 @@ class _JointCall:
         if is_masked or kwargs.get("skip_output_reshape") or image < 1:
             raise EditsRefused(notices.edits_skipped(notices.TOKENS))
         owners, sizes = zip(*self._pieces(image), strict=True)
-        parts = [tensor.split(sizes, dim=tokens) for tensor in (q, k, v)]
-
-        def attend(text: int, rows: slice = slice(None), asking: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
-            """The places of a text's pieces and of the image among all, with their outputs [b, t, (h d)].
-
-            asking: the owners of the queries, both of them by default.
-            """
-            read = [place for place, owner in enumerate(owners) if owner in (text, IMAGE)]
-            asked = [place for place in read if owners[place] in (asking or (text, IMAGE))]
-            joined = [
-                torch.cat([part[place][rows] for place in places], dim=tokens)
-                for part, places in zip(parts, (asked, read, read), strict=True)
-            ]
-            text_mask = self._mask(text, rows, image) if mask is None else _cut(mask, sizes, asked, read, rows)
-            out = own(*joined, heads, mask=text_mask, **kwargs)
-            return zip(asked, out.split([sizes[place] for place in asked], dim=1), strict=True)
-
-        of_prompt = dict(attend(0))
-        mixed = of_prompt[owners.index(IMAGE)]
-        out = mixed.new_zeros(len(mixed), q.shape[tokens], mixed.shape[2])
+        text_masks = [self._with_image(text_mask, image) for text_mask in self._masks]
+        plain = LayerCall(own, q, k, v, heads, tokens, owners, sizes, mask, text_masks, kwargs)
+        shared = self._shared(name, plain)
+        of_prompt: list[tuple[slice, LayerCall | SharedLayerCall]] = [(slice(None), plain)]
+        if shared is not None:
+            of_prompt = [(chunk.rows, shared if chunk.entry.positive else plain) for chunk in self._chunks]
+        of_edits = shared or replace(plain, attention=self._attention_of_edits(own, function, other, kwargs))
+        read = [(rows, place, piece) for rows, call in of_prompt for place, piece in call.attend(0, rows)]
+        *_, piece = read[0]
+        out = piece.new_zeros(len(q), q.shape[tokens], piece.shape[2])
         outs = out.split(sizes, dim=1)
-        for place, piece in of_prompt.items():
-            outs[place].copy_(piece)
+        for rows, place, piece in read:
+            outs[place][rows] = piece
         for chunk in self._chunks:
             if chunk.entry.positive:
                 of_image = {}
                 for text, edit in enumerate(self._texts, start=1):
-                    for place, piece in attend(text, chunk.rows, (text, IMAGE) if edit.is_mixed_in(name) else (text,)):
+                    query_owners = (text, IMAGE) if edit.is_mixed_in(name) else (text,)
+                    for place, piece in of_edits.attend(text, chunk.rows, query_owners):
                         if owners[place] == IMAGE:
                             of_image[edit] = piece
                         else:
@@ -437,10 +428,25 @@ class _JointCall:
                 self._mix(name, outs[owners.index(IMAGE)][chunk.rows], of_image, chunk)
         return out
 
-    def _mask(self, text: int, rows: slice, image: int) -> Tensor | None:
-        """The mask of a text and the image that the network has left to the hooks."""
-        mask = self._masks[text]
-        return pad(mask[rows], (0, image)).unsqueeze(1) if mask is not None and self._family.masks == "text" else mask
+    def _shared(self, layer: str, plain: LayerCall) -> SharedLayerCall | None:
+        """The shared form of a layer's attention where edits ask for it and act, and where it can be had."""
+        texts = [text for text, edit in enumerate(self._texts, start=1) if edit.is_mixed_in(layer)]
+        if not self._call.shares_attention or not texts:
+            return None
+        run, shared = self._call.run, shared_form(plain)
+        if shared is None:
+            run.notices.inform_once(notices.NOT_SHARED)
+            return None
+        rows = next(chunk.rows for chunk in self._chunks if chunk.entry.positive)
+        kind = ("shared attention agrees", plain.q.device, plain.q.dtype)
+        if run.cache.cached(kind, lambda: shared.agrees([0, *texts], rows)):
+            return shared
+        run.notices.warn_once(notices.SHARED_DIFFERS)
+        return None
+
+    def _with_image(self, mask: Tensor | None, image: int) -> Tensor | None:
+        """The mask of a text, of the text and the image: one that the network has left to the hooks."""
+        return pad(mask, (0, image)).unsqueeze(1) if mask is not None and self._family.masks == "text" else mask
 
     def _attend_to_texts(
         self, visit: _Visit, other: Callable | None, function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int,
@@ -452,7 +458,25 @@ class _JointCall:
         if mask is not None or kwargs.get("skip_output_reshape") or q.shape[tokens] != self._text_tokens:
             raise EditsRefused(notices.edits_skipped(notices.TOKENS))
         texts = zip(*(tensor.split(self._lengths["context"], dim=tokens) for tensor in (q, k, v)), strict=True)
-        return torch.cat([own(*text, heads, mask=None, **kwargs) for text in texts], dim=1)
+        of_edits = self._attention_of_edits(own, function, other, kwargs)
+        attentions = [own, *(of_edits for _ in self._texts)]
+        outs = [attention(*text, heads, mask=None, **kwargs) for attention, text in zip(attentions, texts, strict=True)]
+        return torch.cat(outs, dim=1)
+
+    def _attention_of_edits(
+        self, own: Callable, function: Callable, other: Callable | None, kwargs: Mapping[str, Any]
+    ) -> Callable[..., Tensor]:
+        """The attention of a layer to edits' texts: its own, or ComfyUI's where another pack's does not take them."""
+        if other is None:
+            return own
+        plain = attention_without_ebca(function, None, kwargs)
+        tokens = 2 if kwargs.get("skip_reshape") else 1
+
+        def attend(q: Tensor, *given: Any, **more: Any) -> Tensor:
+            theirs, ours = (partial(attention, q, *given, **more) for attention in (own, plain))
+            return attend_to_edit(theirs, ours, (len(q), q.shape[tokens]), self._call.run.notices)
+
+        return attend
 
     def _mix(self, layer: str, image: Tensor, outs: Mapping[Edit, Tensor], chunk: Chunk) -> None:
         """Mix what the image reads with edits' texts into what it reads with the prompt's, all [b, n, (h d)]."""
@@ -475,17 +499,7 @@ class _Visit:
     def left(self, module: Module, args: tuple, out: Any) -> None:
         """Hook of a layer, which has run."""
         if self.calls == 0:
-            raise EditsRefused(notices.edits_skipped(notices.FORWARD))
-
-
-def _cut(mask: Tensor, sizes: Sequence[int], asked: Sequence[int], read: Sequence[int], rows: slice) -> Tensor:
-    """A mask [b or 1, 1, n or 1, n] of all tokens, for some of the pieces that they consist of: queries and keys."""
-    columns = mask.split(sizes, dim=-1)
-    mask = torch.cat([columns[place] for place in read], dim=-1)
-    if mask.shape[-2] > 1:
-        lines = mask.split(sizes, dim=-2)
-        mask = torch.cat([lines[place] for place in asked], dim=-2)
-    return mask[rows] if len(mask) > 1 else mask
+            raise EditsRefused(notices.edits_skipped(notices.ATTENTION))
 
 
 def _moved(positions: Tensor, axis: int, by: int) -> Tensor:

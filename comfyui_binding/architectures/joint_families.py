@@ -15,10 +15,13 @@ from torch.nn import Module
 
 from ..runtime import notices
 from .joint_attention import JointFamily, Padding
-from .transformer import Grid
+from .transformer_families import Grid
 
 if TYPE_CHECKING:
     from ..runtime.denoiser_call import DenoiserCall
+
+#: In messages, short enough to be read.
+NAMES = "Qwen-Image, Flux, Chroma, Z-Image, Lumina 2, SD 3.5, HiDream I1"
 
 
 def _qwen_layers(network: Module) -> dict[str, Module]:

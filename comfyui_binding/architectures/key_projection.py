@@ -33,22 +33,17 @@ def together(linear: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> S
 
 
 def _is_comfy_linear(to_k: torch.nn.Module) -> bool:
-    """Whether nothing but ComfyUI's own code stands between the module's weight and its output."""
+    """Whether ComfyUI's own code alone computes the module's output from its weight."""
     if not isinstance(to_k, comfy.ops.CastWeightBiasOp) or hasattr(to_k, "cast_bias_weight"):
         return False
     if to_k._forward_hooks or to_k._forward_pre_hooks:
         return False
     for method in ("forward", "forward_comfy_cast_weights"):
-        function = getattr(type(to_k), method, None)
-        if getattr(function, "__module__", None) != "comfy.ops" or not is_unpatched(to_k, method):
+        called = getattr(to_k, method, None)  # the class's, or what another pack has put on the class or on to_k
+        is_own = getattr(called, "__globals__", None) is vars(comfy.ops) and getattr(called, "__self__", None) is to_k
+        if not is_own:
             return False
     return True
-
-
-def is_unpatched(module: torch.nn.Module, method: str) -> bool:
-    """Whether a method is its class's own. ComfyUI puts a patched one back as an attribute, bound to the instance."""
-    on_instance = vars(module).get(method)
-    return on_instance is None or getattr(on_instance, "__func__", None) is getattr(type(module), method)
 
 
 def _project_with_cast_weight(to_k: torch.nn.Module, step: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
-"""Hooks on the modules of a network, for the length of a call."""
+"""Hooks on the modules of a network, for the length of a call, and whether their forward passes are ComfyUI's."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+
+from torch.nn import Module
 
 
 def in_this_thread(hook: Callable) -> Callable:
@@ -18,3 +20,16 @@ def in_this_thread(hook: Callable) -> Callable:
         return hook(*given) if threading.get_ident() == thread else None
 
     return guarded
+
+
+def is_unpatched(module: Module, method: str) -> bool:
+    """Whether a method is the one that the module's class was written with: no pack has put another on either of them.
+
+    ComfyUI puts a patched one back as an attribute, bound to the instance. A function on a class is known by the module
+    in which it was written: `functools.wraps` copies a function's names, and not its globals.
+    """
+    on_class, on_instance = getattr(type(module), method), vars(module).get(method)
+    if on_instance is not None and getattr(on_instance, "__func__", None) is not on_class:
+        return False
+    owner = next(one for one in type(module).__mro__ if method in vars(one))
+    return getattr(on_class, "__globals__", {}).get("__name__") == owner.__module__

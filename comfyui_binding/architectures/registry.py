@@ -10,24 +10,21 @@ from torch import Tensor
 
 from ..runtime.protocols import Architecture
 from ..runtime.torch_compile import uncompiled
-from . import joint_families, transformer_families
+from . import joint_families, transformer_families, unet
 from .joint_attention import JointTransformer
 from .refused_networks import refusal
 from .transformer import Transformer
-from .unet import UNet
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-#: The one list of supported models in messages, short enough to be read.
+#: The one list of supported models in messages.
 SUPPORTED = (
-    "EBCA works with models that read text through cross-attention: SD 1.x, SD 2.x, SDXL (base and refiner), SSD-1B, "
-    "Segmind Vega, KOALA, Wan, Anima, Cosmos, LTX-Video, LTX-2, PixArt, Kandinsky 5, HunyuanDiT, Stable Audio, "
-    "ACE-Step; EBCA Compose and EBCA Concepts also with Qwen-Image, Flux, Chroma, Z-Image, Lumina 2, SD 3.5, HiDream "
-    "I1 and others (docs/models.md)."
+    f"EBCA works with models that read text through cross-attention: {unet.NAMES}, {transformer_families.NAMES}; EBCA "
+    f"Compose and EBCA Concepts also with {joint_families.NAMES} and others (docs/models.md)."
 )
 
-UNET = UNet()
+UNET = unet.UNet()
 TRANSFORMERS = [
     *map(Transformer, transformer_families.FAMILIES),
     *map(JointTransformer, joint_families.FAMILIES),
@@ -46,7 +43,7 @@ def architecture_of(model: ModelPatcher) -> Architecture:
     return architecture
 
 
-def _architecture_of(network: torch.nn.Module) -> UNet | Transformer | None:
+def _architecture_of(network: torch.nn.Module) -> Architecture | None:
     if isinstance(network, UNetModel):
         return UNET
     return next((one for one in TRANSFORMERS if one.family.matches(network)), None)

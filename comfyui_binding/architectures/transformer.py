@@ -8,10 +8,9 @@ look like (transformer_families.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,135 +24,29 @@ from torch.nn import Module
 from ..runtime import notices
 from ..runtime.batch_layout import CallRows, latent_shape
 from ..runtime.denoiser_call import DenoiserCall
+from ..runtime.notices import Notices
 from ..runtime.sampling_run import Run
 from ..runtime.settings import KEY, Edit
 from ..runtime.text_attention import EncodedText, hidden_tokens
 from ..runtime.torch_compile import uncompiled
 from ..wrapped_arguments import TRANSFORMER_OPTIONS
 from .edit_conds import conds_of
-from .host_attention import attention_without_ebca, exchanged_attention, preferred_attention
+from .host_attention import (
+    OVERRIDE,
+    attend_to_edit,
+    attention_without_ebca,
+    exchanged_attention,
+    preferred_attention,
+)
 from .key_norms import through_norm
-from .key_projection import is_unpatched, project_to_context, together
-from .module_hooks import in_this_thread
+from .key_projection import project_to_context, together
+from .module_hooks import in_this_thread, is_unpatched
+from .transformer_families import POOLED_TEXTS, TEXT_MASKS, Family, Grid, Parts
 
 #: Position among the arguments of BaseModel.apply_model.
 CONTEXT = 3
-#: Keyword arguments of apply_model that hold the attention mask of the text.
-TEXT_MASKS = ("attention_mask",)
-#: Keyword arguments of apply_model that stay the prompt's where an edit's text is read: its pooled text.
-POOLED_TEXTS = ("y",)
 #: Options that networks themselves read.
 PLAIN_OPTIONS = ("sample_sigmas", "sigmas", "rope_options")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """How a cross-attention module makes keys and values of a text [b, t, c]."""
-
-    heads: int
-    k: Module
-    #: None: `k` makes keys and values in one product of `pieces` equal pieces, the values last.
-    v: Module | None
-    _: KW_ONLY
-    pieces: int = 2
-    #: Of the keys; per_head: it acts on each head instead of all of them together; heads_first: on [b, h, t, d].
-    k_norm: Module | None = None
-    per_head: bool = True
-    heads_first: bool = False
-    #: Heads of the keys, where several heads of the queries share one.
-    key_heads: int | None = None
-    #: Whether queries and keys are two halves, and the output is the attention of the first less that of the second.
-    is_differential: bool = False
-    #: In modules that get no options: what makes the queries, and what takes the attention's output.
-    q: Module | None = None
-    out: Module | None = None
-    #: The same: the queries [b, n, (h d)] from the output of `q` and the module's arguments.
-    queries: Callable[[Tensor, tuple], Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Frames, rows and columns of a network's image tokens; tokens before and after them belong to no image.
-
-    An empty size: all tokens belong to no image.
-    """
-
-    size: tuple[int, ...]
-    before: int = 0
-
-    @classmethod
-    def of_patches(cls, sides: Sequence[int], patch_size: Sequence[int], before: int = 0) -> Grid:
-        """The patches of an input whose last dimensions, `sides`, are rounded up."""
-        sides = sides[-len(patch_size) :]
-        return cls(tuple(math.ceil(side / patch) for side, patch in zip(sides, patch_size, strict=True)), before)
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Blocks that change a text before their layers read it, or read several texts, which are streams of their own."""
-
-    #: From the network and the name of a layer: the block around it.
-    around: Callable[[Module, str], Module]
-    #: {first letter of a layer's name: its text among the keyword arguments of the block}; the letter is the stream.
-    texts: Mapping[str, str]
-    #: From a block, a stream, its text and the block's keyword arguments: `scale` and `shift` [b or 1, 1, c] with which
-    #: the layer reads text * scale + shift; None where it reads the text itself.
-    modulation: Callable[[Module, str, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor] | None]
-
-
-@dataclass(frozen=True)
-class Family:
-    """What one kind of transformer looks like."""
-
-    #: Its class in comfy.ldm, by name; subclasses are families of their own.
-    network: str
-    #: {name: cross-attention module}, in the order of a call.
-    layers: Callable[[Module], Mapping[str, Module]]
-    parts: Callable[[Module], Parts]
-    #: The grid of a stream's tokens, from the network, the shape [b, c, (frames,) height, width] of its input, the
-    #: keyword arguments of apply_model and the stream.
-    grid: Callable[[Module, Sequence[int], Mapping[str, Any], str], Grid]
-    #: Position and name of the text among the arguments of the modules.
-    text: tuple[int, str] = (1, "context")
-    #: Width of the text that encoders give, None where it is not checked.
-    text_width: Callable[[Module], int | None] = lambda network: None
-    #: Whether a call of a module is the picture's, and not another branch's, from its tokens [b, n, c] and their grid.
-    is_picture: Callable[[Tensor, Grid], bool] = lambda tokens, grid: True
-    #: Rows in front of the text that belong to an image, from the module and its keyword arguments.
-    image_rows: Callable[[Module, Mapping[str, Any]], int] = lambda module, kwargs: 0
-    #: Tokens of the text that are no words, from the keyword arguments and the context [b, t, c] of apply_model: where
-    #: they are, or for each text, [b, t].
-    not_words: Callable[[Mapping[str, Any], Tensor], slice | Tensor] | None = None
-    #: How many of them are in front of the prompt's.
-    tokens_before_text: int = 0
-    #: Which of a module's attention calls reads the text.
-    attention_call: Callable[[Module], int] = lambda module: 0
-    #: Whether the text that layers read depends on the noise level.
-    text_depends_on_sigma: bool = False
-    #: How the texts of a batch lie in the argument, in the letters of einops.
-    text_layout: str = "b t c"
-    #: Turns keys [b, t, h, d] of a network by their positions, or where the last argument is True, steps in them back.
-    rotate: Callable[[Module, Tensor, bool], Tensor] | None = None
-    blocks: Blocks | None = None
-    #: Why contexts cannot be updated in a network; None where they can.
-    why_no_update: Callable[[Module], str | None] = lambda network: None
-
-    def matches(self, network: Module) -> bool:
-        return is_of_class(network, self.network)
-
-    def stream(self, layer: str) -> str:
-        """Which text a layer reads, where the network reads several."""
-        return layer[0] if self.blocks is not None else ""
-
-
-def is_of_class(network: Module, name: str) -> bool:
-    """Whether a network is of the class `comfy.ldm.<name>`, or of one that names it as its own `ebca_family`.
-
-    A class sets `ebca_family` to a class of ComfyUI's if it inherits all of its attention to the text unchanged. Its
-    own subclasses do not inherit that.
-    """
-    of = vars(type(network)).get("ebca_family", type(network))
-    return f"{of.__module__}.{of.__qualname__}" == f"comfy.ldm.{name}"
 
 
 class Transformer:
@@ -161,6 +54,7 @@ class Transformer:
 
     wrappers: Mapping[str, Callable] = {}
     repeats_prompts = False
+    has_joint_attention = False
 
     def __init__(self, family: Family):
         self.family = family
@@ -268,7 +162,7 @@ class _TextRead(Exception):
 
 
 def _without_prefetch(executor: WrapperExecutor, *args, **kwargs):
-    """DIFFUSION_MODEL wrapper of such a call: its end must leave no weights behind that wait for the next block."""
+    """DIFFUSION_MODEL wrapper of such a call: without prefetching, because the call ends early."""
     for options in (*args, kwargs.get("transformer_options")):
         if isinstance(options, dict) and "prefetch_dynamic_vbars" in options:
             options["prefetch_dynamic_vbars"] = False
@@ -292,9 +186,11 @@ class TransformerAttention:
     words: Tensor | None
     grid: tuple[int, ...] | None
     tokens_before_grid: int | None
-    has_attention_override: bool
     #: The attention function of the call, (q, k, v, heads, mask=) -> [b, n, (h d)].
     attention: Callable[..., Tensor]
+    #: ComfyUI's own, where that is another pack's.
+    plain_attention: Callable[..., Tensor] | None
+    notices: Notices
     attn_precision: torch.dtype | None
     #: The keys before their norm, of the context that the layer has read; None where it is not known.
     z: Tensor | None
@@ -303,6 +199,10 @@ class TransformerAttention:
     modulation: tuple[Tensor, Tensor] | None
     rotate: Callable[[Tensor, bool], Tensor] | None
     values_follow: Tensor | None = None
+
+    @property
+    def has_attention_override(self) -> bool:
+        return self.plain_attention is not None
 
     @property
     def normalises_keys(self) -> bool:
@@ -317,11 +217,20 @@ class TransformerAttention:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
+        attend = partial(self._attend, q, k, v, text_mask)
+        if position is None or self.plain_attention is None:
+            return attend(self.attention)
+        theirs, plain = partial(attend, self.attention), partial(attend, self.plain_attention)
+        return attend_to_edit(theirs, plain, q.shape[:2], self.notices)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, text_mask: Tensor | None, attention: Callable[..., Tensor]
+    ) -> Tensor:
         if not self.parts.is_differential:
-            return self.attention(q, k, v, self.heads, mask=text_mask)
+            return attention(q, k, v, self.heads, mask=text_mask)
         first, second = zip(q.chunk(2, dim=-1), k.chunk(2, dim=-1), strict=True)
         heads = self.heads // 2
-        return self.attention(*first, v, heads, mask=text_mask) - self.attention(*second, v, heads, mask=text_mask)
+        return attention(*first, v, heads, mask=text_mask) - attention(*second, v, heads, mask=text_mask)
 
     def attend_exchanged(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         return exchanged_attention()(
@@ -412,7 +321,7 @@ def is_word(context: Tensor, words: Tensor | None) -> Tensor:
     """1 for the tokens of a text [b, t, c] that are words, 0 for its padding -> [b, t, 1]. words: EncodedText.words.
 
     Padding is all zero, or in a tail of two or more rows that are equal bit for bit. Unlike the padding of SD 1.x,
-    which summarises the prompt, it is a sink of attention and takes no step.
+    which summarises the prompt, it receives attention but has no meaning, so it is not updated.
     """
     equal = (context == context[:, -1:]).all(dim=-1)
     places = torch.arange(context.shape[1], device=context.device)
@@ -535,9 +444,9 @@ class _CallHooks:
             args, kwargs = _with_text(family, args, kwargs, _packed(family, full))
         if parts.out is None:
             options = kwargs.get("transformer_options") or {}
-            other = options.get("optimized_attention_override")
+            other = options.get(OVERRIDE)
             override = partial(self._override, name, visit, other)
-            kwargs = {**kwargs, "transformer_options": {**options, "optimized_attention_override": override}}
+            kwargs = {**kwargs, "transformer_options": {**options, OVERRIDE: override}}
         return args, kwargs
 
     def _note_z(self, norm: Module, args: tuple) -> None:
@@ -560,10 +469,12 @@ class _CallHooks:
             return out
         heads = args[3] if len(args) > 3 else kwargs["heads"]
         flags = {key: value for key, value in kwargs.items() if key not in _SHAPE_FLAGS}
-        attention = partial(own, **flags)
+        attention, plain = partial(own, **flags), None
+        if other is not None:
+            plain = partial(attention_without_ebca(function, None, visit.preferred | kwargs), **flags)
         is_split = kwargs.get("skip_output_reshape", False)
         flat = _flat(out, True) if is_split else out
-        layer = self._attention(name, visit, q, k, v, heads, attention, kwargs.get("attn_precision"), other is not None)
+        layer = self._attention(name, visit, q, k, v, heads, attention, plain, kwargs.get("attn_precision"))
         result = self._call.output(layer, flat)
         if not is_split:
             return result
@@ -584,20 +495,22 @@ class _CallHooks:
         visit.is_done = True
         q = visit.parts.queries(visit.q, visit.args)
         options = visit.kwargs.get("transformer_options") or {}
-        attention = partial(host.optimized_attention, transformer_options=options, **visit.preferred)
-        has_override = "optimized_attention_override" in options
-        layer = self._attention(name, visit, q, None, None, visit.parts.heads, attention, None, has_override)
+        attention, plain = partial(host.optimized_attention, transformer_options=options, **visit.preferred), None
+        if OVERRIDE in options:
+            others = {name: value for name, value in options.items() if name != OVERRIDE}
+            plain = partial(host.optimized_attention, transformer_options=others, **visit.preferred)
+        layer = self._attention(name, visit, q, None, None, visit.parts.heads, attention, plain, None)
         (layer.k,) = layer.keys([visit.moved])
         return (self._call.output(layer, args[0]), *args[1:])
 
-    def _attention(self, name, visit, q, k, v, heads, attention, attn_precision, has_override) -> TransformerAttention:
+    def _attention(self, name, visit, q, k, v, heads, attention, plain, attn_precision) -> TransformerAttention:
         z = visit.z
         if z is not None:
             z = z.reshape(*z.shape[:2], -1) if z.shape[:2] == visit.moved.shape[:2] else None
         grid = self._grid(visit.stream)
         layer = TransformerAttention(
             name, visit.stream, visit.parts, q, k, v, heads, visit.text, visit.text, visit.text_mask, visit.words,
-            grid.size, grid.before, has_override, attention, attn_precision, z, visit.moved,
+            grid.size, grid.before, attention, plain, self._call.run.notices, attn_precision, z, visit.moved,
             visit.modulation, self._rotate,
         )  # fmt: skip
         if k is not None:

@@ -1,15 +1,20 @@
-"""The transformers that read text by cross-attention, one entry a family. To support another, add an entry, and
-its name to SUPPORTED in registry.py.
+"""The transformers that read text by cross-attention: what is said of a family, and one entry for each.
+
+To support another, add an entry to FAMILIES and its name to NAMES, and remove it from refused_networks.py. Its other
+places, if they apply: the token lists of its text encoder (SUPPORTED in text/tokenized_prompt.py), by which words get
+token weights; in the tests a tiny network (tests/support/toy_dit_more.py) and its real size (tests/test_families.py);
+FILES in bench/templates.py, which writes the table of docs/models.md.
 
 A family is one class of network, not its subclasses: a subclass that reads its text in another way would be updated
-wrongly, and nobody would notice. A class of another pack can name its family itself (`Family.matches`). A family is
-named, not imported: a ComfyUI need not have all of them.
+wrongly, without an error. A class of another pack can name its family itself (`Family.matches`). A family is named, not
+imported: a ComfyUI need not have all of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -17,7 +22,126 @@ from comfy.ldm.hydit.attn_layers import apply_rotary_emb
 from torch import Tensor
 from torch.nn import Module
 
-from .transformer import Blocks, Family, Grid, Parts
+#: Keyword arguments of apply_model that hold the attention mask of the text.
+TEXT_MASKS = ("attention_mask",)
+#: Keyword arguments of apply_model that stay the prompt's where an edit's text is read: its pooled text.
+POOLED_TEXTS = ("y",)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a cross-attention module makes keys and values of a text [b, t, c]."""
+
+    heads: int
+    k: Module
+    #: None: `k` makes keys and values in one product of `pieces` equal pieces, the values last.
+    v: Module | None
+    _: KW_ONLY
+    pieces: int = 2
+    #: Of the keys, an RMSNorm or a LayerNorm: key_norms.py raises TypeError for another class. per_head: it acts on
+    #: each head instead of all of them together; heads_first: on [b, h, t, d].
+    k_norm: Module | None = None
+    per_head: bool = True
+    heads_first: bool = False
+    #: Heads of the keys, where several heads of the queries share one.
+    key_heads: int | None = None
+    #: Whether queries and keys are two halves, and the output is the attention of the first less that of the second.
+    is_differential: bool = False
+    #: In modules that get no options: what makes the queries, and what takes the attention's output.
+    q: Module | None = None
+    out: Module | None = None
+    #: The same: the queries [b, n, (h d)] from the output of `q` and the module's arguments.
+    queries: Callable[[Tensor, tuple], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Frames, rows and columns of a network's image tokens; tokens before and after them belong to no image.
+
+    An empty size: all tokens belong to no image.
+    """
+
+    size: tuple[int, ...]
+    before: int = 0
+
+    @classmethod
+    def of_patches(cls, sides: Sequence[int], patch_size: Sequence[int], before: int = 0) -> Grid:
+        """The patches of an input whose last dimensions, `sides`, are rounded up."""
+        sides = sides[-len(patch_size) :]
+        return cls(tuple(math.ceil(side / patch) for side, patch in zip(sides, patch_size, strict=True)), before)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks that change a text before their layers read it, or read several texts, which are streams of their own."""
+
+    #: From the network and the name of a layer: the block around it.
+    around: Callable[[Module, str], Module]
+    #: {first letter of a layer's name: its text among the keyword arguments of the block}; the letter is the stream.
+    texts: Mapping[str, str]
+    #: From a block, a stream, its text and the block's keyword arguments: `scale` and `shift` [b or 1, 1, c] with which
+    #: the layer reads text * scale + shift; None where it reads the text itself.
+    modulation: Callable[[Module, str, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor] | None]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one kind of transformer looks like. TEXT_MASKS and POOLED_TEXTS hold for all of them."""
+
+    #: Its class in comfy.ldm, by name; subclasses are families of their own.
+    network: str
+    #: {name: cross-attention module}, in the order of a call.
+    layers: Callable[[Module], Mapping[str, Module]]
+    parts: Callable[[Module], Parts]
+    #: The grid of a stream's tokens, from the network, the shape [b, c, (frames,) height, width] of its input, the
+    #: keyword arguments of apply_model and the stream.
+    grid: Callable[[Module, Sequence[int], Mapping[str, Any], str], Grid]
+    #: Position and name of the text among the arguments of the modules.
+    text: tuple[int, str] = (1, "context")
+    #: Width of the text that encoders give, None where it is not checked.
+    text_width: Callable[[Module], int | None] = lambda network: None
+    #: Whether a call of a module gets the image's tokens, and not another branch's, from these tokens [b, n, c] and
+    #: their grid.
+    is_picture: Callable[[Tensor, Grid], bool] = lambda tokens, grid: True
+    #: Rows in front of the text that belong to an image, from the module and its keyword arguments.
+    image_rows: Callable[[Module, Mapping[str, Any]], int] = lambda module, kwargs: 0
+    #: Tokens of the text that are no words, from the keyword arguments and the context [b, t, c] of apply_model: where
+    #: they are, or for each text, [b, t].
+    not_words: Callable[[Mapping[str, Any], Tensor], slice | Tensor] | None = None
+    #: How many of them are in front of the prompt's.
+    tokens_before_text: int = 0
+    #: Which of a module's attention calls reads the text.
+    attention_call: Callable[[Module], int] = lambda module: 0
+    #: Whether the text that layers read depends on the noise level.
+    text_depends_on_sigma: bool = False
+    #: How the texts of a batch lie in the argument, in the letters of einops.
+    text_layout: str = "b t c"
+    #: Turns keys [b, t, h, d] of a network by their positions, or where the last argument is True, steps in them back.
+    rotate: Callable[[Module, Tensor, bool], Tensor] | None = None
+    blocks: Blocks | None = None
+    #: Why contexts cannot be updated in a network; None where they can.
+    why_no_update: Callable[[Module], str | None] = lambda network: None
+
+    def matches(self, network: Module) -> bool:
+        return is_of_class(network, self.network)
+
+    def stream(self, layer: str) -> str:
+        """Which text a layer reads, where the network reads several."""
+        return layer[0] if self.blocks is not None else ""
+
+
+def is_of_class(network: Module, name: str) -> bool:
+    """Whether a network is of the class `comfy.ldm.<name>`, or of one that names it as its own `ebca_family`.
+
+    A class sets `ebca_family` to a class of ComfyUI's if it inherits all of its attention to the text unchanged. Its
+    own subclasses do not inherit that.
+    """
+    of = vars(type(network)).get("ebca_family", type(network))
+    return f"{of.__module__}.{of.__qualname__}" == f"comfy.ldm.{name}"
+
+
+#: In messages.
+NAMES = "Wan, Anima, Cosmos, LTX-Video, LTX-2, PixArt, Kandinsky 5, HunyuanDiT, Stable Audio, ACE-Step"
 
 _patches = Grid.of_patches
 

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention as host
-import comfy.model_management
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
@@ -27,10 +26,13 @@ from ..runtime.settings import CALL_KEY
 from ..runtime.text_attention import EncodedText
 from ..shared_on_deepcopy import SharedOnDeepcopy
 from ..wrapped_arguments import TRANSFORMER_OPTIONS, UNET_FORWARD, by_position
-from .host_attention import exchanged_attention, preferred_attention
-from .key_projection import is_unpatched, project_to_context, together
+from .host_attention import NOT_OF_A_TEXT, OVERRIDE, attend_to_edit, exchanged_attention, preferred_attention
+from .key_projection import project_to_context, together
 from .layer_selection import LayerName
+from .module_hooks import is_unpatched
 
+#: In messages.
+NAMES = "SD 1.x, SD 2.x, SDXL (base and refiner), SSD-1B, Segmind Vega, KOALA"
 #: U-Nets whose cross-attention does not read the user's text.
 NO_TEXT = {
     "Stable_Zero123": "its cross-attention reads an image and a camera position, not text",
@@ -38,8 +40,6 @@ NO_TEXT = {
 }
 #: Letters of the parts of a U-Net in the names of layers, by ComfyUI's names for them.
 LETTERS = {"input": "d", "middle": "m", "output": "u"}
-#: Errors in another pack's code that have other causes than the text that it is given.
-NOT_OF_A_TEXT = (comfy.model_management.InterruptProcessingException, comfy.model_management.OOM_EXCEPTION)
 #: Position among the arguments of UNetModel.forward.
 CONTEXT = 2
 
@@ -57,6 +57,7 @@ class UNet:
 
     #: ComfyUI repeats prompts to a common length.
     repeats_prompts = True
+    has_joint_attention = False
     tokens_before_text = 0
     text_depends_on_sigma = False
 
@@ -212,7 +213,7 @@ class UNetAttention:
     @property
     def others(self) -> list[Callable]:
         """What other packs have put in place of the layer's attention."""
-        return [self.replacement, self.options.get("optimized_attention_override")]
+        return [self.replacement, self.options.get(OVERRIDE)]
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, position: int | None = None, text_mask: Tensor | None = None
@@ -223,28 +224,15 @@ class UNetAttention:
             for name in ("cond_or_uncond", "uuids"):
                 if len(options.get(name) or ()) > position:
                     options[name] = [options[name][position]]
+        own = partial(host.optimized_attention, q, k, v, self.heads, attn_precision=self.attn_precision)
+        theirs = partial(own, transformer_options=options, **self.preferred)
         if self.replacement is not None:
-            out = self._replaced(q, k, v, options, is_edit=position is not None)
-            if out is not None:
-                return out
-        return host.optimized_attention(
-            q, k, v, self.heads, attn_precision=self.attn_precision, transformer_options=options, **self.preferred
-        )
-
-    def _replaced(self, q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any], is_edit: bool) -> Tensor | None:
-        """Attention by another pack's replacement; None where that does not take an edit's text."""
-        if not is_edit:
-            return self.replacement(q, k, v, options)
-        try:
-            out = self.replacement(q, k, v, options)
-        except NOT_OF_A_TEXT:
-            raise
-        except Exception:  # a pack may know no text but the prompt's, of its length
-            out = None
-        if out is None or out.shape != q.shape:
-            self.notices.warn_once(notices.EDITS_PLAIN)
-            return None
-        return out
+            theirs = partial(self.replacement, q, k, v, options)
+        if position is None or not self.has_attention_override:
+            return theirs()
+        without = {name: value for name, value in options.items() if name != OVERRIDE}
+        plain = partial(own, transformer_options=without, **self.preferred)
+        return attend_to_edit(theirs, plain, q.shape, self.notices)
 
     def attend_exchanged(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         return self.exchanged(
@@ -296,7 +284,8 @@ class Attn2Patches(SharedOnDeepcopy):
         }
 
     def _is_replaceable(self, module: torch.nn.Module) -> bool:
-        """Whether the layer's forward pass is ComfyUI's own, so that replacing its attention drops nobody else's."""
+        """Whether the layer's forward pass is ComfyUI's own, so that no other pack's is dropped: ComfyUI calls
+        attn2_replace in place of the forward pass."""
         is_own = type(module).forward is host.CrossAttention.forward and is_unpatched(module, "forward")
         if not is_own:
             self._call.run.notices.bypassed(notices.FORWARD_REPLACED)
@@ -347,8 +336,8 @@ class Attn2Patches(SharedOnDeepcopy):
     ) -> Tensor:
         """The layer's attention, other packs' included, with EBCA's part."""
         module, inputs, size = self._modules[key], self._inputs, extra_options.get("activations_shape")
-        is_asked = inputs is not None and inputs[0] == key
-        _, context, value_context, follow = inputs if is_asked else (key, k, v, None)
+        has_patch_run = inputs is not None and inputs[0] == key
+        _, context, value_context, follow = inputs if has_patch_run else (key, k, v, None)
         layer = UNetAttention(
             self._names[key],
             module,
@@ -360,7 +349,7 @@ class Attn2Patches(SharedOnDeepcopy):
             value_context,
             follow,
             grid_of(q.shape[1], self._call.latent_size) if size is None else tuple(size[-2:]),
-            other is not None or "optimized_attention_override" in extra_options,
+            other is not None or OVERRIDE in extra_options,
             extra_options,
             partial(other, **kwargs) if kwargs and other is not None else other,
             self._exchanged,
@@ -368,12 +357,12 @@ class Attn2Patches(SharedOnDeepcopy):
             preferred,
             self._call.run.notices,
         )
-        if not is_asked:
+        if not has_patch_run:
             self._call.run.notices.bypassed(notices.BLOCK_REPLACED)
             return layer.attend(q, k, v)
         if not layer.has_attention_override:
             return self._call.output(layer, layer.attend(q, k, v))
-        with_other_keys = self._asked_with_other_keys(layer)
+        with_other_keys = self._output_for_other_keys(layer)
         out = layer.attend(q, k, v)
         if with_other_keys is not None:
             if torch.equal(with_other_keys, out):
@@ -382,19 +371,19 @@ class Attn2Patches(SharedOnDeepcopy):
             self._answers(layer)["reads keys"] = layer.others
         return self._call.output(layer, out)
 
-    def _asked_with_other_keys(self, layer: UNetAttention) -> Tensor | None:
+    def _output_for_other_keys(self, layer: UNetAttention) -> Tensor | None:
         """What another pack's attention returns for other keys and values; None if it is known to read them.
 
-        If it returns the same, whatever EBCA does to the text would be lost in the layer. It is asked once a run and
-        layer, and again in each call while the result is the same. The host waits for the answer.
+        If it returns the same, whatever EBCA does to the text would be lost in the layer. The replacement is called
+        once more per run and layer, and again in each call while the result is the same. The host waits for the result.
         """
         if self._answers(layer).get("reads keys") == layer.others:
             return None
         devices = [layer.q.device] if layer.q.device.type == "cuda" else []
-        asked = replace(layer, options=dict(layer.options))
+        copy = replace(layer, options=dict(layer.options))
         try:
             with torch.random.fork_rng(devices):  # a pack may draw random numbers
-                return asked.attend(layer.q.clone(), -layer.k, -layer.v)
+                return copy.attend(layer.q.clone(), -layer.k, -layer.v)
         except NOT_OF_A_TEXT:
             raise
         except Exception:  # the layer's own call comes next

@@ -3,7 +3,7 @@
 The architecture calls `begin` when the network gets its context. In each text cross-attention layer it calls `context`
 (what the layer reads) and `output` (what it returns, after which every context takes its step); at the end, `finish`.
 Changes are kept apart from the contexts they belong to (`context + change`), so that what other packs do to a context
-between layers stays in force.
+between layers is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...ebca_core import EBCA, ContextEnergy, composition_weight_sum, key_step, mix_contexts, within_norm
+from ...ebca_core import composition_weight_sum, key_step, mix_contexts, within_norm
 from ..shared_on_deepcopy import SharedOnDeepcopy
 from . import notices
 from .batch_layout import CallRows, Chunk
@@ -50,7 +50,6 @@ class RowUpdate:
     chunks: Sequence[Chunk]
     gamma_attn: float
     gamma_norm: float
-    energy: ContextEnergy = EBCA
     #: Of the prompts' update: the names of the layers that compute it (None: all), its mask, and the token weights
     #: [images, t] of those prompts that have any, all of whose tokens are a layer's unless the prompts are known.
     layers: frozenset[str] | None = None
@@ -67,9 +66,9 @@ class RowUpdate:
 class ContextTrack:
     """A text context that moves from layer to layer.
 
-    There are three kinds. The prompts' own track (chunk None) holds all rows of the call and starts each call afresh.
-    An edit's track holds its context for one positive prompt. The track of any other prompt (edit None) holds a copy of
-    it that all edits share. The last two carry their change from call to call.
+    There are three kinds. The prompts' own track (chunk None) holds all rows of the call, and starts each call from
+    what the call was given. An edit's track holds its context for one positive prompt. The track of any other prompt
+    (edit None) holds a copy of it that all edits share. The last two carry their change from call to call.
     """
 
     updates: Sequence[RowUpdate]
@@ -144,8 +143,11 @@ class DenoiserCall(SharedOnDeepcopy):
         self.updates = run.timeline.updates(sigma)
         self._weights = run.timeline.weights(sigma)
         self._gammas = run.timeline.gammas(sigma)
+        self._energy = run.settings.energy
         self._has_masks = any(edit.mask is not None for edit in self._weights)
         self.limits_norm = any(edit.composition.norm_limit for edit in self._weights)
+        #: Whether the image part of joint attention is computed once for all texts, where it can be.
+        self.shares_attention = any(edit.composition.shares_attention for edit in self._weights)
         self._chooses_layers = any(edit.composition.layers is not None for edit in self._weights)
         #: By track and layer: the edits that are mixed in.
         self._mixed: dict[tuple[Edit | None, str], Mixed] = {}
@@ -209,7 +211,7 @@ class DenoiserCall(SharedOnDeepcopy):
         self._edits = self._edit_tracks() if self._composes else []
         self._recorder = None
         if self.run.recorder is not None:
-            self._instrument(self._start_recording, layers)
+            self._record_safely(self._start_recording, layers)
         self.restart()
 
     def restart(self) -> None:
@@ -219,7 +221,7 @@ class DenoiserCall(SharedOnDeepcopy):
         for track in (self._prompts, *self._edits):
             track.begin()
         if self._recorder is not None:
-            self._instrument(self._recorder.begin)
+            self._record_safely(self._recorder.begin)
 
     def works_in(self, layer: str) -> bool:
         """Whether a layer needs more than the updated context."""
@@ -242,7 +244,7 @@ class DenoiserCall(SharedOnDeepcopy):
             out = self._compose(layer, out, own_rows)
         change = None if layer.name in self._unread else self._update_prompts(layer, own_rows)
         if self._recorder is not None:
-            self._instrument(self._record_prompts, layer, change, own_rows)
+            self._record_safely(self._record_prompts, layer, change, own_rows)
         return out
 
     def finish(self) -> None:
@@ -260,7 +262,7 @@ class DenoiserCall(SharedOnDeepcopy):
         moved = [(text, change) for text, change in moved if change is not None]
         self.run.note_update(moved, self._updated_layers, self._acted)
         if self._recorder is not None:
-            self._instrument(self.run.recorder.add, self._recorder, self._sigma_on_device)
+            self._record_safely(self.run.recorder.add, self._recorder, self._sigma_on_device)
 
     # --- the prompts ---
 
@@ -288,7 +290,6 @@ class DenoiserCall(SharedOnDeepcopy):
             chunks,
             update.gamma_attn / scale,
             update.gamma_norm / scale,
-            update.energy,
             update.layers,
             update.mask,
             weights or None,
@@ -322,7 +323,7 @@ class DenoiserCall(SharedOnDeepcopy):
                 None if update.token_weights is None else self._token_weight_rows(update, layer),
                 None if mask is None else self._mask_rows(mask, update.chunks, layer),
                 None if repeats is None else repeats[rows],
-                update.energy,
+                self._energy,
             )
             self._acted.add(update.node_id)
             if total is None and step.shape == layer.k.shape:
@@ -402,7 +403,7 @@ class DenoiserCall(SharedOnDeepcopy):
     def _holds_prompt(self, chunk: Chunk) -> bool | Tensor:
         """Whether a prompt's rows of the call hold the text that the guider has for it: True, False or [images, 1, 1].
 
-        Noise that another node adds to the text is let pass.
+        Noise that another node adds to the text is ignored.
         """
         text, context = self.run.layout.text_of(chunk), self._given[chunk.rows]
         if text is None:
@@ -472,8 +473,8 @@ class DenoiserCall(SharedOnDeepcopy):
             return out
         if self._has_positive:
             self.run.layers_without_edits.discard(layer.name)
-        elif layer.name in self.run.layers_without_edits:  # then the copies of the negative prompt rest too
-            return out
+        elif layer.name in self.run.layers_without_edits:
+            return out  # the copies of the negative prompt are not updated either
         masks_fit = not self._has_masks or self.masks_fit(layer)
         tracks = [track for track in self._edits if self._acts(track, layer, masks_fit)]
         _make_keys_and_values(layer, tracks)
@@ -492,7 +493,7 @@ class DenoiserCall(SharedOnDeepcopy):
                 out[rows] += mix_contexts(out[rows], outs, weights)
         changes = self._move_edits(layer, [track for track in tracks if track.updates])
         if self._recorder is not None:
-            self._instrument(self._record_edits, layer, tracks, changes)
+            self._record_safely(self._record_edits, layer, tracks, changes)
         return out
 
     def mix_within_norm(
@@ -550,7 +551,7 @@ class DenoiserCall(SharedOnDeepcopy):
                     update.gamma_attn,
                     update.gamma_norm if not layer.normalises_keys else self._no_gamma_norm(update),
                     repeats=None if repeats is None else repeats[update.rows],
-                    energy=update.energy,
+                    energy=self._energy,
                 )
             )
         read, words = [track.read for track in tracks], [track.text.words for track in tracks]
@@ -628,8 +629,8 @@ class DenoiserCall(SharedOnDeepcopy):
 
     # --- what is recorded ---
 
-    def _instrument(self, action: Callable[..., None], *arguments: Any) -> None:
-        """Let an instrument act. Whatever it meets, the run goes on without it and ends with its image."""
+    def _record_safely(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Run a part of the recording. After an error the run goes on without recording."""
         try:
             action(*arguments)
         except InterruptProcessingException:

@@ -28,6 +28,7 @@ REROLL = "EBCA Reroll"
 # --- why edits' texts cannot be kept apart in joint attention ---
 
 FORWARD = "another node has replaced a forward pass of the model's network"
+ATTENTION = "another node has replaced the attention function or a forward pass of the model's layers"
 BLOCK = "another node computes a block of the model's network itself"
 TOKENS = "another node changes which tokens the model's attention reads, or how"
 
@@ -131,6 +132,18 @@ EDITS_NEGATIVE_LENGTH = (
 NO_EDIT_UPDATE = (
     "EBCA: gamma_attn and gamma_norm of the edits have no effect on %s: %s. Their alphas act as usual."
 )
+NOT_SHARED = (
+    "EBCA: shared_attention has no effect in some layers: it needs ComfyUI's own PyTorch attention on a CPU or a CUDA "
+    "device, and texts without masks. The edits are computed as without it."
+)
+SHARED_DIFFERS = (
+    "EBCA: shared_attention has no effect in this run: in its first layer its result was not that of ordinary "
+    "attention calls. The edits are computed as without it. Please report this."
+)
+NO_JOINT_ATTENTION = (
+    "EBCA: shared_attention has no effect on %s, which does not attend to text and image in one softmax. The edits are "
+    "computed as without it."
+)
 MAPS_LENGTHS = (
     "EBCA: attention maps not read: another node changes the prompt's length in the layers. Remove that node to have "
     "them read."
@@ -185,8 +198,8 @@ TOKEN_WEIGHTS_UNKNOWN = (
     "encodes it. Connect one text and one CLIP to both EBCA Token Weights and CLIP Text Encode."
 )
 NO_EFFECT = (
-    "EBCA had no effect: another node runs the model without ComfyUI's hooks, so the image is the one without EBCA. "
-    "Remove the node that replaces the model's function or its forward pass."
+    "EBCA had no effect: another node runs the model or its attention without ComfyUI's hooks, so the image is the one "
+    "without EBCA. Remove the node that replaces the model's function, its forward pass or its attention function."
 )
 HOOKS_REMOVED = (
     "EBCA has no effect, or a part of it is missing: another node between EBCA's nodes and the sampler removes the "

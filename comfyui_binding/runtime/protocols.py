@@ -22,6 +22,8 @@ class Architecture(Protocol):
     wrappers: Mapping[str, Callable[..., Any]]
     #: Whether ComfyUI repeats prompts of different lengths to a common one, to batch them.
     repeats_prompts: bool
+    #: Whether text and image attend to each other in one attention.
+    has_joint_attention: bool
     #: How many tokens of its own the network puts in front of a prompt's.
     tokens_before_text: int
     #: Whether the text that layers read depends on the noise level.

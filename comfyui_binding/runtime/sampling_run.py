@@ -27,7 +27,7 @@ class Run(SharedOnDeepcopy):
     """One sampling run: created when the sampler starts, released with it. Calls in several threads may share it.
 
     timeline: what is on when; layout: which rows belong to which prompt; carried: edit contexts kept between calls;
-    cache: tensors of the settings on the run's device; notices: what the user is told.
+    cache: tensors of the settings on the run's device; notices: the messages that were logged.
     """
 
     def __init__(

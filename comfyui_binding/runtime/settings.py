@@ -39,7 +39,6 @@ class ContextUpdate:
     positive_only: bool = False
     layers: frozenset[str] | None = None
     schedule: Schedule | None = None
-    energy: ContextEnergy = EBCA
     #: The node of the graph, which shows after a run what the update did.
     node_id: str | None = None
 
@@ -86,12 +85,14 @@ class Composition:
     """What one EBCACompose asks for its edits.
 
     layers: names of the layers that mix them in, None for all; norm_limit: how many times the norm of the layer's own
-    output an image token may have, 0 for any; mixes_pooled: whether their pooled texts are mixed too.
+    output an image token may have, 0 for any; mixes_pooled: whether their pooled texts are mixed too; shares_attention:
+    whether the image part of joint attention is computed once for all texts.
     """
 
     layers: frozenset[str] | None = None
     norm_limit: float = 0.0
     mixes_pooled: bool = False
+    shares_attention: bool = False
 
     def __post_init__(self):
         if self.norm_limit != 0 and not 1 <= self.norm_limit < math.inf:
@@ -105,6 +106,7 @@ class Composition:
             "layers": None if self.layers is None else [name for name in layer_names if name in self.layers],
             "norm_limit": self.norm_limit,
             "mix_pooled": self.mixes_pooled,
+            "shared_attention": self.shares_attention,
         }
 
 
@@ -203,11 +205,13 @@ class Settings:
     edits: tuple[Edit, ...] = ()
     traces: tuple[RunTrace, ...] = ()
     reroll: Reroll | None = None
-    #: What looks at the maps of this one run.
+    #: What reads the maps of this one run (EBCA Reroll).
     watch: RunWatch | None = None
+    #: What the updates of prompts and edits descend, and what is recorded. No node sets it.
+    energy: ContextEnergy = EBCA
     windows: frozenset[Window] = field(init=False)
     #: What was logged once for this MODEL: about calls outside any run, and about masks, whichever run they are in.
-    told: set[str] = field(init=False, default_factory=set)
+    logged: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self):
         windows = {update.window for update in self.updates}
@@ -243,7 +247,7 @@ class Settings:
                  for edit in self.edits]
         updates = [replace(update, mask=row_of(update.mask, image)) for update in self.updates]
         one = replace(self, updates=tuple(updates), edits=tuple(edits), watch=watch)
-        object.__setattr__(one, "told", self.told)
+        object.__setattr__(one, "logged", self.logged)
         return one
 
     def with_noise_mask(self, mask: Tensor) -> Settings:

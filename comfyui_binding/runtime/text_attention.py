@@ -17,7 +17,7 @@ HIDDEN = -1e4
 class EncodedText:
     """A text as the layers of a network read it: context [b, t, c], and its attention mask where it has one.
 
-    words [b, t, 1]: 1 for tokens that are words, 0 for others, which never move; None where that is not known.
+    words [b, t, 1]: 1 for tokens that are words, 0 for others, which are never updated; None where that is not known.
     """
 
     context: Tensor | None
@@ -50,7 +50,7 @@ class TextAttention(ImageTokens, Protocol):
     Shapes: b rows of the batch, n image tokens, t text tokens, (h d) heads and their width, c width of the context.
     """
 
-    #: Which of the network's texts it reads, where there are several: they move apart.
+    #: Which of the network's texts it reads, where there are several: each has a change of its own.
     stream: str
     #: What the layer attends with, besides q: k and v [b, t, (h d)].
     k: Tensor

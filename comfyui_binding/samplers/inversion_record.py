@@ -41,7 +41,7 @@ class InversionRecord:
     caption: str
     steps: int | None  # None and an empty scheduler where sigmas of unknown origin were wired in
     scheduler: str
-    sigmas: list[float]  # falling, as the sampler walks
+    sigmas: list[float]  # falling, in the sampler's order
     regularisation: dict[str, float]
     fixed_point_iterations: int
     seed: int
@@ -154,7 +154,7 @@ def scheduled_by(prompt: WorkflowPrompt, node_id: str | None) -> tuple[int | Non
 
 
 def without_names(record: InversionRecord) -> InversionRecord:
-    """The record without what the graph told: file names and the caption."""
+    """The record without what was read from the graph: file names and the caption."""
     return replace(record, loaded=[], caption="")
 
 

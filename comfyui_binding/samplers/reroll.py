@@ -24,7 +24,7 @@ from ..node_messages import show_on_node
 from ..runtime import notices
 from ..runtime.settings import KEY, Reroll, Settings
 from ..trace.object_maps import object_maps
-from ..trace.recorder import MapWatch, never_costs_the_image
+from ..trace.recorder import MapWatch, errors_are_logged
 from ..trace.trace_record import joined, matches_fingerprint
 from .single_image import conds_of_image, noise_at, not_single, places_in_batch
 
@@ -42,7 +42,7 @@ SEEDS = 2**64
 
 
 class TryEnds(comfy.model_management.InterruptProcessingException):
-    """Ends a run that is not kept. Whoever lets an interrupt by the user pass lets this pass too."""
+    """Ends a run that is not kept. Code that lets an interrupt by the user pass lets this pass too."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def sample_rerolled(
     seed: int | None = None,
     **further: Any,
 ) -> Tensor:
-    """A guider's outer_sample with the best of several noises. Raises ValueError for runs that cannot be tried anew."""
+    """A guider's outer_sample with the best of several noises. Raises ValueError for runs that cannot be repeated."""
     reroll, guider, images = settings.reroll, executor.class_obj, len(noise)
     if not noise.any() or len(sigmas) < 2:
         log.info(notices.REROLL_WITHOUT_NOISE)
@@ -129,7 +129,7 @@ def sample_rerolled(
     progress.finish()
     _report(reroll, kept)
     for trace, of_images in zip(settings.traces, zip(*records, strict=True), strict=True):
-        with never_costs_the_image():
+        with errors_are_logged():
             trace.record = joined(of_images) if None not in of_images else None
     return torch.cat(samples)
 
@@ -204,7 +204,7 @@ class Judge:
 
     def _score(self) -> float | None:
         """The score of the maps; None, which is logged, where there are none."""
-        with never_costs_the_image(notices.REROLL_FAILED):
+        with errors_are_logged(notices.REROLL_FAILED):
             maps = self.watch.maps()
             if maps is not None and maps.tokens >= self.reroll.tokens:
                 return float(one_place_score(object_maps(maps, self.reroll.objects))[0])
@@ -255,7 +255,7 @@ class Progress:
             self._callback(total - 1, x0, x, total)
 
 
-# --- what can be tried anew ---
+# --- which runs can be repeated ---
 
 
 def _check_prompt(reroll: Reroll, conds: Mapping[str, Sequence[dict]]) -> None:
@@ -296,7 +296,7 @@ def _checked_places(noise: Tensor, seed: int | None) -> list[int]:
     return places
 
 
-# --- what is told ---
+# --- the report ---
 
 
 def _report(reroll: Reroll, kept: Sequence[Kept]) -> None:
@@ -304,7 +304,7 @@ def _report(reroll: Reroll, kept: Sequence[Kept]) -> None:
     lines = [str(one) if len(kept) == 1 else f"image {image}: {one}" for image, one in enumerate(kept, 1)]
     text = " · ".join([f"kept {' · '.join(lines)}", *([reroll.remark] if reroll.remark else [])])
     log.info("EBCA Reroll: %s", text)
-    with never_costs_the_image(notices.REROLL_UNTOLD):
+    with errors_are_logged(notices.REROLL_UNTOLD):
         show_on_node(reroll.node_id, text)
         _add_to_metadata(reroll.node_id, kept)
 

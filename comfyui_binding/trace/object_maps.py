@@ -13,7 +13,7 @@ from .trace_record import WordMaps
 
 #: The longer side of the maps, in image tokens; finer ones are pooled.
 OBJECT_SIDE = 16
-#: The side of the coarsest grid on which places can be told apart: the reach of the score is two of its tokens.
+#: The side of the coarsest grid on which places can be distinguished: the reach of the score is two of its tokens.
 LEAST_SIDE = 8
 
 

@@ -120,7 +120,7 @@ class CallRecorder:
             return
         chunk = track.chunk
         columns = [Column(layer.name, f"edit{number}", chunk.cond, image) for image in chunk.images]
-        energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, EBCA, layer.words_of(track.text))
+        energies = _energies(track.k, layer.q[chunk.rows], layer.heads, None, self.energy, layer.words_of(track.text))
         self._note(columns, energies, self._relative_size(change, track.scale, track.text.context))
 
     def record_maps(self, layer: TextAttention) -> None:
@@ -314,14 +314,14 @@ class RunRecorder:
                 self._notices.warn_if((first != text).any(), notices.MAPS_TEXT_CHANGED)
 
     def _are_new(self, calls: Sequence[tuple[Hashable, int]], sigma: Tensor) -> dict[tuple[Hashable, int], Tensor]:
-        """1 for a prompt and image whose last call was at another sigma, else 0: tensors, as nobody waits for sigma."""
+        """1 for a prompt and image whose last call was at another sigma, else 0, as tensors: the host does not wait."""
         before = {call: self._sigmas.get(call) for call in calls}
         self._sigmas |= dict.fromkeys(calls, sigma)
         compared = {id(last): _differs(sigma, last) for last in before.values()}
         return {call: compared[id(last)] for call, last in before.items()}
 
     def record(self, sigmas: Sequence[float], settings: Settings, is_complete: bool) -> TraceRecord:
-        """The record of a run that walks along `sigmas`."""
+        """The record of a run along `sigmas`."""
         read = [column for _, columns, *_ in self._calls for column in columns]
         layers = self._names
         starts = sigmas[:-1] or sigmas  # of the steps
@@ -365,8 +365,8 @@ class RunRecorder:
 
 
 @contextmanager
-def never_costs_the_image(message: str = notices.TRACE_FAILED):
-    """What goes wrong in an instrument is logged, and the run goes on."""
+def errors_are_logged(message: str = notices.TRACE_FAILED):
+    """An error in a recording, a plot or a score is logged, and the run goes on."""
     try:
         yield
     except InterruptProcessingException:
@@ -384,14 +384,13 @@ def recording(run: Run, sigmas: Sequence[float]):
         return
     for trace in traces:
         trace.record = None
-    energy = next((update.energy for update in run.settings.updates), EBCA)
     wants_maps = any(trace.wants_maps for trace in traces)
     architecture = run.settings.architecture
     run.recorder = RunRecorder(
         bool(traces),
         wants_maps,
         run.notices,
-        energy,
+        run.settings.energy,
         not architecture.text_depends_on_sigma,
         architecture.tokens_before_text,
         {} if architecture.repeats_prompts else run.layout.encoded_texts,
@@ -411,7 +410,7 @@ def recording(run: Run, sigmas: Sequence[float]):
         with suppress(Exception):  # what stopped the run is what its user must see
             write(is_complete=False)
         raise
-    with never_costs_the_image():
+    with errors_are_logged():
         write(is_complete=True)
 
 

@@ -28,7 +28,7 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.attention import CrossAttention, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import forward_timestep_embed
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from comfy.patcher_extension import WrappersMP
@@ -432,6 +432,16 @@ def attention_of_one_length(comfy, scene: Scene) -> Scene:
         return optimized_attention(q, k * _token_scales().to(k), v, extra_options["n_heads"])
 
     return _attn2_replaced(scene, replace_attention)
+
+
+def override_of_one_length(comfy, scene: Scene) -> Scene:
+    """The same as an attention override."""
+    def override(func, q, k, v, *args, **kwargs):
+        return func(q, k * _token_scales().to(k) if q.shape[1] != k.shape[1] else k, v, *args, **kwargs)
+
+    model = scene.model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    return replace(scene, model=model)
 
 
 def _token_scales() -> torch.Tensor:
@@ -850,6 +860,17 @@ def replaced_attn2(only: oracle.Key | None = None) -> Callable[[Any, Scene], Sce
         return replace(scene, model=model)
 
     return wire
+
+
+def replace_forward_of_class(monkeypatch) -> None:
+    """A pack that puts a forward pass of its own on ComfyUI's class, under the name of ComfyUI's."""
+    original = CrossAttention.forward
+
+    @functools.wraps(original)
+    def forward(self, *args, **kwargs):
+        return 0.9 * original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CrossAttention, "forward", forward)
 
 
 def grown_context(comfy, scene: Scene) -> Scene:

@@ -1,0 +1,143 @@
+"""One attention call of a layer with several texts and one image: what each text and the image read, text by text.
+
+The plain form is one ordinary attention call for each text. In the shared form the image's queries attend to the
+image's keys once for all texts, and to the keys of each text apart; the log-sum-exps of the scores say how the two
+outputs are put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ebca_core import attention_over_both
+from .host_attention import AttentionWithSum, attention_with_sum, by_heads
+
+#: The owner of the image's tokens, where texts are numbered.
+IMAGE = -1
+#: By how much, relative to their norm, outputs of the two forms may differ; in types of less precision, by that.
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCall:
+    """The plain form.
+
+    attention: the layer's own; q, k, v [b, h, t + n, d] or [b, t + n, (h d)], t of all texts; tokens: the axis of the
+    tokens; owners, sizes: of the pieces that follow each other there, each of one text or of the image; mask: of all
+    tokens [b or 1, 1, t + n or 1, t + n], from the network; text_masks: where there is none, of each text and the
+    image; options: further arguments of the call.
+    """
+
+    attention: Callable[..., Tensor]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    heads: int
+    tokens: int
+    owners: Sequence[int]
+    sizes: Sequence[int]
+    mask: Tensor | None
+    text_masks: Sequence[Tensor | None]
+    options: Mapping[str, Any]
+
+    @property
+    def is_masked(self) -> bool:
+        return any(mask is not None for mask in (self.mask, *self.text_masks))
+
+    @cached_property
+    def _pieces(self) -> list[Sequence[Tensor]]:
+        return [tensor.split(self.sizes, dim=self.tokens) for tensor in (self.q, self.k, self.v)]
+
+    def attend(self, text: int, rows: slice, query_owners: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
+        """The places of a text's pieces and of the image among all, with their outputs [b, t, (h d)].
+
+        query_owners: the owners of the queries, both of them by default.
+        """
+        read = [place for place, owner in enumerate(self.owners) if owner in (text, IMAGE)]
+        asked = [place for place in read if self.owners[place] in (query_owners or (text, IMAGE))]
+        joined = [
+            torch.cat([pieces[place][rows] for place in places], dim=self.tokens)
+            for pieces, places in zip(self._pieces, (asked, read, read), strict=True)
+        ]
+        mask = self.text_masks[text] if self.mask is None else _cut(self.mask, self.sizes, asked, read)
+        if mask is not None and len(mask) > 1:
+            mask = mask[rows]
+        out = self.attention(*joined, self.heads, mask=mask, **self.options)
+        return zip(asked, out.split([self.sizes[place] for place in asked], dim=1), strict=True)
+
+
+class SharedLayerCall:
+    """The shared form. Made by `shared_form`."""
+
+    def __init__(self, plain: LayerCall, attention: AttentionWithSum, *tensors: Tensor):
+        """tensors: the queries, keys and values [b, h, t + n, d]."""
+        self._plain = plain
+        self._attention = attention
+        self._tensors = tensors
+        #: What the image reads of itself, by the first of the rows: the output and the log-sum-exp.
+        self._of_itself: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(self, text: int, rows: slice, query_owners: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
+        """As `LayerCall.attend`; the tokens of the text attend as there."""
+        yield from self._plain.attend(text, rows, (text,))
+        if IMAGE in (query_owners or (text, IMAGE)):
+            yield self._plain.owners.index(IMAGE), self.read_by_image(text, rows)
+
+    def read_by_image(self, text: int, rows: slice) -> Tensor:
+        """What the image reads with a text, [b, n, (h d)]."""
+        q, *of_image = (self._of(IMAGE, tensor, rows) for tensor in self._tensors)
+        if rows.start not in self._of_itself:
+            self._of_itself[rows.start] = self._attention(q, *of_image)
+        of_itself, image_sum = self._of_itself[rows.start]
+        of_text, text_sum = self._attention(q, *(self._of(text, tensor, rows) for tensor in self._tensors[1:]))
+        return attention_over_both(of_itself, of_text, image_sum, text_sum).transpose(1, 2).flatten(2)
+
+    def agrees(self, texts: Sequence[int], rows: slice) -> bool:
+        """Whether the image reads with the texts what it does in the plain form, up to the rounding of the type.
+
+        The host waits for the device.
+        """
+        try:
+            return all(
+                _are_close(self.read_by_image(text, rows), plain)
+                for text in texts
+                for _, plain in self._plain.attend(text, rows, (IMAGE,))
+            )
+        except (RuntimeError, TypeError):  # from a call that is not public: another PyTorch may have another one
+            return False
+
+    def _of(self, owner: int, tensor: Tensor, rows: slice) -> Tensor:
+        """The tokens of a text or of the image, [b, h, t or n, d]."""
+        pieces = zip(self._plain.owners, tensor[rows].split(self._plain.sizes, dim=2), strict=True)
+        own = [piece for one, piece in pieces if one == owner]
+        return own[0] if len(own) == 1 else torch.cat(own, dim=2)
+
+
+def shared_form(plain: LayerCall) -> SharedLayerCall | None:
+    """The shared form of an attention call; None where no call of torch gives what it needs."""
+    if plain.is_masked:
+        return None
+    tensors = by_heads(plain.q, plain.k, plain.v, plain.heads, plain.options.get("skip_reshape", False))
+    attention = attention_with_sum(plain.attention, *tensors, plain.options.get("scale"))
+    return None if attention is None else SharedLayerCall(plain, attention, *tensors)
+
+
+def _are_close(one: Tensor, other: Tensor) -> bool:
+    norm = partial(torch.linalg.vector_norm, dtype=torch.promote_types(other.dtype, torch.float32))
+    return bool(norm(one - other) <= max(TOLERANCE, torch.finfo(other.dtype).eps) * norm(other))
+
+
+def _cut(mask: Tensor, sizes: Sequence[int], asked: Sequence[int], read: Sequence[int]) -> Tensor:
+    """A mask [b or 1, 1, n or 1, n] of all tokens, for some of the pieces that they consist of: queries and keys."""
+    columns = mask.split(sizes, dim=-1)
+    mask = torch.cat([columns[place] for place in read], dim=-1)
+    if mask.shape[-2] > 1:
+        lines = mask.split(sizes, dim=-2)
+        mask = torch.cat([lines[place] for place in asked], dim=-2)
+    return mask
