@@ -76,8 +76,8 @@ class Architecture:
     ends: its first and last layers, which AdamW trains, like all that is no matrix.
     zero: ends of the names of layers that start at zero, so that the denoiser starts as one that changes nothing.
     primer: of the large objects that come first, the radius at least and at most, and how far from the middle they lie.
-    start: the checkpoint whose text encoder and, where it has them, last convolutions it starts with, or None for one
-    that starts from nothing. joint: whether text and image share one attention.
+    start: the checkpoint whose text encoder it starts with, or None for one that starts from nothing.
+    joint: whether text and image share one attention; it starts with the last convolutions of `start` as well.
     vae: the file of train_vae.py whose latents it learns, or None where it learns the pictures themselves.
     """
 
@@ -233,7 +233,7 @@ class Latents:
             if first < CYCLE:
                 return Batch(*seen, drawn.levels, drawn.noise)
             self.kept[first] = seen
-        rng = np.random.default_rng([self.seed, step])
+        rng = np.random.default_rng([self.seed, step, 1])  # not that of the pictures
         return Batch(*self.kept[first], *levels_and_noise(rng, self.architecture))
 
 
@@ -260,18 +260,19 @@ def attention(
 @contextlib.contextmanager
 def differentiable_kernels() -> Iterator[None]:
     """Newer hosts' fused norm and rotation of queries and keys has no gradient; its plain form, bit-equal, has one."""
-    import comfy.model_management
+    import comfy.model_management as management
     import comfy.quant_ops
-    comfy.model_management.in_training = True  # Flux's rotation obeys it
+    before = management.in_training
     kitchen = getattr(comfy.quant_ops, "ck", None)
     fused = getattr(kitchen, "rms_rope_split_half", None)
-    if fused is not None:
-        from comfy_kitchen.backends.eager.rope import rms_rope_split_half
-        kitchen.rms_rope_split_half = rms_rope_split_half
     try:
+        management.in_training = True  # Flux's rotation obeys it
+        if fused is not None:
+            from comfy_kitchen.backends.eager.rope import rms_rope_split_half
+            kitchen.rms_rope_split_half = rms_rope_split_half
         yield
     finally:
-        comfy.model_management.in_training = False
+        management.in_training = before
         if fused is not None:
             kitchen.rms_rope_split_half = fused
 
@@ -346,15 +347,17 @@ def initialise(model: Model, architecture: Architecture) -> None:
 
 
 def load_start(model: Model, family, ids: list[int], checkpoint: Path) -> None:
-    """Fills the text encoder, and a transformer's last convolutions, with those of a checkpoint of export()."""
+    """Fills the text encoder, and in joint attention the last convolutions, with those of a checkpoint of export()."""
     weights = {key.removeprefix(TEXT_KEYS): value for key, value in load_file(str(checkpoint)).items()}
     if weights[family.WORD_IDS].tolist() != ids:
         raise SystemExit(f"{checkpoint} knows other words than the grammar has: train its architecture again first")
-    parts = {CLIP_KEYS: model.text, DRAW_KEYS: getattr(model.denoiser, "draw", None)}
-    for prefix, part in parts.items():
-        known = {key.removeprefix(prefix): value.float() for key, value in weights.items() if key.startswith(prefix)}
-        if known and part is not None:
-            part.load_state_dict(known)
+    text, draw = (
+        {key.removeprefix(prefix): value.float() for key, value in weights.items() if key.startswith(prefix)}
+        for prefix in (CLIP_KEYS, DRAW_KEYS)
+    )
+    model.text.load_state_dict(text)
+    if model.joint:  # whose convolutions do not start at zero
+        model.denoiser.draw.load_state_dict(draw)
     model.rows.data = weights[family.WORD_ROWS].float()
 
 
