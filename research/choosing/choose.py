@@ -36,7 +36,6 @@ from choosing.settings import (  # noqa: E402
     CALLS,
     CHOSEN,
     FINE,
-    IMAGES,
     MANY_CAPTIONS,
     MANY_IMAGES,
     MANY_NOISES,
@@ -118,7 +117,7 @@ def picture(shapes: ShapesModel, results: Results, options: argparse.Namespace, 
     A verdict that has not even a row is left out; there is no picture without any.
     """
     method = next(iter(STUDIES[options.model].settings.values())).method
-    images = options.images or IMAGES[PICTURED]
+    images = options.images or STUDIES[options.model].images[PICTURED]
     cells = [cell(method, PICTURED, images, noise, model=options.model) for noise in range(options.noises)]
     drawn = {name: list(with_verdict(results, cells, letters)) for name, letters in VERDICTS.items()}
     blocks = [of_verdict(shapes, of, method, name) for name, of in drawn.items() if len(of) >= COLUMNS]
@@ -185,7 +184,7 @@ def sizes(options: argparse.Namespace, setting: Setting, captions: str, noise: i
     """For each cell of a noise, how many captions it has and in how many steps it judges; 0: it is sampled in full."""
     if options.tune:
         return [(TUNING_IMAGES, 0)] if setting.is_tuned else []
-    images = options.images or IMAGES[captions]
+    images = options.images or STUDIES[options.model].images[captions]
     if noise < min(setting.noises, options.noises):
         previews = setting.previews if captions == PREVIEWED_CAPTIONS else ()
         return [(images, 0), *((min(images, PREVIEWED_IMAGES), steps) for steps in previews)]

@@ -16,7 +16,6 @@ from choosing.settings import (
     CALLS,
     CHOICE,
     CHOSEN,
-    IMAGES,
     LOSS,
     MANY_CAPTIONS,
     MANY_IMAGES,
@@ -43,10 +42,11 @@ class Recordings:
     """What the results files hold of one trained model, and what follows of it."""
 
     def __init__(self, model: str, results: Results, alignment: Results, noises: int, images: int | None = None):
-        """images: captions of every set, by default IMAGES."""
+        """images: captions of every set, by default those of the study."""
         self._model, self._results, self._alignment = model, results, alignment
         self._noises, self._images = noises, images
-        self.settings: Mapping[str, Setting] = STUDIES[model].settings
+        self._study = STUDIES[model]
+        self.settings: Mapping[str, Setting] = self._study.settings
 
     def runs(self, setting: str, captions: str) -> Runs | None:
         return self._recorded(setting, captions, self._count(captions), range(self._noises))
@@ -105,7 +105,7 @@ class Recordings:
         return None if line is None else is_right(line["labels"])[: self._count(captions), None]
 
     def _count(self, captions: str) -> int:
-        return self._images or IMAGES[captions]
+        return self._images or self._study.images[captions]
 
     def rivals(self, captions: str) -> Iterator[tuple[str, np.ndarray]]:
         """Right or not [caption, noise] of one run of each method but the plain one, with all noises that there are."""
