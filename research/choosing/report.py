@@ -201,9 +201,8 @@ def choices(recordings: Recordings, captions: str) -> str:
         rows.append([setting, "one run", *_line(runs.right, cost.whole, others)])
         ways = [*_among(recordings, setting, captions, runs), *_previewed(recordings, setting, captions, runs)]
         rows += [[setting, name, *_line(right, time.mean(), others)] for name, right, time in ways]
-        if runs.noises > 1:
-            best = runs.right.max(1)
-            rows.append([setting, f"*a perfect judge, best of {runs.noises}*", f"{100 * best.mean():.1f} %"])
+        rows += [[setting, f"*a perfect judge, best of {tries}*", f"{100 * best:.1f} %"]
+                 for tries, best in _perfect(recordings, setting, runs)]  # fmt: skip
     shown = {row[0] for row in rows}
     once = [[name, "one run", f"{100 * found.mean():.1f} %"] for name, found in rivals.items() if name not in shown]
     return markdown(head, rows + once)
@@ -219,6 +218,14 @@ def _among(
             scores, cost = runs.scores[choice.score][choice.call], recordings.cost(setting, choice.call)
             name = choice.name if choice.share == 1 else f"{choice.name} (below {threshold:.2f})"
             yield name, *rerolled(scores, runs.right, choice.tries, threshold, cost)
+
+
+def _perfect(recordings: Recordings, setting: str, runs: Runs) -> Iterator[tuple[int, float]]:
+    """For each number of runs of which the best is taken, how often one of them is right."""
+    counts = {choice.tries for choice in recordings.settings[setting].choices if choice.share == 1}
+    for tries in sorted(count for count in counts if count <= runs.noises):
+        right, _ = rerolled(runs.right, runs.right, tries, np.inf, recordings.cost(setting, CHOICE))
+        yield tries, right.mean()
 
 
 def _previewed(
