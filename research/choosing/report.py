@@ -22,7 +22,6 @@ from choosing.settings import (
     MANY_NOISES,
     MEAN,
     PREVIEWED_IMAGES,
-    SETS,
     STEPS,
     STUDIES,
     TUNED,
@@ -47,6 +46,7 @@ class Recordings:
         self._noises, self._images = noises, images
         self._study = STUDIES[model]
         self.settings: Mapping[str, Setting] = self._study.settings
+        self.sets = tuple(self._study.images)
 
     def runs(self, setting: str, captions: str) -> Runs | None:
         return self._recorded(setting, captions, self._count(captions), range(self._noises))
@@ -122,7 +122,7 @@ def prediction(recordings: Recordings) -> str:
             f"call {CHOICE}, within a caption", f"call {CHOICE}, by error: missing, extra, unreadable",
             f"call {CHOICE}, {LOSS}"]  # fmt: skip
     rows = []
-    for captions in SETS:
+    for captions in recordings.sets:
         for setting in recordings.settings:
             runs = recordings.runs(setting, captions)
             if runs is None:
@@ -269,7 +269,7 @@ def _known(value: float, form: str) -> str:
 def ranking(recordings: Recordings) -> str:
     """How often the first and the last of all finished pictures of a caption are right."""
     rows = []
-    for captions in SETS:
+    for captions in recordings.sets:
         for setting in recordings.settings:
             runs = recordings.runs(setting, captions)
             if runs and runs.noises > 1:

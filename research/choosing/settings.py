@@ -76,7 +76,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Study:
-    """One trained model. images: captions of every set; comments, picture: as of alignment.settings.Study."""
+    """One trained model. images: captions of each of its sets; comments, picture: as of alignment.settings.Study."""
 
     settings: Mapping[str, Setting]
     images: Mapping[str, int] = field(default_factory=IMAGES.copy)
@@ -95,7 +95,7 @@ _EBCA = [
 _RIVAL = [Choice(2, 1, LOSS), Choice(4, 1, LOSS), Choice(2, 1), Choice(4, 1)]
 _THREE = ("three objects",)
 #: Attend-and-Excite takes nearly twice the time, and is for U-Nets. On the transformer a higher cfg costs points: each
-#: method has the cfg at which docs/alignment.md has the most right pictures of it, and fewer captions are sampled.
+#: method has the cfg at which docs/alignment.md has the most right pictures of it.
 STUDIES = {
     UNET: Study({
         "cfg 3": Setting(HIGHEST, _PLAIN, previews=(4,), has_many=True),
@@ -109,7 +109,7 @@ STUDIES = {
             "EBCA": Setting(AWAY, _EBCA),
             "averaged predictions": Setting(AVERAGED, _RIVAL, _THREE),
         },
-        images=dict.fromkeys(SETS, 250),
+        images={"two objects": 250, "three objects": 250},
         comments="transformer ",
         picture="_transformer",
     ),
