@@ -89,8 +89,8 @@ _PLAIN = [
     Choice(4, 0.35, call=4), Choice(4, 0.35, call=6), Choice(4, 0.35, LOSS), Choice(4, 1, LOSS),
 ]  # fmt: skip
 _EBCA = [
-    Choice(2, 0.1), Choice(2, 0.2), Choice(2, 0.35), Choice(4, 0.2), Choice(4, 0.35), Choice(4, 0.5), Choice(2, 1),
-    Choice(3, 1), Choice(4, 1), Choice(4, 0.35, LOSS), Choice(4, 1, LOSS),
+    Choice(2, 0.05), Choice(2, 0.1), Choice(2, 0.2), Choice(2, 0.35), Choice(4, 0.2), Choice(4, 0.35), Choice(4, 0.5),
+    Choice(2, 1), Choice(3, 1), Choice(4, 1), Choice(4, 0.35, LOSS), Choice(4, 1, LOSS),
 ]  # fmt: skip
 _RIVAL = [Choice(2, 1, LOSS), Choice(4, 1, LOSS), Choice(2, 1), Choice(4, 1)]
 _THREE = ("three objects",)
