@@ -204,7 +204,8 @@ def choices(recordings: Recordings, captions: str) -> str:
         rows += [[setting, f"*a perfect judge, best of {tries}*", f"{100 * best:.1f} %"]
                  for tries, best in _perfect(recordings, setting, runs)]  # fmt: skip
     shown = {row[0] for row in rows}
-    once = [[name, "one run", f"{100 * found.mean():.1f} %"] for name, found in rivals.items() if name not in shown]
+    once = [[name, "one run", f"{100 * found.mean():.1f} %", _known(recordings.cost(name, CHOICE).whole, ".2f")]
+            for name, found in rivals.items() if name not in shown]  # fmt: skip
     return markdown(head, rows + once)
 
 
