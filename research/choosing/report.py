@@ -173,7 +173,7 @@ def thresholds(recordings: Recordings) -> str:
     for captions in TUNED:
         for setting in recordings.settings:
             runs = recordings.tuning(setting, captions)
-            for threshold in THRESHOLDS if runs else ():
+            for threshold in THRESHOLDS if runs and runs.noises > 1 else ():
                 scores, cost = runs.scores[CHOSEN][CHOICE], recordings.cost(setting, CHOICE)
                 right, time = rerolled(scores, runs.right, 2, threshold, cost)
                 is_below, of = scores < threshold, f"{setting}, {100 * runs.right.mean():.1f} % right"
