@@ -509,7 +509,7 @@ def test_other_text_than_the_samplers_is_said(comfy, caplog):
     ({"concepts": "a red bear\na green hat"}, ("Only one concept", "not in the prompt")),
     ({"prompt": "1girl, masterpiece"}, ("list of tags",)),
 ], ids=str)  # fmt: skip
-def test_prompts_without_two_things_are_refused(comfy, inputs, words):
+def test_prompts_without_two_scored_concepts_are_refused(comfy, inputs, words):
     refused(lambda: rerolled(comfy, toy.model(), **inputs), *words)
 
 

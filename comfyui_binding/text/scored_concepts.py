@@ -79,8 +79,8 @@ def check_enough(left_out: Mapping[str, str | None]) -> None:
     if len(scored) < 2:
         raise ValueError(
             f"{'Only one concept' if scored else 'No concept'} of the prompt can be scored, and the score compares "
-            f"where two or more things are ({describe(left_out)}). Write at least two single things of the prompt in "
-            "the `concepts` box, one a line, such as `a red balloon`."
+            f"where two or more concepts are ({describe(left_out)}). Write at least two, each a single thing of the "
+            "prompt such as `a red balloon`, in the `concepts` box, one a line."
         )
 
 

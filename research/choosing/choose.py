@@ -36,14 +36,12 @@ from choosing.settings import (  # noqa: E402
     CALLS,
     CHOSEN,
     FINE,
-    IMAGES,
     MANY_CAPTIONS,
     MANY_IMAGES,
     MANY_NOISES,
     MEAN,
     PREVIEWED_CAPTIONS,
     PREVIEWED_IMAGES,
-    SETS,
     STUDIES,
     TUNED,
     TUNING_IMAGES,
@@ -118,7 +116,7 @@ def picture(shapes: ShapesModel, results: Results, options: argparse.Namespace, 
     A verdict that has not even a row is left out; there is no picture without any.
     """
     method = next(iter(STUDIES[options.model].settings.values())).method
-    images = options.images or IMAGES[PICTURED]
+    images = options.images or STUDIES[options.model].images[PICTURED]
     cells = [cell(method, PICTURED, images, noise, model=options.model) for noise in range(options.noises)]
     drawn = {name: list(with_verdict(results, cells, letters)) for name, letters in VERDICTS.items()}
     blocks = [of_verdict(shapes, of, method, name) for name, of in drawn.items() if len(of) >= COLUMNS]
@@ -173,7 +171,7 @@ def block(images: Sequence[np.ndarray], title: str) -> Image.Image:
 def wanted(options: argparse.Namespace, study: Study) -> Iterator[tuple[RunCell, str, Method]]:
     """Noise after noise, so that a command that is stopped has the first ones of all."""
     for noise in range(TUNING_NOISES if options.tune else MANY_NOISES):
-        for captions in options.captions or (TUNED if options.tune else SETS):
+        for captions in options.captions or (TUNED if options.tune else study.images):
             for name, setting in study.settings.items():
                 if captions in setting.sets and name in (options.setting or study.settings):
                     for images, steps in sizes(options, setting, captions, noise):
@@ -185,7 +183,7 @@ def sizes(options: argparse.Namespace, setting: Setting, captions: str, noise: i
     """For each cell of a noise, how many captions it has and in how many steps it judges; 0: it is sampled in full."""
     if options.tune:
         return [(TUNING_IMAGES, 0)] if setting.is_tuned else []
-    images = options.images or IMAGES[captions]
+    images = options.images or STUDIES[options.model].images[captions]
     if noise < min(setting.noises, options.noises):
         previews = setting.previews if captions == PREVIEWED_CAPTIONS else ()
         return [(images, 0), *((min(images, PREVIEWED_IMAGES), steps) for steps in previews)]
@@ -215,7 +213,7 @@ def counted(options: argparse.Namespace) -> dict[str, str]:
     if options.tune:
         tables = {"candidates": report.candidates(recordings), "thresholds": report.thresholds(recordings)}
     else:
-        choices = {f"choices, {captions}": report.choices(recordings, captions) for captions in SETS}
+        choices = {f"choices, {captions}": report.choices(recordings, captions) for captions in study.images}
         tables = {"prediction": report.prediction(recordings), **choices, "ranking": report.ranking(recordings)}
     return {study.comments + name: table for name, table in tables.items()}
 
@@ -225,16 +223,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--tune", action="store_true", help="the scores that were compared, on other captions")
     parser.add_argument("--report", action="store_true", help="sample nothing")
     parser.add_argument("--time", action="store_true", help="measure the time of a score, and nothing else")
-    parser.add_argument("--captions", nargs="+", choices=SETS, metavar="SET", help="only sample these sets of captions")
+    parser.add_argument("--captions", nargs="+", metavar="SET", help="only sample these sets of captions")
     parser.add_argument("--setting", nargs="+", metavar="SETTING", help="only sample these methods")
     parser.add_argument("--images", type=int, help="captions of every set, by default 500 or 250")
     parser.add_argument("--noises", type=int, default=4, help="pictures of a caption")
     parser.add_argument("--results", type=Path, default=PATH, help="file of the results")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="file that gets the tables")
     options = parser.parse_args(arguments)
-    unknown = set(options.setting or ()) - set(STUDIES[options.model].settings)
-    if unknown:
-        parser.error(f"--setting is one of {', '.join(STUDIES[options.model].settings)}, got {', '.join(unknown)}")
+    study = STUDIES[options.model]
+    for option, known in (("captions", study.images), ("setting", study.settings)):
+        if unknown := set(getattr(options, option) or ()) - set(known):
+            parser.error(f"--{option} is one of {', '.join(known)}, got {', '.join(unknown)}")
     if options.time and options.model != UNET:
         parser.error(f"the time is that of a U-Net's score, got --model {options.model}")
     for name, text in (timed if options.time else counted)(options).items():

@@ -16,14 +16,12 @@ from choosing.settings import (
     CALLS,
     CHOICE,
     CHOSEN,
-    IMAGES,
     LOSS,
     MANY_CAPTIONS,
     MANY_IMAGES,
     MANY_NOISES,
     MEAN,
     PREVIEWED_IMAGES,
-    SETS,
     STEPS,
     STUDIES,
     TUNED,
@@ -43,10 +41,12 @@ class Recordings:
     """What the results files hold of one trained model, and what follows of it."""
 
     def __init__(self, model: str, results: Results, alignment: Results, noises: int, images: int | None = None):
-        """images: captions of every set, by default IMAGES."""
+        """images: captions of every set, by default those of the study."""
         self._model, self._results, self._alignment = model, results, alignment
         self._noises, self._images = noises, images
-        self.settings: Mapping[str, Setting] = STUDIES[model].settings
+        self._study = STUDIES[model]
+        self.settings: Mapping[str, Setting] = self._study.settings
+        self.sets = tuple(self._study.images)
 
     def runs(self, setting: str, captions: str) -> Runs | None:
         return self._recorded(setting, captions, self._count(captions), range(self._noises))
@@ -105,7 +105,7 @@ class Recordings:
         return None if line is None else is_right(line["labels"])[: self._count(captions), None]
 
     def _count(self, captions: str) -> int:
-        return self._images or IMAGES[captions]
+        return self._images or self._study.images[captions]
 
     def rivals(self, captions: str) -> Iterator[tuple[str, np.ndarray]]:
         """Right or not [caption, noise] of one run of each method but the plain one, with all noises that there are."""
@@ -122,7 +122,7 @@ def prediction(recordings: Recordings) -> str:
             f"call {CHOICE}, within a caption", f"call {CHOICE}, by error: missing, extra, unreadable",
             f"call {CHOICE}, {LOSS}"]  # fmt: skip
     rows = []
-    for captions in SETS:
+    for captions in recordings.sets:
         for setting in recordings.settings:
             runs = recordings.runs(setting, captions)
             if runs is None:
@@ -173,7 +173,7 @@ def thresholds(recordings: Recordings) -> str:
     for captions in TUNED:
         for setting in recordings.settings:
             runs = recordings.tuning(setting, captions)
-            for threshold in THRESHOLDS if runs else ():
+            for threshold in THRESHOLDS if runs and runs.noises > 1 else ():
                 scores, cost = runs.scores[CHOSEN][CHOICE], recordings.cost(setting, CHOICE)
                 right, time = rerolled(scores, runs.right, 2, threshold, cost)
                 is_below, of = scores < threshold, f"{setting}, {100 * runs.right.mean():.1f} % right"
@@ -201,11 +201,11 @@ def choices(recordings: Recordings, captions: str) -> str:
         rows.append([setting, "one run", *_line(runs.right, cost.whole, others)])
         ways = [*_among(recordings, setting, captions, runs), *_previewed(recordings, setting, captions, runs)]
         rows += [[setting, name, *_line(right, time.mean(), others)] for name, right, time in ways]
-        if runs.noises > 1:
-            best = runs.right.max(1)
-            rows.append([setting, f"*a perfect judge, best of {runs.noises}*", f"{100 * best.mean():.1f} %"])
+        rows += [[setting, f"*a perfect judge, best of {tries}*", f"{100 * best:.1f} %"]
+                 for tries, best in _perfect(recordings, setting, runs)]  # fmt: skip
     shown = {row[0] for row in rows}
-    once = [[name, "one run", f"{100 * found.mean():.1f} %"] for name, found in rivals.items() if name not in shown]
+    once = [[name, "one run", f"{100 * found.mean():.1f} %", _known(recordings.cost(name, CHOICE).whole, ".2f")]
+            for name, found in rivals.items() if name not in shown]  # fmt: skip
     return markdown(head, rows + once)
 
 
@@ -219,6 +219,14 @@ def _among(
             scores, cost = runs.scores[choice.score][choice.call], recordings.cost(setting, choice.call)
             name = choice.name if choice.share == 1 else f"{choice.name} (below {threshold:.2f})"
             yield name, *rerolled(scores, runs.right, choice.tries, threshold, cost)
+
+
+def _perfect(recordings: Recordings, setting: str, runs: Runs) -> Iterator[tuple[int, float]]:
+    """For each number of runs of which the best is taken, how often one of them is right."""
+    counts = {choice.tries for choice in recordings.settings[setting].choices if choice.share == 1}
+    for tries in sorted(count for count in counts if count <= runs.noises):
+        right, _ = rerolled(runs.right, runs.right, tries, np.inf, recordings.cost(setting, CHOICE))
+        yield tries, right.mean()
 
 
 def _previewed(
@@ -262,7 +270,7 @@ def _known(value: float, form: str) -> str:
 def ranking(recordings: Recordings) -> str:
     """How often the first and the last of all finished pictures of a caption are right."""
     rows = []
-    for captions in SETS:
+    for captions in recordings.sets:
         for setting in recordings.settings:
             runs = recordings.runs(setting, captions)
             if runs and runs.noises > 1:

@@ -260,6 +260,16 @@ def test_runs_are_read_by_caption_and_noise():
     assert found.noises == 2
 
 
+def test_perfect_judge_has_what_one_of_its_runs_has(tmp_path):
+    """Of three noises, all pairs."""
+    results, value = Results(tmp_path / "results"), {"R": 900, "m": 100}
+    for noise, letters in enumerate(("Rmm", "mmR", "mmR")):
+        results.add(runs.cell(METHOD, "three objects", 3, noise).key, **line(letters, value))
+    table = report.choices(report.Recordings("unet", results, Results(tmp_path / "none"), 3, 3), "three objects")
+    best = [text.split("|")[3].strip() for text in table.splitlines() if "*a perfect judge, best of 2*" in text]
+    assert best == [f"{100 * (2 / 3 + 0 + 1) / 3:.1f} %"]
+
+
 def test_score_that_knows_the_verdict_gains_what_a_perfect_judge_does(tmp_path):
     results, alignment = Results(tmp_path / "results"), Results(tmp_path / "alignment")
     method, value = METHOD, {"R": 900, "m": 100}
