@@ -108,7 +108,7 @@ def front_end_of(comfyui: Path) -> Path | None:
 
 
 def fetched_package(package: str, version: str) -> Path:
-    """A package that one command needs, alone in a folder: no other command and no test sees it."""
+    """A package that few need, alone in a folder: what does not ask for it does not see it."""
     return _fetched(f"{package}-{version}", f"{package}=={version}")
 
 

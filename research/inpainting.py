@@ -133,6 +133,8 @@ def count_model_calls(method: Method, steps: int) -> int:
 def main(arguments: Sequence[str]) -> int:
     parser = bench_parser(__doc__)
     parser.add_argument("--tune", action="store_true", help="try other gammas, on other pictures")
+    names = [method.name for method in (*METHODS, *CANDIDATES)]
+    parser.add_argument("--method", nargs="+", choices=names, metavar="NAME", help=f"only these, of {'; '.join(names)}")
     parser.add_argument("--images", type=int, default=200, help="pictures a method")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps")
     parser.add_argument("--sheet", type=Path, help="file for a picture of the first ten images with every method")
@@ -152,6 +154,8 @@ def _run(options: argparse.Namespace) -> None:
     print("|---|---|---|---|")
     shown = {"drawn": [draw(hole.picture) for hole in chosen]}
     for method in CANDIDATES if options.tune else METHODS:
+        if options.method and method.name not in options.method:
+            continue
         images = np.concatenate([painter.apply(method) for painter in painters])
         scores = np.array([score(hole, image) for hole, image in zip(chosen, images, strict=True)], float)
         shares = [f"{100 * p:.1f} ± {196 * (p * (1 - p) / len(scores)) ** 0.5:.1f} %" for p in scores.mean(0)]

@@ -68,21 +68,24 @@ def test_known_region_is_the_original(comfy, family, settings):
     assert torch.isfinite(out).all()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
+# Predict2 gets what is known without noise, from ComfyUI.
+@pytest.mark.parametrize(
+    ("family", "share"), [("wan", 0.0), ("wan", 0.3), ("wan", 0.8), ("wan", 1.0), ("predict2", 1.0)]
+)
 @pytest.mark.parametrize("jumps", [(2, 1, 0.0), (2, 3, 0.0), (2, 3, 1.0)], ids=str)
-def test_noise_has_its_level_at_every_call(comfy, share, jumps):
+def test_noise_has_its_level_at_every_call(comfy, family, share, jumps):
     """Of an image whose latent is 0 under a model that sees it: whatever share is painted, x is noise of sigma."""
-    seen, model = [], toy_dit.model("wan")
+    seen, model = [], toy_dit.model(family)
     scale = model.get_model_object("latent_format")
 
-    def sees_zeros(executor, x, sigma, *args):
+    def sees_zeros(executor, x, sigma, *args, **more):
         seen.append(float(x.std() / sigma[0]))
         return torch.zeros_like(x)
 
     model.add_wrapper_with_key("apply_model", "zeros", sees_zeros)
     empty = torch.zeros(1, 16, 2, 32, 32)
     latent = {"samples": scale.process_out(empty), "noise_mask": torch.full((1, 1, 2, 32, 32), share)}
-    painted(comfy, "wan", latent, sampler(comfy, *jumps), model, steps=8)
+    painted(comfy, family, latent, sampler(comfy, *jumps), model, steps=8)
     assert len(seen) >= 8
     assert all(level == pytest.approx(1, abs=0.03) for level in seen)
 

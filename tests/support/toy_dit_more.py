@@ -240,10 +240,10 @@ def exists(family: str) -> bool:
     return hasattr(comfy.supported_models, FAMILIES[family].class_name)
 
 
-def model(family: str, dtype: torch.dtype = torch.float32):
-    """A MODEL of one of the families."""
+def model(family: str, dtype: torch.dtype = torch.float32, **more: Any):
+    """A MODEL of one of the families; more: settings of the network that differ."""
     toy = FAMILIES[family]
-    config = getattr(comfy.supported_models, toy.class_name)(dict(toy.settings))
+    config = getattr(comfy.supported_models, toy.class_name)({**toy.settings, **more})
     config.set_inference_dtype(dtype, None)
     base = config.get_model(outside_weights(toy.class_name), device=torch.device("cpu"))
     toy.shrink(base)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import comfy.ops
 import comfy.sd
@@ -66,6 +67,20 @@ def _ltxav_encoder(**options: Any):
     return made
 
 
+def _t5gemma_encoder(**options: Any):
+    """Stable Audio 3's encoder, whose class takes no widths."""
+    from comfy.text_encoders import sa3
+
+    class Small(sa3.T5GemmaEncoderConfig):
+        def __init__(self):
+            super().__init__()
+            self.vocab_size, self.hidden_size, self.intermediate_size = 512, toy_dit_more.SOUND_WIDTH, 32
+            self.num_hidden_layers, self.num_attention_heads, self.num_key_value_heads, self.head_dim = 2, 2, 2, 8
+
+    with patch.object(sa3, "T5GemmaEncoderConfig", Small):
+        return sa3.SAT5GemmaModel(**options)
+
+
 @dataclass(frozen=True)
 class Toy:
     """Tokenizer and encoder by name in comfy.text_encoders, the widths, and how ComfyUI names the small vocabulary."""
@@ -112,8 +127,9 @@ FAMILIES = {
         "lt", "LTXAVGemmaTokenizer", _ltxav_encoder, {"_model_config": _llama(24, vocab_size=512)}, GEMMA, toy_dit_more
     ),
 }  # fmt: skip
-#: Those of models with joint attention.
-JOINT = {
+#: Those of models with joint attention, and of Stable Audio 3: the words of their texts have no weights.
+UNWEIGHTED = {
+    "stable_audio3": Toy("sa3", "SAT5GemmaTokenizer", _t5gemma_encoder, {}, GEMMA, toy_dit_more),
     "qwen": Toy(
         "qwen_image", "QwenImageTokenizer", "QwenImageTEModel", {"qwen25_7b_model_config": _llama(toy_dit.WIDTH)}
     ),
@@ -139,8 +155,8 @@ def exists(family: str) -> bool:
 
 @cache
 def clip(family: str) -> comfy.sd.CLIP:
-    """The CLIP of one of FAMILIES or JOINT."""
-    toy = (FAMILIES | JOINT)[family]
+    """The CLIP of one of FAMILIES or UNWEIGHTED."""
+    toy = (FAMILIES | UNWEIGHTED)[family]
     encoder = toy.encoder
     if isinstance(encoder, str):
         *module, name = encoder.split(".")
