@@ -7,7 +7,7 @@ import asyncio
 import importlib
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -72,12 +72,12 @@ def cases(count: int, seed: int) -> list[Case]:
     return made
 
 
-def bench_parser(description: str) -> argparse.ArgumentParser:
-    """The options that all commands on the shapes model have; `boot` obeys them."""
+def bench_parser(description: str, models: Collection[str] = CHECKPOINTS) -> argparse.ArgumentParser:
+    """The options that all commands on the shapes model have; `boot` obeys them. models: those that it works on."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
-    parser.add_argument("--model", choices=list(CHECKPOINTS), default="unet", help="the trained model")
+    parser.add_argument("--model", choices=list(models), default="unet", help="the trained model")
     return parser
 
 
