@@ -25,7 +25,7 @@ from shapes.grammar import Scene
 from shapes.scorer import read, verdict
 from shapes_model import ShapesModel, bench_parser, boot
 
-IMAGES, TUNING_IMAGES = 500, 200
+IMAGES, TUNING_IMAGES = 200, 60
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ METHODS = [
     _negative(2.0),
     _negative(3.0),
     _removed(0.5),
-    _removed(0.65),
-    _removed(0.65, 1.25),
+    _removed(0.75),
+    _removed(0.75, 1.25),
 ]
 
 
