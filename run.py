@@ -15,6 +15,7 @@
     python run.py comfyui_tests               ComfyUI's own execution tests, with the pack installed
     python run.py bench                       speed and memory
     python run.py bench editing               edits of pictures by EBCA and without it, counted
+    python run.py bench removal --model joint    one object of a caption removed at cfg 1, counted
     python run.py bench inpainting            inpainting with and without EBCA and RePaint, counted
     python run.py bench round_trip            how exactly a picture returns from its inversion
     python run.py bench attention_maps        how often the attention map of a word peaks on its object
@@ -53,6 +54,7 @@ BENCHES = {
     "inpainting": "research/inpainting.py",
     "plain_model": "research/plain_model.py",
     "real_checkpoints": "research/real_checkpoints.py",
+    "removal": "research/removal.py",
     "round_trip": "research/round_trip.py",
 }
 

@@ -92,7 +92,7 @@ def _is_in(found: Found, values: torch.Tensor) -> bool:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = bench_parser(__doc__)
+    parser = bench_parser(__doc__, ("unet", "transformer"))  # joint attention has no trace
     parser.add_argument("--images", type=int, default=200, help="right pictures that count")
     options = parser.parse_args(arguments)
     boot(options)

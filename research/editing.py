@@ -69,11 +69,13 @@ class Tuned:
     denoise: float
 
 
-# For the transformer only EBCA was tuned, with one fixed-point iteration at cfg 1.25; the denoise is the U-Net's.
-_EARLY = Edit((1.6, 1.5), 0.1, (5e-4, 5e-4))
+# For the transformer only EBCA was tuned, with one fixed-point iteration at cfg 1.25; the denoise is the U-Net's. In
+# joint attention nothing was tuned: strengths are the transformer's, and there is no update.
+_EARLY, _JOINT = (Edit((1.6, 1.5), 0.1, gammas) for gammas in ((5e-4, 5e-4), (0.0, 0.0)))
 TUNED = {
     "unet": Tuned({0: Edit((2.2, 2.1), 0.4, (5e-4, 5e-4)), 1: Edit((2.2, 2.1), 0.3, (5e-4, 5e-4))}, 0.75),
     "transformer": Tuned({0: _EARLY, 1: _EARLY}, 0.75),
+    "joint": Tuned({0: _JOINT, 1: _JOINT}, 0.75),
 }
 
 
@@ -97,7 +99,7 @@ def methods(tuned: Tuned) -> list[Method]:
 
 
 #: Where the edits of --tune begin.
-STARTS = {"unet": (0.3, 0.4), "transformer": (0.1, 0.2, 0.3)}
+STARTS = {"unet": (0.3, 0.4), "transformer": (0.1, 0.2, 0.3), "joint": (0.1, 0.2, 0.3)}
 
 
 def candidates(starts: Sequence[float]) -> Iterator[Method]:

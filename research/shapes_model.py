@@ -7,7 +7,7 @@ import asyncio
 import importlib
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +27,9 @@ from shapes.world import COLOURS, SHAPES, SIDE, Picture, Thing
 REPO = comfy_host.REPO
 
 #: The trained models, by name.
-CHECKPOINTS = {"unet": "shapes.safetensors", "transformer": "shapes_transformer.safetensors"}
+CHECKPOINTS = {
+    "unet": "shapes.safetensors", "transformer": "shapes_transformer.safetensors", "joint": "shapes_joint.safetensors"
+}  # fmt: skip
 MARGIN = 2  # pixels that belong to the object around its box: its soft edge
 
 
@@ -70,12 +72,12 @@ def cases(count: int, seed: int) -> list[Case]:
     return made
 
 
-def bench_parser(description: str) -> argparse.ArgumentParser:
-    """The options that all commands on the shapes model have; `boot` obeys them."""
+def bench_parser(description: str, models: Collection[str] = CHECKPOINTS) -> argparse.ArgumentParser:
+    """The options that all commands on the shapes model have; `boot` obeys them. models: those that it works on."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
-    parser.add_argument("--model", choices=list(CHECKPOINTS), default="unet", help="the trained model")
+    parser.add_argument("--model", choices=list(models), default="unet", help="the trained model")
     return parser
 
 

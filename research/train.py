@@ -40,9 +40,12 @@ UNET = {
 }
 COUNTS = (0.60, 0.28, 0.12)  # shares of pictures with one, two, three objects
 PRIMER = 600  # pictures of one large object come first and fade out by 1.5 times this: words sink in
+CYCLE = 1000  # steps, without the primers, after which pictures that a VAE encodes come again: they are encoded once
 NONSENSE = 0.05  # share of captions with words from outside the grammar, so that these disturb little
 START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49406
 TEXT_KEYS, CLIP_KEYS = "cond_stage_model.", "clip_l.transformer.text_model."
+DENOISER_KEYS = "model.diffusion_model."
+DRAW_KEYS = DENOISER_KEYS + "draw."
 SPOKEN = 28  # no training caption has more tokens; the rest of LENGTH is padding, whose context is zero
 CONTEXT_SCALE = 4.0  # context vectors start this long: at first attention spreads over all of LENGTH
 
@@ -73,7 +76,8 @@ class Architecture:
     ends: its first and last layers, which AdamW trains, like all that is no matrix.
     zero: ends of the names of layers that start at zero, so that the denoiser starts as one that changes nothing.
     primer: of the large objects that come first, the radius at least and at most, and how far from the middle they lie.
-    text: the checkpoint whose text encoder it starts with, or None for one that starts from nothing.
+    start: the checkpoint whose text encoder it starts with, or None for one that starts from nothing.
+    joint: whether text and image share one attention; it starts with the last convolutions of `start` as well.
     vae: the file of train_vae.py whose latents it learns, or None where it learns the pictures themselves.
     """
 
@@ -87,8 +91,9 @@ class Architecture:
     ends: tuple[str, ...]
     zero: tuple[str, ...]
     primer: tuple[float, float, float]
-    text: Path | None
+    start: Path | None
     vae: Path | None
+    joint: bool = False
 
     def outer(self, name: str) -> bool:
         """Whether AdamW trains the parameter of this name of a Model, whatever its shape."""
@@ -114,6 +119,11 @@ def latent_unet(family, operations) -> torch.nn.Module:
 def transformer(family, operations) -> torch.nn.Module:
     """The transformer, unfilled."""
     return family.transformer.ShapesDIT(**family.transformer.CONFIG, operations=operations)
+
+
+def joint_transformer(family, operations) -> torch.nn.Module:
+    """The joint-attention transformer, unfilled."""
+    return family.joint.ShapesFlux(**family.joint.CONFIG, operations=operations)
 
 
 def shapes_primer(rng: np.random.Generator, smallest: float, largest: float, stray: float) -> shapes.world.Picture:
@@ -143,17 +153,22 @@ ARCHITECTURES = {
     ("shapes", "unet"): Architecture(
         SHAPES, unet, "Shapes", "shapes.safetensors", steps=4000, batch=64, rate=8e-4,
         ends=("input_blocks.0.", "out."), zero=("out_layers.3", "proj_out", "denoiser.out.2"),
-        primer=(0.36, 0.42, 0.03), text=None, vae=None),
+        primer=(0.36, 0.42, 0.03), start=None, vae=None),
     ("shapes", "transformer"): Architecture(
         SHAPES, transformer, "ShapesTransformer", "shapes_transformer.safetensors", steps=9000, batch=64, rate=1.5e-3,
         ends=("x_embedder.", "t_embedder.", "final_layer.linear.", "draw.begin.", "draw.end."),
         zero=("adaln_modulation_self_attn.2", "adaln_modulation_cross_attn.2", "adaln_modulation_mlp.2",
               "final_layer.linear", "final_layer.adaln_modulation.2", "t_embedder.1.linear_2", "draw.end"),
-        primer=(0.26, 0.38, 0.12), text=DEMO / "shapes.safetensors", vae=None),
+        primer=(0.26, 0.38, 0.12), start=DEMO / "shapes.safetensors", vae=None),
+    ("shapes", "joint"): Architecture(
+        SHAPES, joint_transformer, "ShapesJoint", "shapes_joint.safetensors", steps=5000, batch=64, rate=1.5e-3,
+        ends=("img_in.", "txt_in.", "time_in.", "final_layer.linear.", "draw.begin.", "draw.end."),
+        zero=("img_mod.lin", "txt_mod.lin", "modulation.lin", "final_layer.linear", "final_layer.adaLN_modulation.1"),
+        primer=(0.26, 0.38, 0.12), start=DEMO / "shapes_transformer.safetensors", vae=None, joint=True),
     ("things", "unet"): Architecture(
         THINGS, latent_unet, "Things", "things.safetensors", steps=8000, batch=48, rate=8e-4,
         ends=("input_blocks.0.", "out."), zero=("out_layers.3", "proj_out", "denoiser.out.2"),
-        primer=(0.70, 0.85, 0.06), text=None, vae=DEMO / "training" / "things_vae.safetensors"),
+        primer=(0.70, 0.85, 0.06), start=None, vae=DEMO / "training" / "things_vae.safetensors"),
 }
 
 
@@ -191,9 +206,35 @@ def make_batch(seed: int, step: int, ids: dict[str, int], architecture: Architec
              for _ in pictures]
     tokens = [token_ids(world.caption(p, rng), ids, e) for p, e in zip(pictures, extra, strict=True)]
     images = torch.from_numpy(np.stack([world.draw(p) for p in pictures])).movedim(-1, 1) * 2 - 1
+    return Batch(images, torch.tensor(tokens), *levels_and_noise(rng, architecture))
+
+
+def levels_and_noise(rng: np.random.Generator, architecture: Architecture) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last two parts of a Batch: a level in each of as many equal parts of 0..1, in any order, and noise."""
+    size = architecture.batch
     levels = spread((rng.permutation(size) + rng.random(size)) / size, 0.75)
-    noise = torch.from_numpy(rng.standard_normal((size, *world.latent), dtype=np.float32))
-    return Batch(images, torch.tensor(tokens), torch.from_numpy(levels), noise)
+    noise = torch.from_numpy(rng.standard_normal((size, *architecture.world.latent), dtype=np.float32))
+    return torch.from_numpy(levels), noise
+
+
+class Latents:
+    """Batches of a world with a VAE; the latents of pictures that come again are kept."""
+
+    def __init__(self, vae: torch.nn.Module, seed: int, ids: dict[str, int], architecture: Architecture):
+        self.vae, self.seed, self.ids, self.architecture = vae, seed, ids, architecture
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def batch(self, step: int) -> Batch:
+        """Latents and tokens of the step that first had these pictures, levels and noise of this one."""
+        first = step if step < 2 * CYCLE else CYCLE + step % CYCLE
+        if first not in self.kept:
+            drawn = make_batch(self.seed, first, self.ids, self.architecture)
+            seen = train_vae.encode(self.vae, drawn.images), drawn.tokens
+            if first < CYCLE:
+                return Batch(*seen, drawn.levels, drawn.noise)
+            self.kept[first] = seen
+        rng = np.random.default_rng([self.seed, step, 1])  # not that of the pictures
+        return Batch(*self.kept[first], *levels_and_noise(rng, self.architecture))
 
 
 def attention(
@@ -219,18 +260,31 @@ def attention(
 @contextlib.contextmanager
 def differentiable_kernels() -> Iterator[None]:
     """Newer hosts' fused norm and rotation of queries and keys has no gradient; its plain form, bit-equal, has one."""
+    import comfy.model_management as management
     import comfy.quant_ops
+    before = management.in_training
     kitchen = getattr(comfy.quant_ops, "ck", None)
     fused = getattr(kitchen, "rms_rope_split_half", None)
-    if fused is None:
-        yield
-        return
-    from comfy_kitchen.backends.eager.rope import rms_rope_split_half
-    kitchen.rms_rope_split_half = rms_rope_split_half
     try:
+        management.in_training = True  # Flux's rotation obeys it
+        if fused is not None:
+            from comfy_kitchen.backends.eager.rope import rms_rope_split_half
+            kitchen.rms_rope_split_half = rms_rope_split_half
         yield
     finally:
-        kitchen.rms_rope_split_half = fused
+        management.in_training = before
+        if fused is not None:
+            kitchen.rms_rope_split_half = fused
+
+
+def copied(_module: torch.nn.Module, args: tuple) -> tuple:
+    """A hook before norms whose input is added to in place later: their gradient needs it as it was."""
+    return (args[0].clone(),)
+
+
+def in_float32(streams: dict) -> dict:
+    """A patch of embedded text and image: blocks add to these, under autocast too in full precision."""
+    return streams | {"img": streams["img"].float(), "txt": streams["txt"].float()}
 
 
 class Model(torch.nn.Module):
@@ -241,7 +295,10 @@ class Model(torch.nn.Module):
         import comfy.clip_model
         import comfy.ops
         ops = comfy.ops.disable_weight_init
-        self.denoiser = architecture.build(family, ops)
+        self.denoiser, self.joint = architecture.build(family, ops), architecture.joint
+        for module in self.denoiser.modules():
+            if self.joint and isinstance(module, torch.nn.LayerNorm):
+                module.register_forward_pre_hook(copied)
         text = {**family.TEXT, "hidden_act": "quick_gelu", "max_position_embeddings": LENGTH, "eos_token_id": END}
         self.text = comfy.clip_model.CLIPTextModel(text, torch.float32, "cpu", ops).text_model
         self.text.embeddings.token_embedding = None  # replaced by `rows` and `table`
@@ -271,6 +328,8 @@ class Model(torch.nn.Module):
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The predicted v [b 3 h w] for x, the noisy images as the denoiser takes them."""
         options = {"optimized_attention_override": attention}
+        if self.joint:
+            options["patches"] = {"post_input": [in_float32]}
         return self.denoiser(x, timesteps, context=self.context(tokens), transformer_options=options)
 
 
@@ -287,13 +346,18 @@ def initialise(model: Model, architecture: Architecture) -> None:
     torch.nn.init.normal_(model.text.embeddings.position_embedding.weight, std=0.1)
 
 
-def load_text(model: Model, family, ids: list[int], checkpoint: Path) -> None:
-    """Fills the text encoder with that of a checkpoint that export() has written."""
+def load_start(model: Model, family, ids: list[int], checkpoint: Path) -> None:
+    """Fills the text encoder, and in joint attention the last convolutions, with those of a checkpoint of export()."""
     weights = {key.removeprefix(TEXT_KEYS): value for key, value in load_file(str(checkpoint)).items()}
     if weights[family.WORD_IDS].tolist() != ids:
         raise SystemExit(f"{checkpoint} knows other words than the grammar has: train its architecture again first")
-    known = {key.removeprefix(CLIP_KEYS): value.float() for key, value in weights.items() if key.startswith(CLIP_KEYS)}
-    model.text.load_state_dict(known)
+    text, draw = (
+        {key.removeprefix(prefix): value.float() for key, value in weights.items() if key.startswith(prefix)}
+        for prefix in (CLIP_KEYS, DRAW_KEYS)
+    )
+    model.text.load_state_dict(text)
+    if model.joint:  # whose convolutions do not start at zero
+        model.denoiser.draw.load_state_dict(draw)
     model.rows.data = weights[family.WORD_ROWS].float()
 
 
@@ -319,7 +383,7 @@ def loss_of(model: Model, batch: Batch, sampling) -> torch.Tensor:
 
 def export(model: Model, family, ids: list[int], path: Path, vae: torch.nn.Module | None = None) -> None:
     """Writes the checkpoint that CheckpointLoaderSimple loads, in half precision; its VAE is `vae` or the pixels'."""
-    weights = {f"model.diffusion_model.{key}": value.half() for key, value in model.denoiser.state_dict().items()}
+    weights = {DENOISER_KEYS + key: value.half() for key, value in model.denoiser.state_dict().items()}
     weights |= {TEXT_KEYS + CLIP_KEYS + key: value.half() for key, value in model.text.state_dict().items()}
     weights[TEXT_KEYS + family.WORD_IDS] = torch.tensor(ids, dtype=torch.int32)
     weights[TEXT_KEYS + family.WORD_ROWS] = model.rows.detach().half()
@@ -376,11 +440,12 @@ def train(args: argparse.Namespace) -> None:
     ids = [*words.values(), START, END]
     sampling = sampling_of(family, architecture.family)
     vae = train_vae.load(args.vae) if architecture.vae else None
+    latents = Latents(vae, args.seed, words, architecture) if vae else None
 
     model = Model(family, architecture, ids)
     initialise(model, architecture)
-    if architecture.text:
-        load_text(model, family, ids, architecture.text)
+    if architecture.start:
+        load_start(model, family, ids, architecture.start)
     average = copy.deepcopy(model).requires_grad_(False)
     optimiser = Optimiser(model, architecture.outer)
     first = 0
@@ -397,9 +462,7 @@ def train(args: argparse.Namespace) -> None:
 
     losses, since = [], time.monotonic()
     for step in range(first, args.steps):
-        batch = make_batch(args.seed, step, words, architecture)
-        if vae:
-            batch.images = train_vae.encode(vae, batch.images)
+        batch = latents.batch(step) if latents else make_batch(args.seed, step, words, architecture)
         loss = loss_of(model, batch, sampling)
         if not math.isfinite(loss.item()):
             raise SystemExit(f"loss is {loss.item()} at step {step}: lower the architecture's rate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 
 import comfy.ldm.modules.attention as host
@@ -210,6 +211,25 @@ def test_a_replaced_forward_pass_is_left_alone(comfy, pack, caplog, family, orde
     assert torch.equal(got, run(neighbour(model), family))
     (message,) = messages(caplog)
     assert "edits skipped: another node has replaced a forward pass" in message
+
+
+@both_orders
+def test_a_forward_pass_replaced_on_the_class_is_left_alone(comfy, pack, caplog, monkeypatch, order):
+    """By a pack that changes the model for all workflows: the log names the pack."""
+    model = toy_joint.model("flux")
+    kind = type(model.model.diffusion_model)
+    own = kind.forward_orig
+
+    @functools.wraps(own)
+    def forward(self, *args, **kwargs):
+        return 1.5 * own(self, *args, **kwargs)
+
+    wired_before = composed(comfy, pack, model, edits("flux"))
+    monkeypatch.setattr(kind, "forward_orig", forward)
+    wired_model = wired_before if order == "EBCA first" else composed(comfy, pack, model, edits("flux"))
+    assert torch.equal(run(wired_model, "flux"), run(model, "flux"))
+    (message,) = messages(caplog)
+    assert f"edits skipped: '{__name__}' has replaced a forward pass" in message
 
 
 @both_orders

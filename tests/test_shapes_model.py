@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from comfy.ldm.cosmos.predict2 import MiniTrainDIT
+from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
@@ -23,7 +24,8 @@ from support import shapes as shapes_model
 from support.host import node
 from support.sampling import sample
 
-CLASSES = {"unet": UNetModel, "transformer": MiniTrainDIT}
+CLASSES = {"unet": UNetModel, "transformer": MiniTrainDIT, "joint": Flux}
+TIMESTEPS = {"unet": 999, "transformer": 1000, "joint": 1}  # at the most noise
 
 
 @pytest.fixture(scope="module", params=list(CLASSES))
@@ -78,13 +80,13 @@ def test_only_the_companion_pack_makes_the_checkpoint_known(loaded, stored, arch
     def recognised():
         return comfy.model_detection.model_config_from_unet(dict(stored), "model.diffusion_model.")
 
-    known = {"unet": "Shapes", "transformer": "ShapesTransformer"}
+    known = {"unet": "Shapes", "transformer": "ShapesTransformer", "joint": "ShapesJoint"}
     families = comfy.supported_models.models
     assert type(recognised()).__name__ == known[architecture]
     assert all([family.__name__ for family in families].count(name) == 1 for name in known.values())
     others = [family for family in families if family.__name__ not in known.values()]
     monkeypatch.setattr(comfy.supported_models, "models", others)
-    assert recognised() is None
+    assert recognised() is None or architecture == "joint"  # which ComfyUI takes for a Flux
 
 
 def test_the_model_is_made_of_comfyuis_classes(model, architecture):
@@ -96,12 +98,16 @@ def test_the_model_is_made_of_comfyuis_classes(model, architecture):
         places = [n.split(".")[0] for n, module in network.named_modules() if isinstance(module, SpatialTransformer)]
         assert set(places) == {"input_blocks", "middle_block", "output_blocks"}
         assert len(places) >= 5
-    else:
-        assert model.model.model_type is comfy.model_base.ModelType.FLOW
+        return
+    assert model.model.model_type is comfy.model_base.ModelType.FLOW
+    if architecture == "transformer":
         assert {type(block) for block in network.blocks} == {comfy.ldm.cosmos.predict2.Block}
+    else:
+        blocks = [type(block).__name__ for block in (*network.double_blocks, *network.single_blocks)]
+        assert blocks == ["DoubleStreamBlock"] * 2 + ["SingleStreamBlock"] * 4
 
 
-def test_the_transformer_matches_flows_by_comfyuis_own_equations(model, architecture):
+def test_transformers_match_flows_by_comfyuis_own_equations(model, architecture):
     """x = (1 - sigma) image + sigma noise, v = noise - image, sigma from 0 to 1; pure noise at the start."""
     if architecture == "unet":
         pytest.skip("the U-Net predicts v of a diffusion")
@@ -112,7 +118,7 @@ def test_the_transformer_matches_flows_by_comfyuis_own_equations(model, architec
         s = sigma.view(-1, 1, 1, 1)
         assert torch.allclose(x, (1 - s) * image + s * noise)
         assert torch.allclose(sampling.calculate_denoised(sigma, noise - image, x), image, atol=1e-6)
-        assert torch.allclose(sampling.timestep(sigma), 1000 * sigma)
+        assert torch.allclose(sampling.timestep(sigma), TIMESTEPS[architecture] * sigma)
     assert sampling.sigma_max == 1
 
 
@@ -124,11 +130,14 @@ def test_words_of_the_grammar_are_trained_and_other_tokens_come_from_the_seed(cl
     assert changed == {vocabulary[word + "</w>"] for word in WORDS} | {49406, 49407}
 
 
-def test_any_prompt_runs_weighted_and_long(comfy, clip):
+def test_any_prompt_runs_weighted_and_long(comfy, clip, architecture):
+    joint = architecture == "joint"  # whose texts have less padding
     plain, weighted = (encode(comfy, clip, f"a {word} circle")[0][0] for word in ("red", "(red:1.3)"))
-    assert plain.shape == (1, 77, 128)
+    assert plain.shape == (1, 28 if joint else 77, 128)
     assert not torch.equal(plain, weighted)
-    assert encode(comfy, clip, "a red circle and " * 30)[0][0].shape == (1, 154, 128)
+    long = encode(comfy, clip, "a red circle and " * 30)[0][0]
+    assert long.shape == (1, 30 * 4 + 4 if joint else 154, 128)  # two chunks, each with a start and an end
+    assert long[:, -1].any() == joint
     assert encode(comfy, clip, "Ein Löwe mit Krone, 8k, (masterpiece:1.2)")[0][0].isfinite().all()
 
 
@@ -158,6 +167,23 @@ def sample_noise(model, noise, positive, negative):
                                    torch.zeros_like(noise), disable_pbar=True, seed=0)  # fmt: skip
 
 
+def test_edits_are_composed_in(comfy, model, clip):
+    """An edit equal to the prompt changes nothing, one with alpha 0 no bit; another one changes the image."""
+    positive, negative, other = (encode(comfy, clip, c) for c in ("a red circle", "", "a blue square"))
+
+    def drawn(text, alpha: float) -> torch.Tensor:
+        (edit,) = node(comfy, "EBCAEditContext").execute(
+            conditioning=text, direction="add", alpha=alpha, start_percent=0.0, end_percent=1.0, gamma_attn=0.0,
+            gamma_norm=0.0, gamma_start_percent=0.0, gamma_end_percent=1.0)  # fmt: skip
+        (composed,) = node(comfy, "EBCACompose").execute(model=model, edits={"edit0": edit})
+        return sample(composed, positive, negative, pixels(64, 64), steps=2)
+
+    plain = sample(model, positive, negative, pixels(64, 64), steps=2)
+    assert torch.equal(drawn(other, 0.0), plain)
+    assert torch.allclose(drawn(positive, 0.5), plain, atol=1e-5)
+    assert (drawn(other, 0.5) - plain).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m_sde", "uni_pc", "ddim"])
 def test_samplers_run(comfy, model, clip, sampler):
     out = sample(model, encode(comfy, clip, "a red circle"), encode(comfy, clip, ""), pixels(64, 64), sampler=sampler)
@@ -167,9 +193,9 @@ def test_samplers_run(comfy, model, clip, sampler):
 
 def test_padding_is_cropped_again(model, architecture):
     network, x = model.model.diffusion_model, torch.randn(1, 3, 61, 66)
-    context, levels = torch.randn(1, 77, 128), torch.tensor([500.0])
+    context, levels = torch.randn(1, 77, 128), torch.tensor([TIMESTEPS[architecture] / 2])
     with torch.inference_mode():
-        right, below = {"unet": (2, 3), "transformer": (6, 3)}[architecture]  # to multiples of 4, or of 8
+        right, below = (2, 3) if architecture == "unet" else (6, 3)  # to multiples of 4, or of 8
         padded = torch.nn.functional.pad(x, (0, right, 0, below), mode="replicate")
         whole = network(padded, levels, context=context, transformer_options={})
         part = network(x, levels, context=context, transformer_options={})

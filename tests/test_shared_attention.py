@@ -5,10 +5,12 @@ That whole runs are the same with it: tests/test_joint_runs.py.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import replace
 
 import comfy.ldm.modules.attention as host
+import comfy.model_management as management
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -163,15 +165,38 @@ def test_models_with_cross_attention(comfy, pack, caplog):
 def test_output_and_log_sum_exp(pack, dtype, scale, keys):
     host_attention = pack.comfyui_binding.architectures.host_attention
     q, k, v = (toy.noise(2, 3, count, 16, seed=count + i).to(dtype) for i, count in enumerate((24, keys, keys)))
-    for function in (host.attention_pytorch, host.attention_pytorch.__wrapped__):
-        out, total = host_attention.attention_with_sum(function, q, k, v, scale)(q, k, v)
-        scores = q.double() @ k.double().mT * (16**-0.5 if scale is None else scale)
-        limit = max(1e-6, torch.finfo(dtype).eps)
-        assert relative_error(out.double(), scores.softmax(-1) @ v.double()) < limit
-        assert relative_error(total.double(), scores.logsumexp(-1)) < 1e-5
-    for function in (host.attention_basic, host.attention_sub_quad, lambda *args: None):
-        assert host_attention.attention_with_sum(function, q, k, v, scale) is None
-    assert host_attention.attention_with_sum(host.attention_pytorch, *(x.to("meta") for x in (q, k, v)), scale) is None
+    out, total = host_attention.attention_with_sum(q, k, v, scale)(q, k, v)
+    scores = q.double() @ k.double().mT * (16**-0.5 if scale is None else scale)
+    limit = max(1e-6, torch.finfo(dtype).eps)
+    assert relative_error(out.double(), scores.softmax(-1) @ v.double()) < limit
+    assert relative_error(total.double(), scores.logsumexp(-1)) < 1e-5
+    assert host_attention.attention_with_sum(*(x.to("meta") for x in (q, k, v)), scale) is None
+
+
+def test_attention_by_pytorch_is_recognised(pack, monkeypatch):
+    is_pytorchs = pack.comfyui_binding.architectures.host_attention.is_pytorchs
+    own = host.attention_pytorch
+    assert is_pytorchs(own)
+    assert is_pytorchs(own.__wrapped__)
+    anothers = functools.wraps(own)(lambda *args, **kwargs: own(*args, **kwargs))
+    for function in (host.attention_basic, host.attention_sub_quad, lambda *args: None, anothers):
+        monkeypatch.setattr(host, "attention_pytorch", function)
+        assert not is_pytorchs(function)
+    with monkeypatch.context() as changed:
+        changed.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *args, **kwargs: None)
+        assert not is_pytorchs(own)
+
+
+def test_out_of_memory_ends_the_run(comfy, pack, monkeypatch):
+    """ComfyUI has to know of it, to free memory."""
+    layer_call = pack.comfyui_binding.architectures.joint_layer_call
+
+    def full(*tensors):
+        raise management.OOM_EXCEPTION("out of memory")
+
+    monkeypatch.setattr(layer_call, "attention_with_sum", lambda *args: full)
+    with pytest.raises(management.OOM_EXCEPTION):
+        run(shared(comfy, pack, toy_joint.model("flux")), "flux", steps=1)
 
 
 def test_two_edits_in_half_precision(comfy, pack):

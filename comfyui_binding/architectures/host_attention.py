@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import comfy.ldm.modules.attention as host
 import comfy.model_management
 import torch
+from torch.nn import functional
 
 from ..runtime import notices
+
+log = logging.getLogger("ebca")
 
 #: The key of another pack's attention function in transformer_options.
 OVERRIDE = "optimized_attention_override"
@@ -56,7 +60,10 @@ def attend_to_edit(
         out = theirs()
     except NOT_OF_A_TEXT:
         raise
-    except Exception:
+    except Exception as error:
+        if "out of memory" in str(error).lower():  # a kind of its own in newer PyTorch
+            raise
+        log.info("EBCA: another pack's attention failed on an edit's text: %r", error)
         out = None
     if out is not None and out.shape[: len(shape)] == shape:
         return out
@@ -64,16 +71,22 @@ def attend_to_edit(
     return plain()
 
 
+def is_pytorchs(attention: Callable[..., torch.Tensor]) -> bool:
+    """Whether the attention of a call, from `attention_without_ebca`, is ComfyUI's by PyTorch, replaced by no pack.
+
+    Only of that it is known what it computes.
+    """
+    written_here = getattr(attention, "__globals__", None) is vars(host) and attention.__name__ == "attention_pytorch"
+    return written_here and functional.scaled_dot_product_attention is torch._C._nn.scaled_dot_product_attention
+
+
 def attention_with_sum(
-    attention: Callable[..., torch.Tensor], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
 ) -> AttentionWithSum | None:
     """The call of torch that also gives the log-sum-exp, for tensors like these [b, h, n, d]; None where none does.
 
-    attention: of a call, from `attention_without_ebca`. Only of ComfyUI's attention by PyTorch it is known what it
-    computes: softmax(scale q k) v, scale None for 1 / sqrt(d).
+    It computes softmax(scale q k) v, scale None for 1 / sqrt(d).
     """
-    if attention not in (host.attention_pytorch, host.attention_pytorch.__wrapped__):
-        return None
     if q.device.type == "cpu":
         of_cpu = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
         return of_cpu and partial(of_cpu, scale=scale)

@@ -34,8 +34,8 @@ from ..wrapped_arguments import TRANSFORMER_OPTIONS
 from .edit_conds import conds_of
 from .host_attention import attend_to_edit, attention_without_ebca
 from .joint_layer_call import IMAGE, LayerCall, SharedLayerCall, shared_form
-from .module_hooks import in_this_thread, is_unpatched
-from .transformer_families import TEXT_MASKS, Grid
+from .module_hooks import in_this_thread, is_unpatched, replaced_in
+from .transformer_families import TEXT_MASKS, Grid, is_of_class
 
 NO_UPDATE = (
     "it attends to text and image in one softmax, where every block updates the text by the image already and the "
@@ -95,7 +95,7 @@ class JointFamily:
     why_refused: Callable[[Mapping[str, Any], DenoiserCall], str | None] = lambda kwargs, call: None
 
     def matches(self, network: Module) -> bool:
-        return f"{type(network).__module__}.{type(network).__qualname__}" == f"comfy.ldm.{self.network}"
+        return is_of_class(network, self.network)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,10 @@ class JointTransformer:
         if not self.family.matches(network):
             raise EditsRefused(notices.network_replaced(type(network).__name__))
         modules = [network, *self.family.layers(network).values(), *self.family.text_layers(network)]
-        if not all(is_unpatched(module, name) for module in modules for name in FORWARDS if hasattr(module, name)):
+        for kind, name in {(type(module), name): None for module in modules for name in FORWARDS}:
+            if by := replaced_in(kind, name):
+                raise EditsRefused(notices.edits_skipped_for_pack(by))
+        if not all(is_unpatched(module, name) for module in modules for name in FORWARDS if name in vars(module)):
             raise EditsRefused(notices.edits_skipped(notices.FORWARD))
         rows = run.layout.rows(args[TRANSFORMER_OPTIONS], args[0].shape[0], call.latent_size)
         if not rows.chunks:
@@ -438,7 +441,7 @@ class _JointCall:
             run.notices.inform_once(notices.NOT_SHARED)
             return None
         rows = next(chunk.rows for chunk in self._chunks if chunk.entry.positive)
-        kind = ("shared attention agrees", plain.q.device, plain.q.dtype)
+        kind = ("shared attention agrees", plain.kind)
         if run.cache.cached(kind, lambda: shared.agrees([0, *texts], rows)):
             return shared
         run.notices.warn_once(notices.SHARED_DIFFERS)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...ebca_core import attention_over_both
-from .host_attention import AttentionWithSum, attention_with_sum, by_heads
+from .host_attention import NOT_OF_A_TEXT, AttentionWithSum, attention_with_sum, by_heads, is_pytorchs
 
 #: The owner of the image's tokens, where texts are numbered.
 IMAGE = -1
@@ -49,6 +49,11 @@ class LayerCall:
     @property
     def is_masked(self) -> bool:
         return any(mask is not None for mask in (self.mask, *self.text_masks))
+
+    @property
+    def kind(self) -> tuple:
+        """What the choice of a kernel depends on, and the numbers of tokens."""
+        return self.q.device, self.q.dtype, self.q.shape[-1], self.heads, self.options.get("scale"), tuple(self.sizes)
 
     @cached_property
     def _pieces(self) -> list[Sequence[Tensor]]:
@@ -109,6 +114,8 @@ class SharedLayerCall:
                 for text in texts
                 for _, plain in self._plain.attend(text, rows, (IMAGE,))
             )
+        except NOT_OF_A_TEXT:
+            raise
         except (RuntimeError, TypeError):  # from a call that is not public: another PyTorch may have another one
             return False
 
@@ -121,10 +128,10 @@ class SharedLayerCall:
 
 def shared_form(plain: LayerCall) -> SharedLayerCall | None:
     """The shared form of an attention call; None where no call of torch gives what it needs."""
-    if plain.is_masked:
+    if plain.is_masked or not is_pytorchs(plain.attention):
         return None
     tensors = by_heads(plain.q, plain.k, plain.v, plain.heads, plain.options.get("skip_reshape", False))
-    attention = attention_with_sum(plain.attention, *tensors, plain.options.get("scale"))
+    attention = attention_with_sum(*tensors, plain.options.get("scale"))
     return None if attention is None else SharedLayerCall(plain, attention, *tensors)
 
 

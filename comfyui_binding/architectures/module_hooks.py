@@ -25,11 +25,23 @@ def in_this_thread(hook: Callable) -> Callable:
 def is_unpatched(module: Module, method: str) -> bool:
     """Whether a method is the one that the module's class was written with: no pack has put another on either of them.
 
-    ComfyUI puts a patched one back as an attribute, bound to the instance. A function on a class is known by the module
-    in which it was written: `functools.wraps` copies a function's names, and not its globals.
+    ComfyUI puts a patched one back as an attribute, bound to the instance.
     """
-    on_class, on_instance = getattr(type(module), method), vars(module).get(method)
-    if on_instance is not None and getattr(on_instance, "__func__", None) is not on_class:
+    on_instance = vars(module).get(method)
+    if on_instance is not None and getattr(on_instance, "__func__", None) is not getattr(type(module), method, None):
         return False
-    owner = next(one for one in type(module).__mro__ if method in vars(one))
-    return getattr(on_class, "__globals__", {}).get("__name__") == owner.__module__
+    return not replaced_in(type(module), method)
+
+
+def replaced_in(kind: type, method: str) -> str | None:
+    """The Python module of a function that was put on a class, or on one that it inherits from, as its method.
+
+    A function is known by the module in which it was written: `functools.wraps` copies a function's names, and not its
+    globals.
+    """
+    for one in kind.__mro__:
+        if method in vars(one):
+            written_in = getattr(vars(one)[method], "__globals__", {}).get("__name__", "?")
+            if written_in != one.__module__:
+                return written_in
+    return None

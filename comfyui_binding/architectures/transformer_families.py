@@ -123,17 +123,21 @@ class Family:
     why_no_update: Callable[[Module], str | None] = lambda network: None
 
     def matches(self, network: Module) -> bool:
-        """Whether a network is of this class, or of one that names this class as its own `ebca_family`.
-
-        A class sets `ebca_family` to a class of ComfyUI's if it inherits all of its text attention unchanged. Its own
-        subclasses do not inherit that.
-        """
-        of = vars(type(network)).get("ebca_family", type(network))
-        return f"{of.__module__}.{of.__qualname__}" == f"comfy.ldm.{self.network}"
+        return is_of_class(network, self.network)
 
     def stream(self, layer: str) -> str:
         """Which text a layer reads, where the network reads several."""
         return layer[0] if self.blocks is not None else ""
+
+
+def is_of_class(network: Module, name: str) -> bool:
+    """Whether a network is of the class `comfy.ldm.<name>`, or of one that names it as its own `ebca_family`.
+
+    A class sets `ebca_family` to a class of ComfyUI's if it inherits all of its attention to the text unchanged. Its
+    own subclasses do not inherit that.
+    """
+    of = vars(type(network)).get("ebca_family", type(network))
+    return f"{of.__module__}.{of.__qualname__}" == f"comfy.ldm.{name}"
 
 
 #: In messages.

@@ -63,6 +63,14 @@ def edits_skipped(reason: str) -> str:
     return f"EBCA: edits skipped: {reason}. Remove that node to use edits there."
 
 
+def edits_skipped_for_pack(module: str) -> str:
+    """module: the Python module of a function that replaces a forward pass on the network's class."""
+    return (
+        f"EBCA: edits skipped: '{module}' has replaced a forward pass of the model's network for all workflows. "
+        "Disable that custom node pack and restart ComfyUI to use edits there."
+    )
+
+
 def layers_not_read(reader: str, reason: str) -> str:
     return f"{reader}: layers not read: {reason}. Remove that node to have them read."
 
@@ -133,12 +141,13 @@ NO_EDIT_UPDATE = (
     "EBCA: gamma_attn and gamma_norm of the edits have no effect on %s: %s. Their alphas act as usual."
 )
 NOT_SHARED = (
-    "EBCA: shared_attention has no effect in some layers: it needs ComfyUI's own PyTorch attention on a CPU or a CUDA "
-    "device, and texts without masks. The edits are computed as without it."
+    "EBCA: shared_attention has no effect in some layers: it needs ComfyUI's own PyTorch attention, which no other "
+    "pack replaces, on a CPU or a CUDA device that has a kernel for these tensors, and texts without masks. The edits "
+    "are computed as without it."
 )
 SHARED_DIFFERS = (
-    "EBCA: shared_attention has no effect in this run: in its first layer its result was not that of ordinary "
-    "attention calls. The edits are computed as without it. Please report this."
+    "EBCA: shared_attention has no effect in this run: in the first layer with an edit its result was not that of "
+    "ordinary attention calls. The edits are computed as without it. Please report this."
 )
 NO_JOINT_ATTENTION = (
     "EBCA: shared_attention has no effect on %s, which does not attend to text and image in one softmax. The edits are "

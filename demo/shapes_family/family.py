@@ -1,7 +1,7 @@
-"""The "shapes" model family, made of ComfyUI's own classes: two denoisers that read the same text.
+"""The "shapes" model family, made of ComfyUI's own classes: three denoisers that read the same text.
 
-- Denoiser: a U-Net with v-prediction (unet.py) or a transformer with flow matching (transformer.py). The checkpoint's
-  keys tell which one it holds.
+- Denoiser: a U-Net with v-prediction (unet.py), or a transformer with flow matching whose attention to the text is
+  cross-attention (transformer.py) or joint attention (joint.py). The checkpoint's keys tell which one it holds.
 - Latent: the image itself, three channels in -1..1; core's pixel-space VAE turns it into an image and back.
 - Text encoder: a narrow CLIP text model behind the SD 1.x tokenizer. The checkpoint holds the embeddings of a few
   words; the rows of all other tokens come from a seed, so any prompt runs.
@@ -19,9 +19,10 @@ import comfy.supported_models_base
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from . import transformer, unet
+from . import joint, transformer, unet
 
 CONTEXT = 128  # width of the text context
+TEXT_TOKENS = 28  # of a text in joint attention, at least
 TOKENS = 49408  # rows of the CLIP tokenizer's vocabulary
 TEXT = {
     "hidden_size": CONTEXT, "intermediate_size": 4 * CONTEXT, "num_attention_heads": 4, "num_hidden_layers": 2,
@@ -61,6 +62,15 @@ class ShapesClip(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=ShapesText)
 
 
+class ShortClip(ShapesClip):
+    """The same text encoder with less padding: joint attention attends to all that it gets, and was trained on this."""
+
+    def encode_token_weights(self, token_weight_pairs):
+        text, *rest = super().encode_token_weights(token_weight_pairs)
+        words = int(text.abs().amax((0, 2)).nonzero().max()) + 1
+        return text[:, :max(TEXT_TOKENS, words)], *rest
+
+
 def random_table() -> torch.Tensor:
     """Token embeddings [TOKENS, CONTEXT] before training; tokens that are no word of the grammar keep theirs."""
     return torch.randn(TOKENS, CONTEXT, generator=torch.Generator().manual_seed(0))
@@ -84,13 +94,13 @@ class Shapes(comfy.supported_models_base.BASE):
     supported_inference_dtypes = [torch.float32]
     memory_usage_factor = 0.5
     prediction = comfy.model_base.ModelType.V_PREDICTION
-    network, model = unet.ShapesUNet, comfy.model_base.BaseModel
+    network, model, text = unet.ShapesUNet, comfy.model_base.BaseModel, ShapesClip
 
     def get_model(self, state_dict, prefix="", device=None):
         return self.model(self, model_type=self.prediction, device=device, unet_model=self.network)
 
     def clip_target(self, state_dict={}):
-        return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, ShapesClip)
+        return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, self.text)
 
     def process_unet_state_dict(self, state_dict):
         return {key: value.float() for key, value in state_dict.items()}
@@ -119,6 +129,15 @@ class ShapesTransformer(Shapes):
     network, model = transformer.ShapesDIT, ShapesFlow
 
 
+class ShapesJoint(ShapesTransformer):
+    """The joint-attention transformer, recognised by its class and its narrow text."""
+
+    unet_config = {"image_model": "flux", "context_in_dim": CONTEXT, "hidden_size": joint.CONFIG["hidden_size"]}
+    unet_extra_config = joint.CONFIG
+    sampling_settings = {"shift": 3.0, "multiplier": joint.MULTIPLIER}
+    network, text = joint.ShapesFlux, ShortClip
+
+
 class Things(Shapes):
     """The U-Net of emoji drawings: UNetModel itself, on latents."""
 
@@ -134,4 +153,5 @@ class Things(Shapes):
 def register() -> None:
     """Adds the families to those that ComfyUI's loaders recognise; twice does no harm."""
     known = {family.__name__ for family in comfy.supported_models.models}
-    comfy.supported_models.models += [f for f in (Shapes, ShapesTransformer, Things) if f.__name__ not in known]
+    ours = [f for f in (Shapes, ShapesTransformer, ShapesJoint, Things) if f.__name__ not in known]
+    comfy.supported_models.models[:0] = ours  # first: a wide Flux may be any other network of its class

@@ -158,9 +158,9 @@ def main(arguments: Sequence[str]) -> int:
     text = table(results, methods, columns, options.tune, images, options.model)
     print(text)
     write_between(options.document, study.comments + ("candidates" if options.tune else "scores"), text)
-    shown = parts_figure.rows(results, SCORED.main, images)
-    if shown and not options.tune:
-        title = f"Change in correct images, in percentage points ({images} images of two and of three objects each)"
+    shown = parts_figure.rows(results, SCORED.main, IMAGES)
+    if shown and not options.tune and images == IMAGES:
+        title = f"Change in correct images, in percentage points ({IMAGES} images of two and of three objects each)"
         parts = parts_figure.figure(shown, title).quantize(32)
         parts.save(options.document.with_name(f"{options.document.stem}_parts.png"), optimize=True)
     return 0

@@ -46,7 +46,7 @@ def _labels(results: Results, method: Method, model: str, sets: Sequence[str], i
 
 
 def figure(shown: Sequence[Row], title: str) -> Image.Image:
-    """A line for each part: a dot and a 95 % interval for each model, on an axis of percentage points."""
+    """A line for each part: a dot and a 95 % interval for each model with one, on an axis of percentage points."""
     ends = [100 * end for row in shown for estimate in row.changes.values() for end in (estimate.low, estimate.high)]
     low, high = (5 * int(np.floor(min(*ends, 0) / 5)), 5 * int(np.ceil(max(*ends, 0) / 5)))
     top, bottom = MARGIN + 2 * LINE + 12, MARGIN + 2 * LINE + 12 + ROW * len(shown)
@@ -57,7 +57,8 @@ def figure(shown: Sequence[Row], title: str) -> Image.Image:
         return NAMES + (points - low) / (high - low) * (WIDTH - NAMES - MARGIN)
 
     pen.text((MARGIN, MARGIN), title, BLACK, font)
-    for number, model in enumerate(STUDIES):
+    models = [model for model in STUDIES if any(model in row.changes for row in shown)]
+    for number, model in enumerate(models):
         left = NAMES + 150 * number
         pen.ellipse((left, MARGIN + 26, left + 9, MARGIN + 35), COLOURS[number])
         pen.text((left + 15, MARGIN + 22), model, BLACK, small)
@@ -67,8 +68,8 @@ def figure(shown: Sequence[Row], title: str) -> Image.Image:
     for number, row in enumerate(shown):
         middle = top + ROW * (number + 0.5)
         pen.text((MARGIN, middle), row.part, BLACK, small, anchor="lm")
-        for place, model in enumerate(STUDIES):
-            y = middle + 14 * (place - (len(STUDIES) - 1) / 2)
+        for place, model in enumerate(models):
+            y = middle + 14 * (place - (len(models) - 1) / 2)
             if model not in row.changes:
                 pen.text((x(0) + 6, y), "not measured", COLOURS[place], small, anchor="lm")
                 continue

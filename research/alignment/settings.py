@@ -380,6 +380,22 @@ TRANSFORMER_COMPARED = [
     (COMPOSED, HIGHER), (COMPOSED, AVERAGED), (_EMPTY_ALONE, HIGHER), (AVERAGED, HIGHER),
 ]  # fmt: skip
 
+# The joint-attention transformer: no update, and the way that its users run it is cfg 1, without a negative prompt.
+_NO_GUIDANCE = _cfg(1.0)
+AWAY_UNGUIDED = _texts(_EACH, _AWAY, cfg=1.0)
+JOINT_CANDIDATES = [
+    PLAIN,
+    *(_cfg(cfg) for cfg in (1.0, _LOWER, 2.5)),
+    *(_objects(alpha, 0.0, 0.5, cfg=cfg) for cfg in (1.0, 2.5) for alpha in (0.05, 0.1, 0.2, 0.4)),
+    *(_texts(_part("nothing", alpha, 0.0, 0.5, "remove"), cfg=1.0) for alpha in (0.1, 0.2, 0.4)),
+    *(_texts(_EACH, _AWAY, cfg=cfg) for cfg in (1.0, _LOWER, 2.5)),
+]
+JOINT_METHODS = [PLAIN, _NO_GUIDANCE, HIGHER, AVERAGED, COMPOSED, _EMPTY_ALONE, AWAY, AWAY_UNGUIDED]
+JOINT_COMPARED = [
+    (AWAY, HIGHER), (AWAY, AVERAGED), (AWAY, COMPOSED), (COMPOSED, HIGHER), (COMPOSED, AVERAGED),
+    (_EMPTY_ALONE, HIGHER), (AWAY_UNGUIDED, _NO_GUIDANCE), (AWAY_UNGUIDED, PLAIN),
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Study:
@@ -408,11 +424,18 @@ PARTS = [
     (NORM_TERM, NORM_EARLY, HIGHER), (EACH_OBJECT, COMPOSED, HIGHER), (EMPTY_REMOVED, AWAY, COMPOSED),
     (CONCEPTS, AWAY_HIGHEST, HIGHEST),
 ]  # fmt: skip
+JOINT_PARTS = [
+    (part, method, other) for part, method, other in PARTS if method in JOINT_METHODS and other in JOINT_METHODS
+]
 TRANSFORMER_PARTS = [(part, method, other) for part, method, other in PARTS if method in TRANSFORMER_METHODS]
 STUDIES = {
     UNET: Study(CANDIDATES, METHODS, COMPARED, FIGURE, PARTS),
     "transformer": Study(
         TRANSFORMER_CANDIDATES, TRANSFORMER_METHODS, TRANSFORMER_COMPARED,
         [PLAIN, HIGHER, AUTHORS, COMPOSED, AWAY_HIGHEST], TRANSFORMER_PARTS, "_transformer", "transformer ",
+    ),
+    "joint": Study(
+        JOINT_CANDIDATES, JOINT_METHODS, JOINT_COMPARED, [PLAIN, HIGHER, COMPOSED, AWAY, AWAY_UNGUIDED], JOINT_PARTS,
+        "_joint", "joint ",
     ),
 }

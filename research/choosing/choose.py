@@ -219,7 +219,7 @@ def counted(options: argparse.Namespace) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = bench_parser(__doc__)
+    parser = bench_parser(__doc__, STUDIES)
     parser.add_argument("--tune", action="store_true", help="the scores that were compared, on other captions")
     parser.add_argument("--report", action="store_true", help="sample nothing")
     parser.add_argument("--time", action="store_true", help="measure the time of a score, and nothing else")

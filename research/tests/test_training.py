@@ -82,6 +82,23 @@ def test_batch_depends_on_seed_and_step_alone(words, architecture):
     assert not torch.equal(first.noise, later.noise)
 
 
+def test_latents_of_pictures_that_come_again_are_kept(tokenizer, untrained_vae):
+    architecture = replace(train.ARCHITECTURES["things", "unet"], batch=2)
+    words, step = words_of(tokenizer, train.THINGS), train.CYCLE + 7
+    made = train.Latents(untrained_vae, 3, words, architecture)
+    first, again, other = (made.batch(at) for at in (step, step + 2 * train.CYCLE, step + 1))
+    drawn = train.make_batch(3, step, words, architecture)
+    assert torch.equal(first.images, train_vae.encode(untrained_vae, drawn.images))
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.tokens, drawn.tokens)
+    assert torch.equal(first.tokens, again.tokens)
+    assert not torch.equal(first.noise, again.noise)
+    assert not torch.equal(first.levels, again.levels)
+    assert not torch.equal(first.images, other.images)
+    anew = train.Latents(untrained_vae, 3, words, architecture).batch(step + 2 * train.CYCLE)
+    assert all(torch.equal(*pair) for pair in zip(vars(anew).values(), vars(again).values(), strict=True))
+
+
 def test_trained_network_is_the_one_that_comfyui_loads(words, architecture, untrained_vae, tmp_path):
     family, model = comfy_host.family(), new_model(words, architecture)
     own_vae = untrained_vae if architecture.vae else None
@@ -100,7 +117,8 @@ def test_trained_network_is_the_one_that_comfyui_loads(words, architecture, untr
         assert (encoded[:, : train.SPOKEN] - context).abs().max() < 1e-4
         assert not encoded[:, train.SPOKEN :].any()
         noise = torch.Generator().manual_seed(1)
-        x, levels = torch.randn(2, *architecture.world.latent, generator=noise), torch.tensor([900.0, 30.0])
+        x, levels = torch.randn(2, *architecture.world.latent, generator=noise), torch.tensor([0.9, 0.03])
+        levels = levels * (1 if architecture.joint else 1000)
         with train.differentiable_kernels():
             expected = model(x, levels, torch.tensor([train.token_ids(caption, words, [])] * 2))
         got = patcher.model.diffusion_model(x, levels, context=encoded.repeat(2, 1, 1), transformer_options={})
@@ -209,17 +227,22 @@ def test_plain_norm_and_rotation_are_bit_equal_to_the_fused_kernel_and_have_a_gr
         assert all(torch.equal(*pair) for pair in zip(plain(q, k, turn, scale, scale), fused(q, k, turn, scale, scale)))
 
 
-def test_text_encoder_that_training_starts_from_is_the_unets(tokenizer, tmp_path):
+@pytest.mark.parametrize(("name", "older"), [("transformer", "unet"), ("joint", "transformer")])
+def test_training_starts_from_the_text_encoder_and_convolutions_of_an_older_model(tokenizer, tmp_path, name, older):
     family, words = comfy_host.family(), words_of(tokenizer, train.SHAPES)
-    unet, transformer = (train.ARCHITECTURES["shapes", name] for name in ("unet", "transformer"))
     ids = [*words.values(), train.START, train.END]
-    source, model = new_model(words, unet), new_model(words, transformer)
-    train.export(source, family, ids, tmp_path / "unet.safetensors")
-    train.load_text(model, family, ids, tmp_path / "unet.safetensors")
+    source, model = (new_model(words, train.ARCHITECTURES["shapes", of]) for of in (older, name))
+    for parameter in source.parameters():
+        parameter.data = (1.5 * parameter.data).half().float()
+    train.export(source, family, ids, tmp_path / "older.safetensors")
+    train.load_start(model, family, ids, tmp_path / "older.safetensors")
     tokens = torch.tensor([train.token_ids("a small red circle", words, [])])
     assert torch.equal(model.context(tokens), source.context(tokens))
+    if name == "joint":
+        drawn = source.denoiser.draw.state_dict()
+        assert all(torch.equal(drawn[key], value) for key, value in model.denoiser.draw.state_dict().items())
     with pytest.raises(SystemExit, match="knows other words"):
-        train.load_text(model, family, ids[::-1], tmp_path / "unet.safetensors")
+        train.load_start(model, family, ids[::-1], tmp_path / "older.safetensors")
 
 
 def test_what_cannot_be_trained_is_refused(capsys, tmp_path):

@@ -7,7 +7,11 @@ from types import ModuleType
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 CHECKPOINT = DEMO / "shapes.safetensors"
 #: The trained models by their architectures.
-CHECKPOINTS = {"unet": CHECKPOINT, "transformer": DEMO / "shapes_transformer.safetensors"}
+CHECKPOINTS = {
+    "unet": CHECKPOINT,
+    "transformer": DEMO / "shapes_transformer.safetensors",
+    "joint": DEMO / "shapes_joint.safetensors",
+}
 
 
 def load(nodes: ModuleType, checkpoint: Path = CHECKPOINT) -> tuple:
