@@ -57,6 +57,37 @@ def test_attention_override_computes_edits_too(comfy, pack, monkeypatch, family,
     assert relative_error(run(composed(comfy, pack, model, edits(family)), family), got) > 100 * TOLERANCE
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_flux_kv_cache_gives_what_there_is_without_it(comfy, pack, caplog, shared):
+    """ComfyUI's node keeps keys and values of reference images, which in the first layer are those of every call."""
+    model, more = toy_joint.model("qwen"), {"shared_attention": shared}
+    network = model.model.diffusion_model
+    network.transformer_blocks = network.transformer_blocks[:1]
+    with_cache, without = node(comfy, "FluxKVCache").execute(model=model)[0], model.clone()
+    without.add_object_patch("diffusion_model.default_ref_method", "index_timestep_zero")
+    references = [toy.noise(*shape, seed=5) for shape in toy_joint.TOYS["qwen"].references[:1]]
+    prompts = [toy_joint.conditioning("qwen", seed, reference_latents=references) for seed in (1, 2)]
+    both = [composed(comfy, pack, one, edits("qwen"), **more) for one in (with_cache, without)]
+    got, expected = (run(one, "qwen", *prompts, steps=3) for one in both)
+    assert relative_error(got, expected) < TOLERANCE
+    assert not messages(caplog)
+    assert relative_error(run(with_cache, "qwen", *prompts, steps=3), got) > 100 * TOLERANCE
+
+
+def test_edit_equal_to_the_prompt_changes_nothing_beside_flux_kv_cache(comfy, pack, caplog):
+    references = [toy.noise(*shape, seed=5) for shape in toy_joint.TOYS["qwen"].references[:1]]
+    prompts = [toy_joint.conditioning("qwen", seed, reference_latents=references) for seed in (1, 2)]
+
+    def sampled(*case):
+        model = node(comfy, "FluxKVCache").execute(model=toy_joint.model("qwen"))[0]
+        return run(composed(comfy, pack, model, case) if case else model, "qwen", *prompts, steps=3)
+
+    plain, text = sampled(), toy_joint.conditioning("qwen", 1)
+    assert torch.equal(sampled(oracle.Edit(text, 0.7)), plain)
+    assert relative_error(sampled(*edits("qwen")), plain) > 100 * TOLERANCE
+    assert not messages(caplog)
+
+
 @both_orders
 @pytest.mark.parametrize("family", ["qwen", "flux", "zimage"])
 def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, pack, caplog, monkeypatch, family, order):

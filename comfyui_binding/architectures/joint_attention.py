@@ -402,7 +402,9 @@ class _JointCall:
         tokens = 2 if kwargs.get("skip_reshape") else 1
         image = q.shape[tokens] - self._text_tokens
         is_masked = mask is not None and self._family.masks != "text, by the network"
-        if is_masked or kwargs.get("skip_output_reshape") or image < 1:
+        surplus = k.shape[tokens] - q.shape[tokens]
+        masks_fit = surplus == 0 or (mask is None and not any(one is not None for one in self._masks))
+        if is_masked or kwargs.get("skip_output_reshape") or image < 1 or surplus < 0 or not masks_fit:
             raise EditsRefused(notices.edits_skipped(notices.TOKENS))
         owners, sizes = zip(*self._pieces(image), strict=True)
         text_masks = [self._with_image(text_mask, image) for text_mask in self._masks]
@@ -458,7 +460,8 @@ class _JointCall:
         """Attention override of a layer of the text's tokens alone: one attention for each text."""
         own, visit.calls = attention_without_ebca(function, other, kwargs), visit.calls + 1
         tokens = 2 if kwargs.get("skip_reshape") else 1
-        if mask is not None or kwargs.get("skip_output_reshape") or q.shape[tokens] != self._text_tokens:
+        are_texts = q.shape[tokens] == k.shape[tokens] == self._text_tokens
+        if mask is not None or kwargs.get("skip_output_reshape") or not are_texts:
             raise EditsRefused(notices.edits_skipped(notices.TOKENS))
         texts = zip(*(tensor.split(self._lengths["context"], dim=tokens) for tensor in (q, k, v)), strict=True)
         of_edits = self._attention_of_edits(own, function, other, kwargs)

@@ -31,7 +31,8 @@ class LayerCall:
     attention: the layer's own; q, k, v [b, h, t + n, d] or [b, t + n, (h d)], t of all texts; tokens: the axis of the
     tokens; owners, sizes: of the pieces that follow each other there, each of one text or of the image; mask: of all
     tokens [b or 1, 1, t + n or 1, t + n], from the network; text_masks: where there is none, of each text and the
-    image; options: further arguments of the call.
+    image; options: further arguments of the call. k and v may go on with tokens that have no queries, as kept ones of
+    reference images: they are the image's.
     """
 
     attention: Callable[..., Tensor]
@@ -53,19 +54,35 @@ class LayerCall:
     @property
     def kind(self) -> tuple:
         """What the choice of a kernel depends on, and the numbers of tokens."""
-        return self.q.device, self.q.dtype, self.q.shape[-1], self.heads, self.options.get("scale"), tuple(self.sizes)
+        sizes = tuple(self.key_sizes)
+        return self.q.device, self.q.dtype, self.q.shape[-1], self.heads, self.options.get("scale"), sizes
+
+    @cached_property
+    def key_owners(self) -> Sequence[int]:
+        """As owners, of the keys and values."""
+        return (*self.owners, IMAGE) if self._surplus else self.owners
+
+    @cached_property
+    def key_sizes(self) -> Sequence[int]:
+        return (*self.sizes, self._surplus) if self._surplus else self.sizes
+
+    @property
+    def _surplus(self) -> int:
+        """The number of keys at the end that have no queries."""
+        return self.k.shape[self.tokens] - self.q.shape[self.tokens]
 
     @cached_property
     def _pieces(self) -> list[Sequence[Tensor]]:
-        return [tensor.split(self.sizes, dim=self.tokens) for tensor in (self.q, self.k, self.v)]
+        of_each = ((self.q, self.sizes), (self.k, self.key_sizes), (self.v, self.key_sizes))
+        return [tensor.split(sizes, dim=self.tokens) for tensor, sizes in of_each]
 
     def attend(self, text: int, rows: slice, query_owners: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
         """The places of a text's pieces and of the image among all, with their outputs [b, t, (h d)].
 
         query_owners: the owners of the queries, both of them by default.
         """
-        read = [place for place, owner in enumerate(self.owners) if owner in (text, IMAGE)]
-        asked = [place for place in read if self.owners[place] in (query_owners or (text, IMAGE))]
+        read = [place for place, owner in enumerate(self.key_owners) if owner in (text, IMAGE)]
+        asked = [place for place, owner in enumerate(self.owners) if owner in (query_owners or (text, IMAGE))]
         joined = [
             torch.cat([pieces[place][rows] for place in places], dim=self.tokens)
             for pieces, places in zip(self._pieces, (asked, read, read), strict=True)
@@ -96,11 +113,15 @@ class SharedLayerCall:
 
     def read_by_image(self, text: int, rows: slice) -> Tensor:
         """What the image reads with a text, [b, n, (h d)]."""
-        q, *of_image = (self._of(IMAGE, tensor, rows) for tensor in self._tensors)
+        plain, (q, k, v) = self._plain, self._tensors
+        q = _of(IMAGE, q[rows], plain.owners, plain.sizes)
+        of_image, of_the_text = (
+            [_of(owner, one[rows], plain.key_owners, plain.key_sizes) for one in (k, v)] for owner in (IMAGE, text)
+        )
         if rows.start not in self._of_itself:
             self._of_itself[rows.start] = self._attention(q, *of_image)
         of_itself, image_sum = self._of_itself[rows.start]
-        of_text, text_sum = self._attention(q, *(self._of(text, tensor, rows) for tensor in self._tensors[1:]))
+        of_text, text_sum = self._attention(q, *of_the_text)
         return attention_over_both(of_itself, of_text, image_sum, text_sum).transpose(1, 2).flatten(2)
 
     def agrees(self, texts: Sequence[int], rows: slice) -> bool:
@@ -119,12 +140,6 @@ class SharedLayerCall:
         except (RuntimeError, TypeError):  # from a call that is not public: another PyTorch may have another one
             return False
 
-    def _of(self, owner: int, tensor: Tensor, rows: slice) -> Tensor:
-        """The tokens of a text or of the image, [b, h, t or n, d]."""
-        pieces = zip(self._plain.owners, tensor[rows].split(self._plain.sizes, dim=2), strict=True)
-        own = [piece for one, piece in pieces if one == owner]
-        return own[0] if len(own) == 1 else torch.cat(own, dim=2)
-
 
 def shared_form(plain: LayerCall) -> SharedLayerCall | None:
     """The shared form of an attention call; None where no call of torch gives what it needs."""
@@ -133,6 +148,13 @@ def shared_form(plain: LayerCall) -> SharedLayerCall | None:
     tensors = by_heads(plain.q, plain.k, plain.v, plain.heads, plain.options.get("skip_reshape", False))
     attention = attention_with_sum(*tensors, plain.options.get("scale"))
     return None if attention is None else SharedLayerCall(plain, attention, *tensors)
+
+
+def _of(owner: int, tensor: Tensor, owners: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """The tokens of a text or of the image, [b, h, t or n, d]."""
+    pieces = zip(owners, tensor.split(sizes, dim=2), strict=True)
+    own = [piece for one, piece in pieces if one == owner]
+    return own[0] if len(own) == 1 else torch.cat(own, dim=2)
 
 
 def _are_close(one: Tensor, other: Tensor) -> bool:
