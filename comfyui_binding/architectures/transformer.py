@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..runtime import notices
-from ..runtime.batch_layout import CallRows, latent_shape
+from ..runtime.batch_layout import CallRows, Chunk, latent_shape
 from ..runtime.denoiser_call import DenoiserCall
 from ..runtime.notices import Notices
 from ..runtime.sampling_run import Run
@@ -93,7 +93,7 @@ class Transformer:
             return
         rows = run.layout.rows(args[TRANSFORMER_OPTIONS], args[0].shape[0], call.latent_size)
         call.texts = {
-            (edit, chunk.cond): self._encoded(run, model, edit, args, kwargs, chunk.rows.start)
+            (edit, chunk.cond): self._encoded(run, model, edit, args, kwargs, chunk)
             for chunk in rows.chunks
             if chunk.entry.positive
             for edit in call.edits
@@ -104,11 +104,11 @@ class Transformer:
         hooks.finish()
 
     def _encoded(
-        self, run: Run, model: Module, edit: Edit, args: Sequence[Any], kwargs: Mapping[str, Any], row: int
+        self, run: Run, model: Module, edit: Edit, args: Sequence[Any], kwargs: Mapping[str, Any], chunk: Chunk
     ) -> Mapping[str, EncodedText]:
-        """An edit's texts as the layers read them, by stream, beside the prompt of a row of the call."""
-        key = ("edit text", edit, args[0].shape[-2:], args[0].device)
-        read = partial(self.read_text, model, edit, args, kwargs, row)
+        """An edit's texts as the layers read them, by stream, beside the prompt of a chunk of the call."""
+        key = ("edit text", edit, chunk.cond, args[0].shape[-2:], args[0].device)
+        read = partial(self.read_text, model, edit, args, kwargs, chunk.rows.start)
         return read() if self.family.text_depends_on_sigma else run.cache.cached(key, read)
 
     def read_text(
