@@ -446,6 +446,13 @@ def test_picture_says_which_seed_was_kept_also_where_the_node_is_reused(graph, r
         assert [one["batch_index"] for one in said] == [0, 1]
 
 
+def test_graph_of_a_picture_that_is_sent_again_has_the_entries_of_the_new_run_alone(graph, run_prompt):
+    graph["reroll"]["_meta"] = {"ebca_reroll": [{"prompt_id": "an earlier run", "seed": 1, "scores": [0.5]}]}
+    said = in_metadata(run_prompt(graph))
+    assert [one["batch_index"] for one in said] == [0, 1]
+    assert "an earlier run" not in {one["prompt_id"] for one in said}
+
+
 def test_picture_says_which_of_two_samplers_kept_a_seed(graph, run_prompt):
     graph["second"] = json.loads(json.dumps(graph["sampler"]))
     graph["second"]["inputs"]["seed"] = SEED + 10

@@ -270,6 +270,25 @@ def test_attention_maps_are_drawn_for_the_prompt(comfy, family, caplog):
     assert "not the encoded text of this node" in message
 
 
+def test_reroll_of_a_video_keeps_the_mask_of_each_frame(comfy, caplog):
+    """The run that is kept is that of its seed without EBCA Reroll; the mask is black for the first frame alone."""
+    clip, frames, model = toy_text_encoders.clip("wan"), 3, network("wan")
+    prompts, mask = [encoded(clip, text) for text in (LION, "")], torch.ones(frames, 8, 8)
+    mask[0] = 0
+    caplog.set_level(logging.INFO, "ebca")
+    with torch.inference_mode():
+        edit = node(comfy, "EBCAEditContext").execute(conditioning=encoded(clip, "a blue car"), alpha=0.7, mask=mask)[0]
+        edited = node(comfy, "EBCACompose").execute(model=model, edits={"edit0": edit})[0]
+        rerolled = node(comfy, "EBCAReroll").execute(
+            model=edited, clip=clip, prompt=LION, concepts="a red cat\na blue shirt", at=1.0
+        )[0]
+        got = run(rerolled, "wan", *prompts, frames=frames, steps=2, seed=5)
+        (said,) = [message for message in messages(caplog) if "EBCA Reroll: kept" in message]
+        seed = int(re.search(r"seed (\d+)", said)[1])
+        assert torch.equal(got, run(edited, "wan", *prompts, frames=frames, steps=2, seed=seed))
+        assert not torch.equal(got, run(model, "wan", *prompts, frames=frames, steps=2, seed=seed))
+
+
 @pytest.mark.parametrize("family", PICTURES)
 def test_runs_are_scored_by_the_words_of_the_prompt(comfy, family, caplog):
     """EBCA Reroll reads the maps of one call, EBCA Rank those of the trace: of one call, they are the same."""

@@ -241,11 +241,16 @@ class Settings:
         """Whether an update uses the noise mask of the latent."""
         return any(update.needs_noise_mask for update in self.updates)
 
-    def of_image(self, image: int, watch: RunWatch) -> Settings:
-        """These settings for a run of one image of a batch, which is watched."""
-        edits = [replace(edit, conditioning=_text_row(edit.conditioning, image), mask=row_of(edit.mask, image))
-                 for edit in self.edits]
-        updates = [replace(update, mask=row_of(update.mask, image)) for update in self.updates]
+    def of_image(self, image: int, watch: RunWatch, is_video: bool = False) -> Settings:
+        """These settings for a run of one image of a batch, which is watched; a video's masks have a row per frame."""
+
+        def mask_of(setting: ContextUpdate | Edit) -> Tensor | None:
+            return setting.mask if is_video else row_of(setting.mask, image)
+
+        edits = [
+            replace(edit, conditioning=_text_row(edit.conditioning, image), mask=mask_of(edit)) for edit in self.edits
+        ]
+        updates = [replace(update, mask=mask_of(update)) for update in self.updates]
         one = replace(self, updates=tuple(updates), edits=tuple(edits), watch=watch)
         object.__setattr__(one, "logged", self.logged)
         return one

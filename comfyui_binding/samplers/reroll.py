@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
@@ -26,7 +26,7 @@ from ..runtime.settings import KEY, Reroll, Settings
 from ..trace.object_maps import object_maps
 from ..trace.recorder import MapWatch, errors_are_logged
 from ..trace.trace_record import joined, matches_fingerprint
-from .single_image import conds_of_image, noise_at, not_single, places_in_batch
+from .single_image import LAST_PLACE, conds_of_image, noise_at, not_single, places_in_batch
 
 if TYPE_CHECKING:
     from comfy.patcher_extension import WrapperExecutor
@@ -56,6 +56,11 @@ class Kept:
     def __str__(self) -> str:
         scores = ", ".join("unread" if score is None else f"{score:.2f}" for score in self.scores)
         return f"seed {self.seed}, scores {scores}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, which have no NaN."""
+        scores = [None if score is None or math.isnan(score) else score for score in self.scores]
+        return {"seed": self.seed, "batch_index": self.batch_index, "scores": scores}
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +115,13 @@ def sample_rerolled(
     conds = [conds_of_image(guider.conds, image, images) for image in range(images)]
     watch, progress = MapWatch(), Progress(reroll, sigmas, images, callback)
     options, samples, kept, records = guider.model_options["transformer_options"], [], [], []
+    shape = further["latent_shapes"][0] if further.get("latent_shapes") else noise.shape
+    is_video = len(shape) == 5 and shape[2] > 1
     if "latent_shapes" in further:
         further["latent_shapes"] = [(1, *noise.shape[1:])]
     try:
         for image, place in enumerate(places):
-            options[KEY] = settings.of_image(image, watch)
+            options[KEY] = settings.of_image(image, watch, is_video)
             one = slice(image, image + 1)
             mask = None if denoise_mask is None else denoise_mask[one]
             runs = RunsOfImage(
@@ -291,7 +298,8 @@ def _checked_places(noise: Tensor, seed: int | None) -> list[int]:
     if places is None:
         raise ValueError(
             "EBCA Reroll draws fresh noise from the seeds after the sampler's, but this run's noise is not that of its "
-            "seed: another node has made or changed it. Use KSampler's own noise or RandomNoise, or remove EBCA Reroll."
+            f"seed: another node has made or changed it, or its batch_index is {LAST_PLACE} or more. Use the noise of "
+            "KSampler or RandomNoise, or remove EBCA Reroll."
         )
     return places
 
@@ -316,5 +324,8 @@ def _add_to_metadata(node_id: str | None, kept: Sequence[Kept]) -> None:
     """
     node, context = get_progress_state().dynprompt.get_original_prompt().get(node_id), get_executing_context()
     if node is not None:
-        about, sampler = node.setdefault("_meta", {}), {"sampler": context and context.node_id}
-        about[REROLL_KEY] = [*about.get(REROLL_KEY, []), *(sampler | asdict(one) for one in kept)]
+        about, run = node.setdefault("_meta", {}), context and context.prompt_id
+        # A graph that was read from an image, and sent again, has the entries of that run.
+        earlier = [entry for entry in about.get(REROLL_KEY, []) if entry.get("prompt_id") == run]
+        of_run = {"prompt_id": run, "sampler": context and context.node_id}
+        about[REROLL_KEY] = [*earlier, *(of_run | one.to_dict() for one in kept)]
