@@ -249,6 +249,8 @@ def _check_one_size(what: str, sizes: set[tuple[int, ...]]) -> None:
 
 def _latents(latents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The latents of all runs as one; of several runs, without what says which of a batch each of them is."""
+    if any(one["samples"].is_nested for one in latents):
+        raise ValueError("latent holds video and sound in one, which cannot be ranked. Leave latent unconnected.")
     if len(latents) == 1:
         count = len(latents[0]["samples"])
         return {**latents[0], "batch_index": latents[0].get("batch_index") or list(range(count))}

@@ -101,6 +101,8 @@ class EBCAConcepts(io.ComfyNode):
 
         def edit(text: str, direction: int, alpha: float) -> Edit:
             context = encode_prompt(clip, text)
+            if len(context) > 1:
+                raise ValueError(SCHEDULED)
             return Edit(context, direction, alpha, window, 0.0, 0.0, Window(), alpha_schedule=schedule)
 
         edits = [edit(text, 1, alpha) for text, alpha in strengths.items()]
@@ -112,6 +114,10 @@ class EBCAConcepts(io.ComfyNode):
 
 #: The text on a node that does nothing.
 OFF = "off: every strength is 0, or end_percent is 0"
+SCHEDULED = (
+    "clip encodes a prompt once for each of several parts of the run (Set CLIP Hooks with a schedule), which concepts "
+    "do not follow. Connect the CLIP from before that node."
+)
 
 
 def _needed_concepts(prompt: str, concepts: str, strength: float, end_percent: float) -> list[Concept]:

@@ -7,6 +7,7 @@ values that arrive over a link: a node with outputs of any type can deliver some
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,17 +29,23 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_complex()
 
 
+def _is_latent(value: Any) -> bool:
+    """Also of several kinds of data in one, as video with sound (ComfyUI's NestedTensor)."""
+    samples = value.get("samples") if isinstance(value, Mapping) else None
+    return _is_real(samples) or getattr(samples, "is_nested", False)
+
+
 #: {type: whether a value is of it}. Models and CLIPs are tested for a method, as other packs have classes of their own.
 IS_OF_TYPE: dict[str, Callable[[Any], bool]] = {
     "MODEL": lambda value: hasattr(value, "get_model_object"),
     "CLIP": lambda value: value is None or hasattr(value, "tokenize"),  # None: a checkpoint without one
     "CONDITIONING": lambda value: isinstance(value, list) and all(len(entry) == 2 for entry in value),
-    "LATENT": lambda value: isinstance(value, Mapping) and _is_real(value.get("samples")),
+    "LATENT": _is_latent,
     "MASK": _is_real,
     "IMAGE": _is_real,
     "SIGMAS": _is_real,
-    "INT": _is(int),
-    "FLOAT": _is(int, float),
+    "INT": _is(numbers.Integral),
+    "FLOAT": _is(numbers.Real),
     "BOOLEAN": _is(bool, int),
     "STRING": _is(str),
     "COMBO": _is(str),
@@ -48,10 +55,15 @@ IS_OF_TYPE: dict[str, Callable[[Any], bool]] = {
     "EBCA_TOKEN_WEIGHTS": _is(TokenWeights),
     "EBCA_TRACE": _is(Trace),
 }
+#: {type: Python's own, as which numbers of other libraries (NumPy) reach a node}.
+PLAIN = {"INT": int, "FLOAT": float}
 
 
 def validated(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node, with an `execute` that raises ValueError for values that its schema does not allow."""
+    """The node, with an `execute` that raises ValueError for values that its schema does not allow.
+
+    An optional input that gets None over its link is as one that is not connected.
+    """
     execute = node.execute.__func__
 
     @functools.wraps(execute)
@@ -59,15 +71,25 @@ def validated(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
         schema = cls.define_schema()
         for declared in schema.inputs:
             for name, value, one in _values(declared, values):
-                for item in value if schema.is_input_list else [value]:
+                items = value if schema.is_input_list else [value]
+                for item in items:
                     _check_type(one, name, item)
                     _check_option(one, name, item)
                     if one.get_io_type() == "INT":  # the other numbers are checked where they are used
                         _check_range(one, name, item)
+                if plain := PLAIN.get(one.get_io_type()):
+                    items = [plain(item) for item in items]
+                    values[name] = items if schema.is_input_list else items[0]
+            if declared.optional and _is_nothing(values.get(declared.id), schema.is_input_list):
+                values.pop(declared.id, None)
         return execute(cls, **values)
 
     node.execute = classmethod(validated_execute)
     return node
+
+
+def _is_nothing(value: Any, is_list: bool) -> bool:
+    return all(item is None for item in value) if is_list and value else value is None
 
 
 def _values(schema: io.Input, values: Mapping[str, Any]) -> Iterator[tuple[str, Any, io.Input]]:

@@ -1,6 +1,7 @@
 """EBCA Concepts: equal to its chain of core nodes and EBCA Compose, and off where it must be."""
 from __future__ import annotations
 
+import comfy.hooks as comfy_hooks
 import pytest
 import torch
 
@@ -37,6 +38,16 @@ def chain(comfy, model, clip, concepts, strengths, empty_prompt=0.2, end_percent
 
 def concepts_node(comfy, model, clip, **inputs):
     return node(comfy, "EBCAConcepts").execute(model=model, clip=clip, **{"prompt": PROMPT, **inputs})
+
+
+def test_clip_with_a_schedule_is_refused(comfy):
+    """ComfyUI's hooks on a CLIP: it encodes the prompt once for each keyframe."""
+    hooks, keyframes = comfy_hooks.create_hook_lora({}, 1.0, 1.0), comfy_hooks.HookKeyframeGroup()
+    for strength, start in ((1.0, 0.0), (0.5, 0.5)):
+        keyframes.add(comfy_hooks.HookKeyframe(strength=strength, start_percent=start))
+    hooks.set_keyframes_on_hooks(keyframes)
+    clip = node(comfy, "SetClipHooks").execute(clip=toy.clip(), apply_to_conds=True, schedule_clip=True, hooks=hooks)[0]
+    refused(lambda: concepts_node(comfy, toy.model(), clip), "clip encodes a prompt once for each", "CLIP from before")
 
 
 @pytest.mark.parametrize(("inputs", "concepts", "strengths", "options"), [

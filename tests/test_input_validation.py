@@ -1,9 +1,12 @@
 """What cannot work is refused before sampling: the message says what was expected, what came, and what to do."""
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -398,6 +401,39 @@ def test_run_after_a_refused_one_is_as_ever(comfy, pack):
 def test_what_a_wire_cannot_bring_is_refused(comfy, node_id, name, value, said):
     inputs = {"model": toy.model()} if node_id in ("EBCAContextUpdate", "EBCACompose") else {}
     refused(lambda: node(comfy, node_id).execute(**{**inputs, name: value}), said)
+
+
+def test_numbers_of_numpy_are_taken_as_pythons(comfy):
+    """Nodes of other packs compute with them; what is stored is written as JSON."""
+    make = node(comfy, "EBCAEditContext").execute
+    edits = [make(conditioning=toy.conditioning(2), alpha=alpha)[0] for alpha in (0.5, np.float32(0.5))]
+    assert json.dumps(edits[0].to_dict([])) == json.dumps(edits[1].to_dict([]))
+    invert = functools.partial(
+        node(comfy, "EBCAInvert").execute, model=toy.model(), caption=toy.conditioning(1), latent=toy.latent(1, 8, 8)
+    )
+    assert torch.equal(invert(steps=np.int64(2))[0]["samples"], invert(steps=2)[0]["samples"])
+
+
+@pytest.mark.parametrize(("node_id", "names"), [
+    ("EBCAEditContext", ["text", "mask", "schedule", "start_percent"]),
+    ("EBCACompose", ["blocks", "norm_limit", "mix_pooled", "shared_attention"]),
+    ("EBCAContextUpdate", ["blocks", "mask", "token_weights"]),
+])  # fmt: skip
+def test_nothing_on_the_wire_of_an_optional_input_is_as_no_wire(comfy, node_id, names):
+    """A switch of another pack on which nothing is chosen gives None."""
+    inputs = {
+        "EBCAEditContext": {"conditioning": toy.conditioning(2)},
+        "EBCACompose": {"model": toy.model(), "edits": {"edit0": an_edit(comfy, toy.conditioning(2))}},
+        "EBCAContextUpdate": {"model": toy.model(), "gamma_attn": 0.1},
+    }[node_id]
+    optional = {one.id for one in node(comfy, node_id).cls.define_schema().inputs if one.optional}
+    names = [name for name in names if name in optional]
+    assert len(names) > 1
+    made = [node(comfy, node_id).execute(**inputs, **more)[0] for more in ({}, dict.fromkeys(names))]
+    if node_id == "EBCAEditContext":
+        assert made[0].to_dict([]) == made[1].to_dict([])
+    else:
+        assert torch.equal(*(sample(one, toy.conditioning(1), steps=1) for one in made))
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])

@@ -450,6 +450,24 @@ def test_the_last_layer_of_each_text_takes_no_step(comfy, family):
 
 
 @pytest.mark.parametrize("family", ["ltxav"], indirect=True)
+def test_trace_of_video_with_sound_is_plotted_with_its_own_latent_alone(comfy, family):
+    model, trace = node(comfy, "EBCATrace").execute(model=toy.model(family), attention_maps=False)
+    prompt = toy.conditioning(family, 1)
+
+    def sampled(seed):
+        return node(comfy, "KSampler").execute(
+            model=model, seed=seed, steps=1, cfg=1.0, sampler_name="euler", scheduler="simple", positive=prompt,
+            negative=prompt, latent_image={"samples": toy.latent(family)}, denoise=1.0,
+        )[0]  # fmt: skip
+
+    other, latent = sampled(1), sampled(2)
+    assert latent["samples"].is_nested
+    assert node(comfy, "EBCAEnergyPlot").execute(trace=trace, latent=latent)[0].std() > 0
+    with pytest.raises(ValueError, match="from another run than the trace"):
+        node(comfy, "EBCAEnergyPlot").execute(trace=trace, latent=other)
+
+
+@pytest.mark.parametrize("family", ["ltxav"], indirect=True)
 def test_mask_says_where_in_the_picture(comfy, family, caplog):
     """A white mask is no mask; half a mask acts in the layers of the picture alone, and a line says so."""
     model, prompt = toy.model(family), toy.conditioning(family, 1)

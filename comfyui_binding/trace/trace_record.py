@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -116,8 +117,13 @@ class Trace(SharedOnDeepcopy):
         return self.record
 
     def recorded_with(self, latent: Tensor) -> TraceRecord:
-        """The record of the run that this latent came from. Raises ValueError if it is another's, or there is none."""
+        """The record of the run that this latent came from. Raises ValueError if it is another's, or there is none.
+
+        latent: one of several kinds of data, as video with sound, is packed as in the run.
+        """
         record = self.recorded()
+        if latent.is_nested:
+            latent, _ = comfy.utils.pack_latents(latent.unbind())
         if record.result is not None and not matches_fingerprint(record.result, latent):
             raise ValueError(
                 "The latent is from another run than the trace. The trace holds the last run with the model of its "
