@@ -40,7 +40,8 @@ UNET = {
 }
 COUNTS = (0.60, 0.28, 0.12)  # shares of pictures with one, two, three objects
 PRIMER = 600  # pictures of one large object come first and fade out by 1.5 times this: words sink in
-CYCLE = 1000  # steps, without the primers, after which pictures that a VAE encodes come again: they are encoded once
+# Pictures that a VAE encodes come again after CYCLE steps, from step FRESH on: they are encoded once.
+FRESH, CYCLE = 700, 400
 NONSENSE = 0.05  # share of captions with words from outside the grammar, so that these disturb little
 START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49406
 TEXT_KEYS, CLIP_KEYS = "cond_stage_model.", "clip_l.transformer.text_model."
@@ -226,11 +227,11 @@ class Latents:
 
     def batch(self, step: int) -> Batch:
         """Latents and tokens of the step that first had these pictures, levels and noise of this one."""
-        first = step if step < 2 * CYCLE else CYCLE + step % CYCLE
+        first = step if step < FRESH else FRESH + (step - FRESH) % CYCLE
         if first not in self.kept:
             drawn = make_batch(self.seed, first, self.ids, self.architecture)
             seen = train_vae.encode(self.vae, drawn.images), drawn.tokens
-            if first < CYCLE:
+            if first < FRESH:
                 return Batch(*seen, drawn.levels, drawn.noise)
             self.kept[first] = seen
         rng = np.random.default_rng([self.seed, step, 1])  # not that of the pictures

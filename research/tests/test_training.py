@@ -84,7 +84,7 @@ def test_batch_depends_on_seed_and_step_alone(words, architecture):
 
 def test_latents_of_pictures_that_come_again_are_kept(tokenizer, untrained_vae):
     architecture = replace(train.ARCHITECTURES["things", "unet"], batch=2)
-    words, step = words_of(tokenizer, train.THINGS), train.CYCLE + 7
+    words, step = words_of(tokenizer, train.THINGS), train.FRESH + 7
     made = train.Latents(untrained_vae, 3, words, architecture)
     first, again, other = (made.batch(at) for at in (step, step + 2 * train.CYCLE, step + 1))
     drawn = train.make_batch(3, step, words, architecture)
