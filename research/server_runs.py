@@ -84,7 +84,7 @@ def api_prompt(options: argparse.Namespace) -> workflows.Prompt:
     """The workflow file as the first server that answers understands it, with the checkpoint, size and steps asked for.
 
     Raises:
-        SystemExit: no server answers.
+        SystemExit: no server answers, or it lacks a node.
     """
     values: dict[tuple[str, str], Any] = {("CheckpointLoaderSimple", "ckpt_name"): options.checkpoint}
     if options.size:
@@ -93,7 +93,10 @@ def api_prompt(options: argparse.Namespace) -> workflows.Prompt:
     if options.steps:
         values |= steps(options.steps)
     object_info = _object_info(options.servers)
-    return workflows.substitute(workflows.to_api(workflows.load(options.workflow), object_info), values)
+    try:
+        return workflows.substitute(workflows.to_api(workflows.load(options.workflow), object_info), values)
+    except workflows.WorkflowProblem as error:
+        raise SystemExit(str(error)) from None
 
 
 def _object_info(servers: Sequence[str]) -> dict:
