@@ -23,6 +23,7 @@
     python run.py bench choosing              what is gained by choosing among runs by their attention, counted
     python run.py bench plain_model           what the shapes model draws without EBCA, counted
     python run.py bench real_checkpoints      the same question on your own checkpoint and servers, by CLIP
+    python run.py bench real_edits            the paper's edits on your own photographs, checkpoint and servers
     python run.py bench import_time           how long ComfyUI takes to load the pack
     python run.py bench joint_attention       what edits cost where text and image attend to each other
     python run.py bench templates             which of ComfyUI's own templates have a model that EBCA accepts
@@ -54,9 +55,12 @@ BENCHES = {
     "inpainting": "research/inpainting.py",
     "plain_model": "research/plain_model.py",
     "real_checkpoints": "research/real_checkpoints.py",
+    "real_edits": "research/real_edits.py",
     "removal": "research/removal.py",
     "round_trip": "research/round_trip.py",
 }
+#: Those that run on servers that are there.
+ON_SERVERS = ("real_checkpoints", "real_edits")
 
 
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
@@ -77,7 +81,7 @@ def bench(options: argparse.Namespace, rest: list[str]) -> int:
         print(f"Expected one of the benches {', '.join(BENCHES)}, got {name}.", file=sys.stderr)
         return 2
     host = environment.prepare(options.host)
-    comfyui = [] if name == "real_checkpoints" else ["--comfyui", host.comfyui]  # it runs on servers that are there
+    comfyui = [] if name in ON_SERVERS else ["--comfyui", host.comfyui]
     return subprocesses.call([host.python, REPO / BENCHES[name], *comfyui, *rest])
 
 

@@ -105,6 +105,19 @@ class Client:
         infos = [info for node in nodes for info in outputs[node].get("images", [])]
         return [self._read("/view?" + urllib.parse.urlencode(info)) for info in infos]
 
+    def upload_image(self, path: Path, name: str) -> None:
+        """Put a picture into the server's input folder under a name, in the place of one that is there."""
+        boundary = uuid.uuid4().hex
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
+            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        )
+        body = head.encode() + path.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
+        kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        request = urllib.request.Request(f"{self.url}/upload/image", body, kind)
+        urllib.request.urlopen(request, timeout=60).close()
+
     def _read(self, path: str) -> bytes:
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:
             return answer.read()

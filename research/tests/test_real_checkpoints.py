@@ -9,21 +9,9 @@ from PIL import Image
 
 import clip_similarity
 import real_checkpoints
-from devtools.server import ServerError
+from support.scoring_models import clip_folder
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing answers there
-
-
-def clip_folder(root, comfyui_root):
-    """A tiny CLIP of random weights, with the tokenizer that ComfyUI ships."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    torch.manual_seed(0)
-    config = CLIPConfig(text_config=size, vision_config={**size, "image_size": 32, "patch_size": 8}, projection_dim=8)
-    CLIPModel(config).save_pretrained(root)
-    CLIPTokenizer.from_pretrained(comfyui_root / "comfy" / "sd1_tokenizer").save_pretrained(root)
-    return root
 
 
 def test_all_prompts_have_two_concepts():
@@ -119,24 +107,6 @@ def test_agreement_is_that_of_ranks_and_within_prompts_leaves_their_means_out():
     assert within == 1
 
 
-def test_pictures_of_other_settings_are_not_mixed(tmp_path):
-    real_checkpoints.keep_settings(tmp_path, {"steps": 4})
-    real_checkpoints.keep_settings(tmp_path, {"steps": 4})
-    with pytest.raises(SystemExit, match="other settings"):
-        real_checkpoints.keep_settings(tmp_path, {"steps": 5})
-
-
-def test_without_a_server_that_answers_it_says_so(tmp_path):
-    task = real_checkpoints.Task("animals", "a cat and a dog", 0)
-
-    class Empty:
-        def of(self, task):
-            return {}
-
-    with pytest.raises(ServerError, match="1 prompts are missing"):
-        real_checkpoints.sample([NOBODY], Empty(), [task], tmp_path, 1)
-
-
 @pytest.mark.server
 @pytest.mark.slow
 def test_from_servers_to_the_table_and_on_where_it_stopped(server, tmp_path, comfyui_root, capsys):
@@ -159,6 +129,7 @@ def test_from_servers_to_the_table_and_on_where_it_stopped(server, tmp_path, com
     assert first.count("| With EBCA | ") == 1
     assert f"{NOBODY} is given up" in first
     assert first.count("| animals |") == 2
+    assert (out / "results.md").read_text() in first
     without, with_ebca = (np.asarray(Image.open(out / "animals" / f"a_elephant_and_a_rabbit-0-{title}_EBCA.png"), int)
                           for title in ("Without", "With"))  # fmt: skip
     assert without.shape == (64, 64, 3)
