@@ -220,7 +220,8 @@ def _make_venv(interpreter: Path, environment: Path) -> None:
 
 def _install(environment: Path, requirements: list[Path]) -> None:
     files = [part for path in requirements for part in ("--requirement", path)]
-    _pip(interpreter_in(environment), "install", *files)
+    # Python compiles what is imported; of what is installed here, that is a small part.
+    _pip(interpreter_in(environment), "install", "--no-compile", *files)
 
 
 def _pip(python: Path, command: str, *arguments: str | Path) -> None:
