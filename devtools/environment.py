@@ -220,7 +220,7 @@ def _make_venv(interpreter: Path, environment: Path) -> None:
 
 def _install(environment: Path, requirements: list[Path]) -> None:
     files = [part for path in requirements for part in ("--requirement", path)]
-    # Python compiles what is imported; of what is installed here, that is a small part.
+    # Python compiles what it imports, and most of what is installed here it never does.
     _pip(interpreter_in(environment), "install", "--no-compile", *files)
 
 
