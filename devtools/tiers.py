@@ -85,13 +85,14 @@ def parts(tier: str, newest: str | None = NEWEST, tools: bool = True, repo: Path
 def _whole(version: str | None, repo: Path, marks: str = "", cases: int | None = None) -> dict[str, Part]:
     """All tests that have these marks: in the process of the tests, with a server, and of the tools."""
     more = ["--cases", str(cases)] if cases else []
+    of_tools = ["-m", marks.removeprefix(" and ")] if marks else []
     transformers, research = _files(repo, _TRANSFORMERS), str(repo / "research" / "tests")
     selected = {
         "in process": [*_product(repo, but=transformers), "-m", f"not server{marks}", *more],
         "with a server": [*_product(repo), "-m", f"server{marks}"],
         "transformers": [*transformers, "-m", f"not server{marks}"],
-        "research": [research],
-        "tools": [path for path in _tool_tests(repo) if path != research],
+        "research": [research, *of_tools],
+        "tools": [*(path for path in _tool_tests(repo) if path != research), *of_tools],
     }
     return {_name(name, version): Part(version, arguments) for name, arguments in selected.items()}
 
