@@ -129,7 +129,6 @@ HAND = {
     "compose": dict(edits=EDITS, updates=[oracle.Update(0.01, 0.0)]),
 }
 BETWEEN_STEPS = dict(start_percent=0.1, end_percent=0.11)
-SIZE = dict(height=8, width=8)
 
 
 def with_ebca(comfy, pack, scene: Scene, method: str, **window: float) -> Scene:
@@ -156,7 +155,7 @@ def with_ebca(comfy, pack, scene: Scene, method: str, **window: float) -> Scene:
 
 
 def plain(name: str) -> Scene:
-    return other_packs.scene(TABLE[name].family, latent=toy.latent(**SIZE))
+    return other_packs.scene(TABLE[name].family)
 
 
 @functools.cache
@@ -168,7 +167,7 @@ def alone(comfy, name: str) -> torch.Tensor:
 @functools.cache
 def ebca_alone(comfy, pack, family: str, method: str, images: int, steps: int) -> torch.Tensor:
     """EBCA without the neighbour."""
-    scene = other_packs.scene(family, latent=toy.latent(images, **SIZE), steps=steps)
+    scene = other_packs.scene(family, latent=toy.latent(images), steps=steps)
     return with_ebca(comfy, pack, scene, method).sampled(comfy)
 
 

@@ -79,11 +79,6 @@ def base_model(family: str = "sd1"):
     return toy.model(family)
 
 
-def in_batch(latent: dict, images: int) -> dict:
-    """An empty LATENT of so many images of the same size."""
-    return toy.latent(images, *latent["samples"].shape[-2:])
-
-
 # --- core's nodes on the model ---
 
 
@@ -182,7 +177,7 @@ def context_windows(anchored: bool) -> Callable[[Any, Scene], Scene]:
             pytest.skip("this ComfyUI anchors no context windows")
         options = {"causal_window_fix": anchored} if can_anchor else {}
         windows = on_the_model("ContextWindowsManual", context_length=2, context_overlap=1, dim=0, **options)
-        return replace(windows(comfy, scene), latent=in_batch(scene.latent, 4))
+        return replace(windows(comfy, scene), latent=toy.latent(batch=4))
 
     return wire
 
@@ -811,7 +806,7 @@ def animatediff_windows(key: str = "ad_params") -> Callable[[Any, Scene], Scene]
 
         model = scene.model.clone()
         model.model_options["sampler_calc_cond_batch_function"] = windowed
-        return replace(scene, model=model, latent=in_batch(scene.latent, 4))
+        return replace(scene, model=model, latent=toy.latent(batch=4))
 
     return wire
 
