@@ -220,7 +220,9 @@ def _make_venv(interpreter: Path, environment: Path) -> None:
 
 def _install(environment: Path, requirements: list[Path]) -> None:
     files = [part for path in requirements for part in ("--requirement", path)]
-    _pip(interpreter_in(environment), "install", *files)
+    # Python compiles what it imports and keeps that, and most of what is installed here it never imports.
+    lazily = [] if sys.dont_write_bytecode else ["--no-compile"]
+    _pip(interpreter_in(environment), "install", *lazily, *files)
 
 
 def _pip(python: Path, command: str, *arguments: str | Path) -> None:

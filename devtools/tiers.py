@@ -20,6 +20,8 @@ _TOOL_TESTS = ("tests/test_bench_*.py", "tests/test_demo.py", "tests/test_devtoo
 _TOOL_FOLDERS = ("bench/", "demo/", "devtools/", "research/")
 #: What these tests test besides: the command line, and the code of the product.
 _USED_BY_TOOLS = ("run.py", "ebca_core/", "comfyui_binding/", "nodes/", "plots/")
+#: Tests of models that are no U-Nets: a part of their own, as all tests without a server would be the longest by far.
+_TRANSFORMERS = ("transformer_*", "joint_*")
 #: Tests without a server, of which the whole takes less than a minute.
 _QUICK = ("core_*", "schemas", "locales", "help", "packaging", "global_state")
 #: What tier 1 runs on the oldest ComfyUI: whatever touches ComfyUI's own interfaces, and one workflow file.
@@ -64,8 +66,10 @@ def parts(tier: str, newest: str | None = NEWEST, tools: bool = True, repo: Path
         if newest:
             workflow = str(repo / _ONE_WORKFLOW)
             made[f"interfaces on {OLDEST}"] = Part(OLDEST, [*_files(repo, _ON_OLDEST), workflow, "-m", "not nightly"])
-        if not tools:
-            del made[_name("tools", newest)]
+        for name in ("research", "tools"):
+            part = made.pop(_name(name, newest))
+            if tools:
+                made[_name(name, newest)] = part  # last, as they are short: one process has little left to do alone
         return made
     made = _whole(newest, repo, cases=_CASES[NEWEST])
     if newest:
@@ -81,10 +85,14 @@ def parts(tier: str, newest: str | None = NEWEST, tools: bool = True, repo: Path
 def _whole(version: str | None, repo: Path, marks: str = "", cases: int | None = None) -> dict[str, Part]:
     """All tests that have these marks: in the process of the tests, with a server, and of the tools."""
     more = ["--cases", str(cases)] if cases else []
+    of_tools = ["-m", marks.removeprefix(" and ")] if marks else []
+    transformers, research = _files(repo, _TRANSFORMERS), str(repo / "research" / "tests")
     selected = {
-        "in process": [*_product(repo), "-m", f"not server{marks}", *more],
+        "in process": [*_product(repo, but=transformers), "-m", f"not server{marks}", *more],
         "with a server": [*_product(repo), "-m", f"server{marks}"],
-        "tools": _tool_tests(repo),
+        "transformers": [*transformers, "-m", f"not server{marks}"],
+        "research": [research, *of_tools],
+        "tools": [*(path for path in _tool_tests(repo) if path != research), *of_tools],
     }
     return {_name(name, version): Part(version, arguments) for name, arguments in selected.items()}
 

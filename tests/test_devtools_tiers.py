@@ -33,7 +33,8 @@ def test_tier_0_needs_no_server():
 def test_tier_1_is_all_but_the_nightly_tests_on_the_newest_and_the_interfaces_of_the_oldest():
     parts = tiers.parts("tier 1")
     on_newest = [part for part in parts.values() if part.version == NEWEST]
-    assert [marks(part) for part in on_newest] == ["not server and not nightly", "server and not nightly", ""]
+    in_process, with_server = "not server and not nightly", "server and not nightly"
+    assert [marks(part) for part in on_newest] == [in_process, with_server, in_process, "not nightly", "not nightly"]
     (oldest,) = (part for part in parts.values() if part.version == OLDEST)
     assert marks(oldest) == "not nightly"
     assert {"test_batches.py", "test_composes_with.py", "test_projection.py"} < files(oldest)
@@ -41,8 +42,9 @@ def test_tier_1_is_all_but_the_nightly_tests_on_the_newest_and_the_interfaces_of
 
 def test_the_nightly_tier_is_everything_at_both_ends_the_fast_tests_between_and_the_newest_front_end():
     parts = tiers.parts("nightly", tools=False).values()
-    assert [part.version for part in parts] == [*[NEWEST] * 3, *[OLDEST] * 3, *BETWEEN, NEWEST]
-    assert [marks(part) for part in parts] == [*["not server", "server", ""] * 2, *["not slow and not server"] * 3, ""]
+    assert [part.version for part in parts] == [*[NEWEST] * 5, *[OLDEST] * 5, *BETWEEN, NEWEST]
+    whole = ["not server", "server", "not server", "", ""]
+    assert [marks(part) for part in parts] == [*whole * 2, *["not slow and not server"] * 3, ""]
     assert [part.arguments[-2:] for part in parts if "--cases" in part.arguments] == [
         ["--cases", "2000"], ["--cases", "480"],
     ]  # fmt: skip
@@ -53,12 +55,20 @@ def test_a_comfyui_of_the_users_own_is_the_only_one():
         assert {part.version for part in tiers.parts(tier, newest=None).values()} == {None}
 
 
-def test_each_test_of_a_tool_is_in_one_part():
-    in_process, _, tools = tiers.parts("tier 1", newest=None).values()
-    ignored = [argument.removeprefix("--ignore=") for argument in in_process.arguments if argument[:9] == "--ignore="]
-    assert ignored == tools.arguments
-    assert {"test_demo.py", "test_devtools_tiers.py"} < files(tools)
-    assert "tools" not in tiers.parts("tier 1", newest=None, tools=False)
+def test_each_file_of_tests_is_in_one_part_without_a_server():
+    parts = tiers.parts("tier 1", newest=None)
+    assert list(parts) == ["in process", "with a server", "transformers", "research", "tools"]
+    ignored = {name: {argument.removeprefix("--ignore=") for argument in part.arguments if "--ignore=" in argument}
+               for name, part in parts.items()}  # fmt: skip
+    named = {name: set(map(str, part.arguments)) for name, part in parts.items()}
+    transformers = {path for path in named["transformers"] if path.endswith(".py")}
+    tools = (named["tools"] | named["research"]) - {"-m", "not nightly"}
+    assert {"test_demo.py", "test_devtools_tiers.py"} < files(parts["tools"])
+    assert "test_joint_runs.py" in files(parts["transformers"])
+    assert not transformers & tools
+    assert ignored["in process"] == transformers | tools
+    assert ignored["with a server"] == tools
+    assert not {"research", "tools"} & set(tiers.parts("tier 1", newest=None, tools=False))
 
 
 def test_what_tier_1_names_is_there():

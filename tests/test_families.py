@@ -1,6 +1,7 @@
 """Every supported family in its full size is accepted and its layers are found; every other family is refused."""
 from __future__ import annotations
 
+import functools
 import importlib
 
 import comfy.model_detection
@@ -156,6 +157,12 @@ def weights_of(class_name):
     return {name: torch.empty(*shape, device=META) for name, shape in shapes.items()}
 
 
+@pytest.fixture(scope="module")
+def model_of():
+    """A function that gives the MODEL of one of SUPPORTED or REFUSED. It is built once: no test changes it."""
+    return functools.cache(lambda name: built(*(SUPPORTED | REFUSED)[name][:2]))
+
+
 def named(side, layers_per_block):
     return {f"{side}{block}.{depth}" for block, layers in enumerate(layers_per_block) for depth in range(layers)}
 
@@ -185,9 +192,9 @@ def test_configuration_is_the_family_that_comfyui_detects(name):
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_supported_family_is_accepted_with_all_its_layers(comfy, unets, registry, name):
-    class_name, settings, down, middle, up = SUPPORTED[name]
-    model = built(class_name, settings)
+def test_supported_family_is_accepted_with_all_its_layers(comfy, unets, registry, model_of, name):
+    _, settings, down, middle, up = SUPPORTED[name]
+    model = model_of(name)
     names = registry.layer_names(model)
 
     assert set(names) == named("d", down) | named("m", middle) | named("u", up)
@@ -221,13 +228,13 @@ def assert_accepted(comfy, model, width):
     ("SDXL", "u0-u2", 30), ("SDXL", "d0-u5", 70), ("KOALA 700M", "d1.4", 1), ("KOALA 700M", "d0-u3", 21),
     ("SSD-1B", "u2", 10), ("SDXL refiner", "m0.0-m0.3", 4),
 ])  # fmt: skip
-def test_blocks_name_layers(registry, parse_blocks, name, blocks, count):
-    layers = parse_blocks(registry.layer_names(built(*SUPPORTED[name][:2])), blocks)
+def test_blocks_name_layers(registry, parse_blocks, model_of, name, blocks, count):
+    layers = parse_blocks(registry.layer_names(model_of(name)), blocks)
     assert layers is None if count is None else len(layers) == count
 
 
-def test_block_names_are_comfyui_s_own_layers(unets, registry, parse_blocks):
-    model = built(*SUPPORTED["SDXL"][:2])
+def test_block_names_are_comfyui_s_own_layers(unets, registry, parse_blocks, model_of):
+    model = model_of("SDXL")
     key_of = {name: key for key, name in unets.names_of_layers(registry.network_of(model)).items()}
     chosen = {text: parse_blocks(registry.layer_names(model), text) for text in ("d1.1", "m0.9", "u0.4", "u5")}
     found = {text: {key_of[name] for name in names} for text, names in chosen.items()}
@@ -267,9 +274,9 @@ def test_every_family_samples_with_both_methods(comfy, family):
 
 @pytest.mark.parametrize("gamma", [0.01, 0.0], ids=["on", "off"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_family_is_refused_by_name_at_both_nodes(comfy, name, gamma):
-    class_name, settings, reason = REFUSED[name]
-    model = built(class_name, settings)
+def test_refused_family_is_refused_by_name_at_both_nodes(comfy, model_of, name, gamma):
+    *_, reason = REFUSED[name]
+    model = model_of(name)
     (edit,) = node(comfy, "EBCAEditContext").execute(conditioning=toy.conditioning(2), alpha=gamma)
     for node_id, inputs in (("EBCAContextUpdate", dict(gamma_attn=gamma, gamma_norm=gamma)),
                             ("EBCACompose", dict(edits={"edit0": edit}))):  # fmt: skip

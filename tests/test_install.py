@@ -1,6 +1,7 @@
 """The registry's archive, installed as ComfyUI-Manager does it: unpacked into custom_nodes, and ComfyUI restarted."""
 
 import shutil
+import socket
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -57,4 +58,9 @@ def test_archive_runs_and_leaves_nothing_when_it_is_removed(comfyui_root, pack, 
         server.restart()
         assert our_nodes(server) == set()
         assert files_in(server.base, "output", "temp") == before
+        base, port = server.base, int(server.url.rsplit(":", 1)[1])
     assert files_in(comfyui_root) == comfyui
+    # Nor does the server of the tests leave anything.
+    assert not base.exists()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0

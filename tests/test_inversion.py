@@ -129,10 +129,10 @@ def test_part_of_the_way(comfy):
 
 @pytest.fixture(scope="module")
 def drawn(comfy):
-    """MODEL, the LATENT of four drawn pictures and a CONDITIONING that describes each."""
+    """MODEL, the LATENT of two drawn pictures and a CONDITIONING that describes each."""
     model, clip, vae = shapes.load(comfy)
     rng = np.random.default_rng(0)
-    pictures = [random_picture(rng, 1) for _ in range(4)]
+    pictures = [random_picture(rng, 1) for _ in range(2)]
     captions = [Scene((Wanted(p.things[0].colour, p.things[0].shape),), ground=p.ground).caption() for p in pictures]
     contexts = [clip.encode_from_tokens_scheduled(clip.tokenize(caption))[0][0] for caption in captions]
     latent = {"samples": vae.encode(torch.from_numpy(np.stack([draw(p) for p in pictures])).float())}
@@ -148,7 +148,7 @@ def round_trip_error(comfy, drawn, steps, model=None, **inputs):
 
 @pytest.mark.slow
 def test_more_steps_bring_the_picture_back_more_exactly(comfy, drawn):
-    errors = [round_trip_error(comfy, drawn, steps, **OFF) for steps in (20, 50, 100)]
+    errors = [round_trip_error(comfy, drawn, steps, **OFF) for steps in (10, 20, 40)]
     assert errors[1] < 0.8 * errors[0]
     assert errors[2] < 0.8 * errors[1]
 
@@ -387,7 +387,7 @@ def test_sigmas_that_do_not_fall_are_refused(comfy, sigmas):
 
 def test_noise_that_explodes_is_said(comfy):
     refused(
-        lambda: inverted(comfy, toy.model(), picture(), lambda_kl=1000.0, reg_steps=100, steps=20),
+        lambda: inverted(comfy, toy.model(), picture(), lambda_kl=1000.0, reg_steps=100, steps=3),
         "inversion has no finite numbers", "Lower lambda_auto_corr and lambda_kl",
     )  # fmt: skip
 

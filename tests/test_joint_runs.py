@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -22,30 +23,38 @@ each_form = pytest.mark.parametrize("shared", [False, True], ids=["plain form", 
 each_kind = pytest.mark.parametrize("family", toy_joint.KINDS)
 
 
-def equals_the_loop(comfy, pack, model, family, case, masks=(), tokens=None, shared=False, **options):
-    """The nodes on a MODEL against the hand-made run of the same MODEL -> the final latent.
-
-    masks: of the edits, for the nodes; tokens: the same on image tokens.
-    """
+def by_hand(model, family: str, case, tokens=None, **options) -> torch.Tensor:
+    """The hand-made run of a MODEL -> the final latent. tokens: the masks of the edits on image tokens."""
     with joint_oracle.at_work(family, model, case, tokens):
-        expected = run(model, family, **options)
-    got = run(composed(comfy, pack, model, case, masks, shared_attention=shared), family, **options)
-    assert relative_error(got, expected) < TOLERANCE
-    return got
+        return run(model, family, **options)
+
+
+def equals_the_loop(comfy, pack, model, family, case, masks=(), tokens=None, **options):
+    """The nodes on a MODEL against the hand-made run of the same MODEL. masks: of the edits, for the nodes."""
+    got = run(composed(comfy, pack, model, case, masks), family, **options)
+    assert relative_error(got, by_hand(model, family, case, tokens, **options)) < TOLERANCE
 
 
 # --- one prompt each -------------------------------------------------------------------------------------------------
 
 
+@cache
+def plain_and_edited(family: str, cfg: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The plain run, which the loop without edits equals, and the loop with edits; both forms have the same."""
+    model = toy_joint.model(family)
+    plain = run(model, family, cfg=cfg)
+    assert relative_error(by_hand(model, family, [], cfg=cfg), plain) < TOLERANCE
+    return plain, by_hand(model, family, edits(family), cfg=cfg)
+
+
 @each_family
 @pytest.mark.parametrize(("cfg", "shared"), [(1.0, False), (4.0, False), (4.0, True)])
 def test_run_equals_the_loop_over_texts(comfy, pack, caplog, family, cfg, shared):
-    model = toy_joint.model(family)
-    plain = run(model, family, cfg=cfg)
-    with joint_oracle.at_work(family, model, []):
-        assert relative_error(run(model, family, cfg=cfg), plain) < TOLERANCE
+    model = composed(comfy, pack, toy_joint.model(family), edits(family), shared_attention=shared)
+    plain, edited = plain_and_edited(family, cfg)
     with caplog.at_level("INFO", "ebca"):
-        got = equals_the_loop(comfy, pack, model, family, edits(family), shared=shared, cfg=cfg)
+        got = run(model, family, cfg=cfg)
+    assert relative_error(got, edited) < TOLERANCE
     assert len(messages(caplog)) == (shared and family == "lens")  # which always has a mask, and the plain form then
     assert relative_error(got, plain) > 100 * TOLERANCE
 
@@ -107,15 +116,26 @@ def on_tokens(masks: torch.Tensor, family: str, references: int = 0) -> torch.Te
     return torch.cat([next(zeros), small, next(zeros)], dim=1)
 
 
+@cache
+def masked_by_hand(family: str, count: int) -> torch.Tensor:
+    tokens = [on_tokens(mask, family) for mask in masks_of(family, count)]
+    return by_hand(toy_joint.model(family), family, edits(family), tokens, batch=2)
+
+
+@cache
+def without_masks(comfy, pack, family: str) -> torch.Tensor:
+    return run(composed(comfy, pack, toy_joint.model(family), edits(family)), family, batch=2)
+
+
 @each_family
 @pytest.mark.parametrize(("count", "shared"), [(1, False), (2, False), (2, True)])
 def test_masks_equal_the_loop(comfy, pack, family, count, shared):
     """One mask for all images of a batch, and one for each."""
-    masks, model = masks_of(family, count), toy_joint.model(family)
-    tokens = [on_tokens(mask, family) for mask in masks]
-    got = equals_the_loop(comfy, pack, model, family, edits(family), masks, tokens, shared, batch=2)
-    without = run(composed(comfy, pack, model, edits(family)), family, batch=2)
-    assert relative_error(without, got) > 100 * TOLERANCE
+    masks = masks_of(family, count)
+    model = composed(comfy, pack, toy_joint.model(family), edits(family), masks, shared_attention=shared)
+    got = run(model, family, batch=2)
+    assert relative_error(got, masked_by_hand(family, count)) < TOLERANCE
+    assert relative_error(without_masks(comfy, pack, family), got) > 100 * TOLERANCE
 
 
 @each_kind

@@ -172,14 +172,33 @@ const commands = {
         return [(left - x) / scale - offset[0], (top - y) / scale - offset[1], width / scale, height / scale];
       };
       // A wire that runs under a node crosses its border. Paths are in the graph's units; each reroute has the part
-      // of the wire that leads to it.
+      // of the wire that leads to it. Asking for every point of a border takes seconds: a path that does not come near
+      // the node, or near a piece of its border, is on none of the points there. `tip`: how far a drawn bend sticks out.
       const pen = Object.assign(document.createElement("canvas").getContext("2d"), { lineWidth: 4 });
-      const border = ([left, top, width, height], inset = 3, step = 4) => {
-        const points = [];
-        for (let x = left + inset; x < left + width - inset; x += step) points.push([x, top + inset], [x, top + height - inset]);
-        for (let y = top + inset; y < top + height - inset; y += step) points.push([left + inset, y], [left + width - inset, y]);
-        return points;
+      const round = { lineCap: "round", lineJoin: "round" };
+      const broad = Object.assign(document.createElement("canvas").getContext("2d"), round);
+      const [length, step, tip] = [40, 4, pen.miterLimit * pen.lineWidth / 2];
+      const isNear = (path, x, y, reach) => {
+        broad.lineWidth = 2 * (reach + tip);
+        return broad.isPointInStroke(path, x, y);
       };
+      const border = ([left, top, width, height], inset = 3) => {
+        const pieces = [];
+        const side = (from, to, at) => {
+          for (let start = from; start < to; start += length) {
+            const points = [];
+            for (let along = start; along < to && along < start + length; along += step) points.push(at(along));
+            pieces.push({ middle: at(start + length / 2), points });
+          }
+        };
+        for (const y of [top + inset, top + height - inset]) side(left + inset, left + width - inset, (x) => [x, y]);
+        for (const x of [left + inset, left + width - inset]) side(top + inset, top + height - inset, (y) => [x, y]);
+        return pieces;
+      };
+      const crosses = (path, [left, top, width, height], pieces) =>
+        isNear(path, left + width / 2, top + height / 2, Math.hypot(width, height) / 2) &&
+        pieces.some(({ middle, points }) =>
+          isNear(path, ...middle, length / 2) && points.some((point) => pen.isPointInStroke(path, ...point)));
       const pathsOf = (link) => {
         const paths = [link.path];
         for (let id = link.parentId; id != null;) {
@@ -191,9 +210,9 @@ const commands = {
       };
       const wires = [...graph.links.values()].map((link) => [link, pathsOf(link)]);
       const under = graph.nodes.flatMap((node) => {
-        const points = border(box(node));
+        const [around, pieces] = [box(node), border(box(node))];
         const others = wires.filter(([link]) => link.origin_id !== node.id && link.target_id !== node.id);
-        return others.filter(([, paths]) => paths.some((path) => points.some(([x, y]) => pen.isPointInStroke(path, x, y))))
+        return others.filter(([, paths]) => paths.some((path) => crosses(path, around, pieces)))
           .map(([link]) => [link.id, node.title]);
       });
       const wired = (node, widget) => node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);

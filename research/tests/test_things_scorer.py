@@ -27,9 +27,10 @@ def drawn(count: int, style: str, seed: int):
     return pictures, [describe(made, rng) for made in pictures]
 
 
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("style", STYLES)
-def test_drawn_pictures_are_read_right(style):
-    made, wanted = drawn(500, style, seed=1001)
+def test_drawn_pictures_are_read_right(style, count):
+    made, wanted = drawn(count, style, seed=1001)
     judged = [judge(*pair) for pair in zip(readings([scenes.draw(p) for p in made]), wanted)]
     assert np.mean([v.complete for v in judged]) >= 0.99
     # And all that can be said of each thing, whatever the caption says.
