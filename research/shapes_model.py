@@ -23,13 +23,9 @@ from plain_model import Sampler
 from shapes.drawing import random_picture
 from shapes.grammar import Scene, Wanted
 from shapes.world import COLOURS, SHAPES, SIDE, Picture, Thing
+from worlds import SHAPES_MODELS
 
 REPO = comfy_host.REPO
-
-#: The trained models, by name.
-CHECKPOINTS = {
-    "unet": "shapes.safetensors", "transformer": "shapes_transformer.safetensors", "joint": "shapes_joint.safetensors"
-}  # fmt: skip
 MARGIN = 2  # pixels that belong to the object around its box: its soft edge
 
 
@@ -72,8 +68,8 @@ def cases(count: int, seed: int) -> list[Case]:
     return made
 
 
-def bench_parser(description: str, models: Collection[str] = CHECKPOINTS) -> argparse.ArgumentParser:
-    """The options that all commands on the shapes model have; `boot` obeys them. models: those that it works on."""
+def bench_parser(description: str, models: Collection[str] = SHAPES_MODELS) -> argparse.ArgumentParser:
+    """The options that all commands on small models have; `boot` obeys them. models: those that it works on."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
@@ -94,9 +90,9 @@ def pack_module(name: str) -> ModuleType:
 
 
 class ShapesModel(Sampler):
-    """A checkpoint of CHECKPOINTS, and nodes of ComfyUI and of the pack, called directly."""
+    """A trained model, and nodes of ComfyUI and of the pack, called directly."""
 
-    def __init__(self, name: str = "unet"):
+    def __init__(self, name: str = "unet", checkpoint: Path | None = None):
         import nodes
 
         async def load() -> bool:
@@ -107,7 +103,7 @@ class ShapesModel(Sampler):
         if not asyncio.run(load()):
             raise RuntimeError(f"ComfyUI could not load the packs in {REPO}; its log above says why.")
         self._nodes = nodes.NODE_CLASS_MAPPINGS
-        super().__init__(comfy_host.DEMO / CHECKPOINTS[name])
+        super().__init__(name, checkpoint)
 
     def node(self, node_id: str, **inputs: Any) -> tuple:
         """The outputs of a node."""
@@ -119,11 +115,11 @@ class ShapesModel(Sampler):
 
     def latent(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """The LATENT of images [h w 3], 0..1."""
-        return {"samples": self.vae.encode(torch.from_numpy(np.stack(images)).float())}
+        return {"samples": self.vae.encode(torch.from_numpy(np.stack(images)).float()).detach()}
 
     def decode(self, latent: dict[str, Tensor]) -> np.ndarray:
         """Images [b h w 3], 0..1."""
-        return self.vae.decode(latent["samples"]).float().clamp(0, 1).numpy()
+        return self.decoded(latent["samples"])
 
     def invert(self, caption: list, latent: dict[str, Tensor], steps: int, **settings: Any) -> tuple:
         """The LATENT and the NOISE that EBCA Invert makes, at its defaults but for `settings`."""

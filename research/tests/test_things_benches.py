@@ -1,0 +1,37 @@
+"""What the commands count on in the things world."""
+
+import pytest
+
+from things import captions
+from things.grammar import RELATIONS, parse
+from worlds import THINGS
+
+
+def test_the_276_prompts_are_three_sets_and_come_again_in_their_order():
+    sets = {split: captions.prompts(split) for split in captions.SPLITS}
+    assert {split: len(set(scenes)) for split, scenes in sets.items()} == {
+        "animal-animal": 66, "animal-object": 144, "object-object": 66
+    }  # fmt: skip
+    for split, scenes in sets.items():
+        assert THINGS.scenes(split, 2 * len(scenes)) == [*scenes, *scenes]
+
+
+@pytest.mark.parametrize("row", THINGS.rows)
+def test_captions_are_of_the_grammar_and_the_first_ones_stay_the_first(row):
+    scenes = THINGS.scenes(row, 40)
+    assert scenes[:7] == THINGS.scenes(row, 7)
+    assert all(parse(scene.caption()) == scene for scene in scenes)
+    if row in captions.RANDOM:
+        count = {"o": 1, "t": 3 if row == "three things" else 2}[row[0]]
+        assert {len(scene.things) for scene in scenes} == {count}
+        assert all((scene.relation in RELATIONS) == ("left of" in row) for scene in scenes)
+
+
+@pytest.mark.parametrize("split", captions.SPLITS)
+def test_settings_are_tuned_on_pairs_that_no_prompt_has(split):
+    prompts = {frozenset(scene.things) for name in captions.SPLITS for scene in captions.prompts(name)}
+    tuned = captions.tuning_scenes(split, 200, 10**6)
+    assert not prompts & {frozenset(scene.things) for scene in tuned}
+    assert len({scene.caption() for scene in tuned}) >= 40
+    kinds = captions.SPLITS[split][1]
+    assert all(thing.kind in of for scene in tuned for thing, of in zip(scene.things, kinds, strict=True))
