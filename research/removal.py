@@ -19,11 +19,11 @@ import torch
 
 from alignment.compare import BATCH
 from alignment.results import Cell
-from alignment.settings import SAMPLER
 from bootstrap import mean_of
 from shapes.grammar import Scene
 from shapes.scorer import read, verdict
 from shapes_model import ShapesModel, bench_parser, boot
+from worlds import SHAPES
 
 IMAGES, TUNING_IMAGES = 200, 60
 
@@ -86,7 +86,7 @@ def sample(shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: 
     negative = shapes.encode(unwanted) if method.has_negative else empty
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         return shapes.sampled(
-            model, shapes.encode(prompts[method.prompt]), negative, list(seeds), cfg=method.cfg, **SAMPLER
+            model, shapes.encode(prompts[method.prompt]), negative, list(seeds), cfg=method.cfg, **SHAPES.sampler
         )
 
 
@@ -122,7 +122,7 @@ def _run(shapes: ShapesModel, methods: Sequence[Method], cell: Cell) -> None:
             images = sample(shapes, method, scenes[part], seeds[part])
             seconds[method] += time.process_time() - began
             scores[method] += [score(scene, image) for scene, image in zip(scenes[part], images, strict=True)]
-    print(f"{cell.images} pictures a method, {SAMPLER['name']}, {SAMPLER['scheduler']}, {SAMPLER['steps']} steps\n")
+    print("{} pictures a method, {name}, {scheduler}, {steps} steps\n".format(cell.images, **SHAPES.sampler))
     print("| method | only the first object | first object there | second object gone | time |\n|---|---|---|---|---|")
     for method in methods:
         shares = [mean_of([column]) for column in np.array(scores[method], float).T]

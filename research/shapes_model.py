@@ -26,6 +26,7 @@ from shapes.world import COLOURS, SHAPES, SIDE, Picture, Thing
 from worlds import SHAPES_MODELS
 
 REPO = comfy_host.REPO
+TILE = 128  # about the pixels of a picture in a sheet, each way
 MARGIN = 2  # pixels that belong to the object around its box: its soft edge
 
 
@@ -168,11 +169,12 @@ class ShapesModel(Sampler):
 
 
 def sheet(
-    shown: Mapping[str, Sequence[np.ndarray]], columns: int = 10, scale: int = 2, heads: Sequence[str] = ()
+    shown: Mapping[str, Sequence[np.ndarray]], columns: int = 10, heads: Sequence[str] = ()
 ) -> Image.Image:
     """The first pictures of each method, a row each, under its name; heads: what stands above the columns."""
     caption = 20
-    side = scale * len(next(iter(shown.values()))[0])
+    height = len(next(iter(shown.values()))[0])
+    side = height * max(round(TILE / height), 1)
     top = 14 * max((len(_wrapped(head)) for head in heads), default=0)
     sheet = Image.new("RGB", (columns * side, top + len(shown) * (side + caption)), "white")
     pen = ImageDraw.Draw(sheet)

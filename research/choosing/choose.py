@@ -24,10 +24,11 @@ from PIL import Image, ImageDraw, ImageFont
 REPO = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPO / "research"))
 
+from alignment.columns import share  # noqa: E402
 from alignment.compare import BATCH  # noqa: E402
-from alignment.report import ERRORS, share, write_between  # noqa: E402
+from alignment.report import write_between  # noqa: E402
 from alignment.results import PATH as ALIGNMENT  # noqa: E402
-from alignment.results import Results, letter  # noqa: E402
+from alignment.results import Results  # noqa: E402
 from alignment.settings import UNET, Method  # noqa: E402
 from choosing import report  # noqa: E402
 from choosing.runs import PATH, PreviewCell, RunCell, cell, kept  # noqa: E402
@@ -53,6 +54,7 @@ from shapes.grammar import Scene  # noqa: E402
 from shapes.scorer import Verdict, verdict  # noqa: E402
 from shapes.world import SIDE  # noqa: E402
 from shapes_model import ShapesModel, bench_parser, boot  # noqa: E402
+from worlds import SHAPES  # noqa: E402
 
 if TYPE_CHECKING:
     from choosing.recording import Recorded
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
 DOCUMENT = REPO / "docs" / "choosing.md"
 #: The picture: of which captions and verdicts, how many of each, in how many columns and colours.
 PICTURED, SHOWN, COLUMNS, PALETTE = "three objects", 100, 20, 48
-VERDICTS = {"all right": "rR"} | {name: ERRORS[name] for name in ("missing", "extra", "unreadable", "swapped")}
+VERDICTS = {"all right": "rR"} | {name: SHAPES.errors[name] for name in ("missing", "extra", "unreadable", "swapped")}
 GAP, TITLE = 3, 26  # pixels around each picture, and of a title's line
 TIMED_CALLS = 3
 
@@ -84,7 +86,7 @@ def run(shapes: ShapesModel, one: RunCell, method: Method) -> dict[str, Any]:
     """Sample a cell: a letter for each picture, and its scores in thousandths."""
     letters, scores, calls = "", {}, (preview_steps(one),) if preview_steps(one) else CALLS
     for found, verdicts in batches(shapes, one, method):
-        letters += "".join(map(letter, verdicts))
+        letters += "".join(map(SHAPES.letter, verdicts))
         add(scores, found, calls, one.is_tuning)
     return {"labels": letters, "scores": scores}
 
@@ -137,7 +139,7 @@ def of_verdict(shapes: ShapesModel, drawn: Sequence[tuple[Scene, int]], method: 
         scenes, seeds = zip(*drawn[start : start + BATCH], strict=True)
         batch = record(shapes, method, scenes, seeds)
         scores = scores_of(batch, is_tuning=False)[CHOSEN][:, -1]
-        judged = [letter(verdict(image, scene)) for image, scene in zip(batch.images, scenes, strict=True)]
+        judged = [SHAPES.letter(verdict(image, scene)) for image, scene in zip(batch.images, scenes, strict=True)]
         # in another batch than the recorded one, rounding changes some of the pictures
         found += [(score, image) for score, image, of in zip(scores, batch.images, judged) if of in VERDICTS[name]]
         if len(found) >= SHOWN:

@@ -1,7 +1,10 @@
 """What the commands count on in the things world."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from alignment import methods
 from things import captions
 from things.grammar import RELATIONS, parse
 from worlds import THINGS
@@ -35,3 +38,19 @@ def test_settings_are_tuned_on_pairs_that_no_prompt_has(split):
     assert len({scene.caption() for scene in tuned}) >= 40
     kinds = captions.SPLITS[split][1]
     assert all(thing.kind in of for scene in tuned for thing, of in zip(scene.things, kinds, strict=True))
+
+
+def test_what_an_animal_wears_is_a_thing_of_its_own_for_methods():
+    worn, apart = parse("a cat with a glasses"), parse("a elephant and a orange bow")
+    assert THINGS.texts["objects"](worn) == ["a cat", "a glasses"]
+    assert THINGS.words["nouns"](worn) == ["cat", "glasses"]
+    assert THINGS.texts["objects"](apart) == ["a elephant", "a orange bow"]
+    assert THINGS.words["content"](apart) == ["elephant", "orange", "bow"]
+    prompts = [scene for split in captions.SPLITS for scene in captions.prompts(split)]
+    assert all(len(set(THINGS.words["nouns"](scene))) == 2 for scene in prompts)
+
+
+def test_weighted_words_are_whole_words():
+    untouched = SimpleNamespace(world=THINGS, model=None, encode=list)
+    way = methods.weighted_words(untouched, [parse("a red bowl and a red bow")], 1.3, cfg=1.0)
+    assert way.positive == ["a (red bowl:1.3) and a (red bow:1.3)"]

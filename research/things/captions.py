@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from .grammar import Scene, Wanted, parse
-from .scenes import random_thing
-from .world import ANIMALS, COLOURS, OBJECTS
+from .scenes import arrange, draw, random_thing
+from .world import ANIMALS, COLOURS, OBJECTS, TRAINED, Thing, holds
 
 PROMPTS = Path(__file__).parents[1] / "data" / "attend_and_excite_prompts.json"
 #: The sets that are prompts of the file, by its own names, and what the things of each are.
@@ -89,3 +89,17 @@ def _wanted(rng: np.random.Generator, kinds: Sequence[str], has_colour: bool = F
     kind = kinds[rng.integers(len(kinds))]
     colours = list(COLOURS)
     return Wanted(kind, colours[rng.integers(len(colours))] if has_colour and kind in OBJECTS else None)
+
+
+def drawn(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """A drawn picture [h w 3] of a scene in one of the styles of training; what the scene leaves open is at random."""
+    colours = list(COLOURS)
+    things = [
+        Thing(wanted.kind, wanted.colour or (colours[rng.integers(len(colours))] if wanted.kind in OBJECTS else None),
+              wanted.worn, 0.5, 0.5, 0.5, bool(rng.random() < 0.5))
+        for wanted in scene.things
+    ]  # fmt: skip
+    while True:
+        picture = arrange(rng, things, TRAINED[rng.integers(len(TRAINED))])
+        if scene.relation is None or holds(scene.relation, *picture.things[:2]):
+            return draw(picture)
