@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--images", type=int, default=200, help="right pictures that count")
     options = parser.parse_args(arguments)
     boot(options)
-    pictures = list(Peaks(ShapesModel(options.model)).right_pictures(options.images))
+    pictures = list(Peaks(ShapesModel(options.model, options.checkpoint)).right_pictures(options.images))
     print(f"{len(pictures)} right pictures of two objects, euler, normal, {STEPS} steps, cfg {CFG:g}\n")
     print("| word | peak on its object | on the other (words swapped) | words |\n|---|---|---|---|")
     for kind in KINDS:

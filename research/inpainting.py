@@ -146,7 +146,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     chosen = holes(options.images, TUNING_SEED if options.tune else SCORED_SEED)
-    shapes = ShapesModel(options.model)
+    shapes = ShapesModel(options.model, options.checkpoint)
     starts = range(0, len(chosen), BATCH)
     painters = [Painter(shapes, chosen[start : start + BATCH], options.steps, seed=start) for start in starts]
     print(f"{len(chosen)} pictures a method, {options.steps} steps, euler, normal, cfg {CFG}\n")

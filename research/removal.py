@@ -107,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     methods = CANDIDATES if options.tune else METHODS
     count = options.images or (TUNING_IMAGES if options.tune else IMAGES)
     cell = Cell("two objects", "removal", {}, options.tune, count, options.model)
-    _run(ShapesModel(options.model), methods, cell)
+    _run(ShapesModel(options.model, options.checkpoint), methods, cell)
     return 0
 
 

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--samplers", type=int, default=50, help="steps for the table of samplers; 0 leaves it out")
     options = parser.parse_args(arguments)
     boot(options)
-    trip = RoundTrip(ShapesModel(options.model), options.images)
+    trip = RoundTrip(ShapesModel(options.model, options.checkpoint), options.images)
     alone = trip.error_of_last_step(max(options.steps))
     print(f"{options.images} pictures, euler, normal; the last step alone errs by {alone:.4f}\n")
     _print_variants(trip, options.steps)

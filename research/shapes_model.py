@@ -75,6 +75,10 @@ def bench_parser(description: str, models: Collection[str] = SHAPES_MODELS) -> a
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--model", choices=list(models), default="unet", help="the trained model")
+    parser.add_argument(
+        "--checkpoint", type=Path,
+        help="its file (default: the one in demo/); kept results do not name it, so pass another --results as well",
+    )  # fmt: skip
     return parser
 
 

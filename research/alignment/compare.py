@@ -147,7 +147,7 @@ def main(arguments: Sequence[str]) -> int:
     results = Results(options.results or PATH.with_name(study.results))
     if not options.report:
         boot(options)
-        shapes = ShapesModel(options.model)
+        shapes = ShapesModel(options.model, options.checkpoint)
         chosen = [m for m in methods if m is PLAIN or any(text in m.name for text in options.method)]
         fill(shapes, results, [
             (Cell(captions, method.kind, method.settings, options.tune, images, options.model), method)

@@ -206,7 +206,7 @@ def counted(options: argparse.Namespace) -> dict[str, str]:
     results, study = Results(options.results), STUDIES[options.model]
     if not options.report:
         boot(options)
-        shapes = ShapesModel(options.model)
+        shapes = ShapesModel(options.model, options.checkpoint)
         fill(shapes, results, list(wanted(options, study)))
         if not (options.tune or options.captions or options.setting):
             name = f"{options.document.stem}{study.picture}.png"

@@ -1,9 +1,17 @@
 """What the commands count on in the things world."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from comfy.sd1_clip import SD1Tokenizer
 
+import comfy_host
+import train
+import train_vae
 from alignment import methods
 from things import captions
 from things.grammar import RELATIONS, parse
@@ -54,3 +62,45 @@ def test_weighted_words_are_whole_words():
     untouched = SimpleNamespace(world=THINGS, model=None, encode=list)
     way = methods.weighted_words(untouched, [parse("a red bowl and a red bow")], 1.3, cfg=1.0)
     assert way.positive == ["a (red bowl:1.3) and a (red bow:1.3)"]
+
+
+RESEARCH = Path(methods.__file__).parents[1]
+MARKS = ("scores", "edit cat_to_dog", "edit cat_with_glasses")
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory) -> Path:
+    """A checkpoint of the things model with random weights."""
+    torch.manual_seed(0)
+    architecture, family = train.ARCHITECTURES["things", "unet"], comfy_host.family()
+    vocabulary = SD1Tokenizer().clip_l.tokenizer.get_vocab()
+    ids = [*(vocabulary[word + "</w>"] for word in architecture.world.words), train.START, train.END]
+    model, vae = train.Model(family, architecture, ids), train_vae.build()
+    train.initialise(model, architecture)
+    train_vae.initialise(vae)
+    path = tmp_path_factory.mktemp("things") / "things.safetensors"
+    train.export(model, family, ids, path, vae)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "options", "rows"),
+    [
+        ("alignment/compare.py", ["--captions", "animal-object", "--method", "side 16, cfg", "NAG 3", "0.5, cfg 3"], 5),
+        ("editing.py", ["--edit", "cat_to_dog", "cat_with_glasses", "--steps", "2", "--method", "tuned", "mask"], 8),
+    ],
+)
+def test_commands_sample_an_untrained_model_and_write_their_tables(
+    comfyui_root, untrained, tmp_path, script, options, rows
+):
+    document = tmp_path / "things.md"
+    document.write_text("".join(f"<!-- {name}: written by the command above -->\n<!-- end of {name} -->\n"
+                                for name in MARKS))  # fmt: skip
+    call = [sys.executable, RESEARCH / script, "--comfyui", comfyui_root, "--threads", "1", "--model", "things",
+            "--checkpoint", untrained, "--images", "2", *options, "--results", tmp_path / "results",
+            "--document", document]  # fmt: skip
+    subprocess.run(call, capture_output=True, text=True, timeout=600, check=True)
+    lines = [line for line in document.read_text().splitlines() if line.startswith("| ") and "| method" not in line]
+    assert len(lines) == rows, lines
+    assert all("%" in line for line in lines)
