@@ -2,7 +2,7 @@
 
 energy.py                the energies of a layer, the step down them, the mix of several contexts
 denominator.py           the composition's denominator over a whole run, for a check before it starts
-mask.py                  a mask of the image -> one weight per image token
+mask.py                  a mask of the image, resized to a layer's grid: one weight per image token
 schedule.py              windows of the run, and strengths that follow a curve
 inversion.py             DDIM inversion of an image
 noise_regularisation.py  predicted noise, pulled towards white noise during inversion

@@ -82,12 +82,12 @@ def norm_term(keys: Tensor, repeats: Tensor | None = None) -> Tensor:
 class ContextEnergy:
     """The energy that the update descends: E(K | Q) and E(K), each as its value and its term of the step.
 
-    To change it, give `EBCA` below other functions, with the signatures of the defaults; norm_term None leaves E(K)
-    out. Prompts, edits and traces all take it from `Settings.energy` (comfyui_binding/runtime/settings.py), whose
-    default it is: change that to have another energy on some MODELs only. Two rules of the binding hold for the default
-    and must be checked for another energy: the norm term is left out where a model normalises its keys
-    (`DenoiserCall._no_gamma_norm`), and a mask of zeros drops the attention term
-    (`ContextUpdate.with_constant_mask_resolved`).
+    To change it everywhere, edit the functions above, or give `EBCA` below others with their signatures; norm_term None
+    leaves E(K) out. Prompts, edits and traces all take it from `Settings.energy` (comfyui_binding/runtime/settings.py),
+    whose default it is: change that to have another energy on some MODELs only. Two rules of the binding hold for the
+    default and must be checked for another energy: the norm term is left out where a model normalises its keys
+    (`DenoiserCall._no_gamma_norm` in runtime/denoiser_call.py), and a mask of zeros drops the attention term
+    (`ContextUpdate.with_constant_mask_resolved` in runtime/settings.py).
     """
 
     attention_energy: Callable[..., Tensor] = attention_energy

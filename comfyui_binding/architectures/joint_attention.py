@@ -32,7 +32,7 @@ from ..runtime.tensor_cache import rows_of_images
 from ..runtime.torch_compile import uncompiled
 from ..wrapped_arguments import TRANSFORMER_OPTIONS
 from .edit_conds import conds_of
-from .host_attention import attend_to_edit, attention_without_ebca
+from .host_attention import OVERRIDE, attend_to_edit, attention_without_ebca
 from .joint_layer_call import IMAGE, LayerCall, SharedLayerCall, shared_form
 from .module_hooks import in_this_thread, is_unpatched, replaced_in
 from .transformer_families import TEXT_MASKS, Grid, is_of_class
@@ -372,8 +372,8 @@ class _JointCall:
         visit.calls, place = 0, self._family.rotation
         if place is not None:
             args = (*args[:place], self._rotated(args[place]), *args[place + 1 :])
-        override = partial(visit.attend, visit, options.get("optimized_attention_override"))
-        return args, {**kwargs, "transformer_options": {**options, "optimized_attention_override": override}}
+        override = partial(visit.attend, visit, options.get(OVERRIDE))
+        return args, {**kwargs, "transformer_options": {**options, OVERRIDE: override}}
 
     def _rotated(self, rotation: Tensor) -> Tensor:
         """The rotation of a layer's tokens [b or 1, t + n, ..], in which each text has the first ones."""

@@ -3,11 +3,12 @@
 To support another, add an entry to FAMILIES and its name to NAMES, and remove it from refused_networks.py. Its other
 places, if they apply: the token lists of its text encoder (SUPPORTED in text/tokenized_prompt.py), by which words get
 token weights; in the tests a tiny network (tests/support/toy_dit_more.py) and its real size (tests/test_families.py);
-FILES in bench/templates.py, which writes the table of docs/models.md.
+FILES in bench/templates.py, which writes the table of docs/models.md; the lists of models in README.md and, by family,
+in docs/transformers.md.
 
 A family is one class of network, not its subclasses: a subclass that reads its text in another way would be updated
 wrongly, without an error. A class of another pack can name its family itself (`Family.matches`). A family is named, not
-imported: a ComfyUI need not have all of them.
+imported, but for one helper function: a ComfyUI need not have all of them.
 """
 
 from __future__ import annotations

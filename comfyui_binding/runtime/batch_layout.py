@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...ebca_core import Area
-from ..other_packs import frames_of_window, images_of_window
+from ..pack_formats import frames_of_window, images_of_window
 from . import notices
 
 

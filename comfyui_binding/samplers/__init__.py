@@ -1,1 +1,1 @@
-"""Samplers of the pack: inversion of an image and RePaint."""
+"""Runs that the pack makes or changes: inversion of an image, RePaint, and Reroll (several noises)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..other_packs import holds_keys_and_values_in_turns
+from ..pack_formats import holds_keys_and_values_in_turns
 
 #: {option of a conditioning that edits do not support: its name, and the alternative}
 NOT_FOR_EDITS = {

@@ -109,7 +109,6 @@ STUDIES = {
             "EBCA": Setting(AWAY, _EBCA),
             "averaged predictions": Setting(AVERAGED, _RIVAL, _THREE),
         },
-        images={"two objects": 150, "three objects": 150},
         comments="transformer ",
         picture="_transformer",
     ),
