@@ -29,7 +29,7 @@ from alignment.report import write_between
 from alignment.results import Results
 from bootstrap import mean_of
 from edits import OBJECT, PAPER, Case, Edit, Task
-from shapes_model import REPO, ShapesModel, bench_parser, boot, sheet
+from small_model import REPO, SmallModel, bench_parser, boot, sheet
 from worlds import MODELS
 
 TUNING_SEED, SCORED_SEED = 1, 2
@@ -158,47 +158,47 @@ def score(cases: Sequence[Case], images: Sequence[np.ndarray]) -> tuple[np.ndarr
 class Editor:
     """Applies methods to pictures; an inversion is made once for all methods that want the same."""
 
-    def __init__(self, shapes: ShapesModel, cases: Sequence[Case], steps: int):
-        self._shapes, self._steps = shapes, steps
-        self._latent = shapes.latent([case.image for case in cases])
+    def __init__(self, small: SmallModel, cases: Sequence[Case], steps: int):
+        self._small, self._steps = small, steps
+        self._latent = small.latent([case.image for case in cases])
         self._prompts = {
-            "caption": shapes.encode([case.before for case in cases]),
-            "new caption": shapes.encode([case.after for case in cases]),
-            "": shapes.encode([""] * len(cases)),
+            "caption": small.encode([case.before for case in cases]),
+            "new caption": small.encode([case.after for case in cases]),
+            "": small.encode([""] * len(cases)),
         }
-        self._things = [shapes.encode(texts) for texts in
+        self._things = [small.encode(texts) for texts in
                         ([case.added for case in cases], [case.removed for case in cases])]  # fmt: skip
         self._mask = torch.from_numpy(np.stack([~case.outside for case in cases])).float()
         self._inverted: dict[int, tuple] = {}
 
     def apply(self, method: Method) -> np.ndarray:
         """The edited pictures [b h w 3]."""
-        shapes, model = self._shapes, self._shapes.model
+        small, model = self._small, self._small.model
         positive, negative = self._prompts[method.positive], self._prompts[method.negative]
         settings = dict(steps=self._steps, cfg=method.cfg, sampler_name="euler", scheduler="normal")
         if method.denoise is not None:
-            (latent,) = shapes.node(
+            (latent,) = small.node(
                 "KSampler", model=model, seed=0, positive=positive, negative=negative, latent_image=self._latent,
                 denoise=method.denoise, **settings,
             )  # fmt: skip
-            return shapes.decode(latent)
+            return small.decode(latent)
         inverted = self._invert(method.fixed_point_iterations)
         if method.edit is not None:
             model = self._composed(method.edit, self._mask if method.masked else None)
         if method.noise_masked:
             latent = self._latent | {"noise_mask": self._mask}
-            return shapes.decode(shapes.sample_custom(model, inverted[1], latent, positive, negative, **settings))
-        return shapes.decode(shapes.sample_inverted(model, inverted, self._latent, positive, negative, **settings))
+            return small.decode(small.sample_custom(model, inverted[1], latent, positive, negative, **settings))
+        return small.decode(small.sample_inverted(model, inverted, self._latent, positive, negative, **settings))
 
     def _invert(self, fixed_point_iterations: int) -> tuple:
         if fixed_point_iterations not in self._inverted:
-            self._inverted[fixed_point_iterations] = self._shapes.invert(
+            self._inverted[fixed_point_iterations] = self._small.invert(
                 self._prompts["caption"], self._latent, self._steps, fixed_point_iterations=fixed_point_iterations
             )
         return self._inverted[fixed_point_iterations]
 
     def _composed(self, edit: Edit, mask: Tensor | None):
-        node = self._shapes.node
+        node = self._small.node
         edits, gamma_start = {}, edit.start if edit.gamma_start is None else edit.gamma_start
         for i, direction in enumerate(("add", "remove")):
             if edit.alphas[i] == 0:
@@ -208,7 +208,7 @@ class Editor:
                 start_percent=edit.start, end_percent=1.0, gamma_attn=edit.gammas[i], gamma_norm=edit.gammas[i],
                 gamma_start_percent=gamma_start, gamma_end_percent=1.0, mask=mask,
             )  # fmt: skip
-        return node("EBCACompose", model=self._shapes.model, edits=edits)[0]
+        return node("EBCACompose", model=self._small.model, edits=edits)[0]
 
 
 def evaluations(method: Method, steps: int) -> int:
@@ -241,11 +241,11 @@ class Bench:
         of = {name: getattr(self, name) for name in ("model", "name", "images", "seed", "steps")}
         return json.dumps(of | {"method": settings}, sort_keys=True)
 
-    def fill(self, shapes: ShapesModel, tried: Sequence[Method]) -> None:
+    def fill(self, small: SmallModel, tried: Sequence[Method]) -> None:
         """Sample what is missing."""
         missing = [method for method in tried if self.results.get(self.key(method)) is None]
         cases = self.cases() if missing else []
-        editors = [Editor(shapes, cases[at : at + BATCH], self.steps) for at in range(0, len(cases), BATCH)]
+        editors = [Editor(small, cases[at : at + BATCH], self.steps) for at in range(0, len(cases), BATCH)]
         for method in missing:
             marks, moved = score(cases, np.concatenate([editor.apply(method) for editor in editors]))
             kept = ["".join("-" if np.isnan(mark) else str(int(mark)) for mark in column) for column in marks.T]
@@ -296,10 +296,10 @@ def _percent(values: np.ndarray, sign: str = "") -> str:
     return f"{mean} % ({low} to {high})"
 
 
-def picture(shapes: ShapesModel, bench: Bench, tried: Sequence[Method], path: Path) -> None:
+def picture(small: SmallModel, bench: Bench, tried: Sequence[Method], path: Path) -> None:
     """The first cases with every method, framed by their last mark."""
     cases = bench.cases()[:SHOWN]
-    editor = Editor(shapes, cases, bench.steps)
+    editor = Editor(small, cases, bench.steps)
     shown = {"drawn": [framed(case.image, bool(case.marks(case.image)[-1])) for case in cases]}
     for method in tried:
         shown[method.name] = [framed(image, bool(case.marks(image)[-1]))
@@ -331,23 +331,23 @@ def main(arguments: Sequence[str]) -> int:
         made.error(f"there is no edit {', '.join(sorted(unknown))}: expected some of {', '.join(study.tasks)}")
     count, seed = (40, TUNING_SEED) if options.tune else (200, SCORED_SEED)
     document = options.document or (study.document and REPO / "docs" / study.document)
-    results, shapes = Results(options.results), None
+    results, small = Results(options.results), None
     if not options.report:
         boot(options)
-        shapes = ShapesModel(options.model, options.checkpoint)
+        small = SmallModel(options.model, options.checkpoint)
     for name in names:
         bench = Bench(options.model, name, options.images or count, seed, options.steps, results)
         tried = list(candidates(study, cfg)) if options.tune else methods(bench.task, study.tuned[name], cfg)
         chosen = [method for method in tried if any(text in method.name for text in options.method)]
-        if shapes:
-            bench.fill(shapes, chosen)
+        if small:
+            bench.fill(small, chosen)
         text = f"{bench.images} pictures a method, {bench.steps} steps, euler, normal\n\n{bench.table(tried)}"
         print(f"\n{name}: {text}\n")
         if document:
             write_between(document, f"{'candidates of ' if options.tune else ''}edit {name}", text)
-        if shapes and options.sheet:
+        if small and options.sheet:
             path = options.sheet
-            picture(shapes, bench, chosen, path if len(names) == 1 else path.with_stem(f"{path.stem}_{name}"))
+            picture(small, bench, chosen, path if len(names) == 1 else path.with_stem(f"{path.stem}_{name}"))
     return 0
 
 

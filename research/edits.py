@@ -10,10 +10,10 @@ import numpy as np
 
 import shapes.scorer
 import things.scorer
+from shapes.cases import MARGIN
+from shapes.cases import Case as ShapesCase
+from shapes.cases import cases as shapes_cases
 from shapes.drawing import draw as draw_shapes
-from shapes_model import MARGIN
-from shapes_model import Case as ShapesCase
-from shapes_model import cases as shapes_cases
 from things.grammar import Scene, Wanted, wanted_of
 from things.scenes import arrange, box, random_thing
 from things.scenes import draw as draw_things

@@ -22,7 +22,7 @@ from alignment.results import Cell
 from bootstrap import mean_of
 from shapes.grammar import Scene
 from shapes.scorer import read, verdict
-from shapes_model import ShapesModel, bench_parser, boot
+from small_model import SmallModel, bench_parser, boot
 from worlds import SHAPES
 
 IMAGES, TUNING_IMAGES = 200, 60
@@ -71,7 +71,7 @@ METHODS = [
 ]
 
 
-def sample(shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int]) -> np.ndarray:
+def sample(shapes: SmallModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int]) -> np.ndarray:
     """Pictures [b h w 3] of a batch."""
     kept, unwanted = ([scene.objects[i].words() for scene in scenes] for i in (0, 1))
     prompts = {"caption": [scene.caption() for scene in scenes], "kept object": kept}
@@ -107,11 +107,11 @@ def main(arguments: Sequence[str]) -> int:
     methods = CANDIDATES if options.tune else METHODS
     count = options.images or (TUNING_IMAGES if options.tune else IMAGES)
     cell = Cell("two objects", "removal", {}, options.tune, count, options.model)
-    _run(ShapesModel(options.model, options.checkpoint), methods, cell)
+    _run(SmallModel(options.model, options.checkpoint), methods, cell)
     return 0
 
 
-def _run(shapes: ShapesModel, methods: Sequence[Method], cell: Cell) -> None:
+def _run(shapes: SmallModel, methods: Sequence[Method], cell: Cell) -> None:
     scenes, seeds = cell.scenes(), cell.seeds()
     scores: dict[Method, list] = {method: [] for method in methods}
     seconds = dict.fromkeys(methods, 0.0)

@@ -33,7 +33,7 @@ from alignment.image_statistics import ImageStatistics  # noqa: E402
 from alignment.report import table, write_between  # noqa: E402
 from alignment.results import PATH, ROUNDS, TIMED_IMAGES, Cell, Results, time_key  # noqa: E402
 from alignment.settings import PLAIN, STUDIES, Method  # noqa: E402
-from shapes_model import ShapesModel, bench_parser, boot, sheet  # noqa: E402
+from small_model import SmallModel, bench_parser, boot, sheet  # noqa: E402
 from worlds import MODELS  # noqa: E402
 
 IMAGES, TUNING_IMAGES = 500, 200
@@ -42,21 +42,21 @@ COLUMNS = 10  # of the figure
 DOCS = REPO / "docs"
 
 
-def sample(shapes: ShapesModel, method: Method, scenes: Sequence[Any], seeds: Sequence[int]) -> np.ndarray:
+def sample(small: SmallModel, method: Method, scenes: Sequence[Any], seeds: Sequence[int]) -> np.ndarray:
     """Pictures [b h w 3] of a batch."""
     from alignment.methods import guided, pictures
 
     with torch.no_grad():
-        return pictures(shapes, guided(shapes, method, scenes), seeds)
+        return pictures(small, guided(small, method, scenes), seeds)
 
 
-def run(shapes: ShapesModel, cell: Cell, method: Method) -> dict[str, Any]:
+def run(small: SmallModel, cell: Cell, method: Method) -> dict[str, Any]:
     """Sample a cell: a letter for each picture, their image statistics, CPU seconds a picture."""
     wanted, seeds = cell.scenes(), cell.seeds()
     images, began = [], time.process_time()
     for start in range(0, cell.images, BATCH):
         part = slice(start, start + BATCH)
-        images.extend(sample(shapes, method, wanted[part], seeds[part]))
+        images.extend(sample(small, method, wanted[part], seeds[part]))
     took = time.process_time() - began
     world = cell.world
     letters = "".join(world.letter(world.verdict(image, scene)) for image, scene in zip(images, wanted, strict=True))
@@ -72,11 +72,11 @@ def rounded(values: np.ndarray) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def times(shapes: ShapesModel, method: Method) -> list[float]:
+def times(small: SmallModel, method: Method) -> list[float]:
     """CPU time of a small batch over that of the plain model, both in turn."""
-    timed = Cell(STUDIES[shapes.name].scored.sets[0], "plain", {}, True, TIMED_IMAGES, shapes.name)
+    timed = Cell(STUDIES[small.name].scored.sets[0], "plain", {}, True, TIMED_IMAGES, small.name)
     scenes, seeds = timed.scenes(), timed.seeds()
-    both = [lambda one=one: sample(shapes, one, scenes, seeds) for one in (method, PLAIN)]
+    both = [lambda one=one: sample(small, one, scenes, seeds) for one in (method, PLAIN)]
     for way in both:
         way()
     pairs = [[cpu_seconds(way) for way in both] for _ in range(ROUNDS)]
@@ -89,7 +89,7 @@ def cpu_seconds(function: Callable[[], Any]) -> float:
     return time.process_time() - began
 
 
-def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[Cell, Method]]) -> None:
+def fill(small: SmallModel, results: Results, cells: Sequence[tuple[Cell, Method]]) -> None:
     """Sample what is missing, unless its code was removed."""
     absent = [(cell, method) for cell, method in cells if results.get(cell.key) is None]
     missing = [(cell, method) for cell, method in absent if not method.is_recorded_only]
@@ -97,7 +97,7 @@ def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[Cell, Meth
         left_out = "; ".join(method.name for _, method in absent if method.is_recorded_only)
         print(f"Left out, because their code was removed and the results lack them: {left_out}.")
     for number, (cell, method) in enumerate(missing, 1):
-        results.add(cell.key, **run(shapes, cell, method))
+        results.add(cell.key, **run(small, cell, method))
         found = results.get(cell.key)
         print(
             f"{number:3} of {len(missing)}  {cell.captions:30} {method.name:50} "
@@ -105,15 +105,15 @@ def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[Cell, Meth
         )  # fmt: skip
 
 
-def picture(shapes: ShapesModel, methods: Sequence[Method], path: Path) -> None:
+def picture(small: SmallModel, methods: Sequence[Method], path: Path) -> None:
     """The first pictures of the main sets with every method, framed by whether they are right."""
     shown, heads = {}, []
-    sets, verdict = STUDIES[shapes.name].scored.main, shapes.world.verdict
+    sets, verdict = STUDIES[small.name].scored.main, small.world.verdict
     for captions in sets:
-        cell = Cell(captions, "plain", {}, False, COLUMNS // len(sets), shapes.name)
+        cell = Cell(captions, "plain", {}, False, COLUMNS // len(sets), small.name)
         heads += [scene.caption() for scene in cell.scenes()]
         for method in methods:
-            images = sample(shapes, method, cell.scenes(), cell.seeds())
+            images = sample(small, method, cell.scenes(), cell.seeds())
             marked = [framed(image, verdict(image, scene).right) for image, scene in zip(images, cell.scenes())]
             shown.setdefault(method.name, []).extend(marked)
     sheet(shown, len(heads), heads=heads).save(path)
@@ -147,17 +147,17 @@ def main(arguments: Sequence[str]) -> int:
     results = Results(options.results or PATH.with_name(study.results))
     if not options.report:
         boot(options)
-        shapes = ShapesModel(options.model, options.checkpoint)
+        small = SmallModel(options.model, options.checkpoint)
         chosen = [m for m in methods if m is PLAIN or any(text in m.name for text in options.method)]
-        fill(shapes, results, [
+        fill(small, results, [
             (Cell(captions, method.kind, method.settings, options.tune, images, options.model), method)
             for captions in options.captions or columns.sets for method in chosen
         ])  # fmt: skip
         if not (options.tune or options.captions or options.method != [""]):
             for method in methods:
                 if method is not PLAIN and results.get(time_key(method, options.model)) is None:
-                    results.add(time_key(method, options.model), ratios=times(shapes, method))
-            picture(shapes, study.figure, document.with_name(f"{document.stem}{study.picture}.png"))
+                    results.add(time_key(method, options.model), ratios=times(small, method))
+            picture(small, study.figure, document.with_name(f"{document.stem}{study.picture}.png"))
     text = table(results, methods, columns, options.tune, images, options.model)
     print(text)
     write_between(document, study.comments + ("candidates" if options.tune else "scores"), text)

@@ -6,8 +6,8 @@ import pytest
 import editing
 from alignment.results import Results
 from edits import OBJECT, PAPER, Edit
+from shapes.cases import cases
 from shapes.drawing import draw
-from shapes_model import cases
 from things.grammar import Wanted, parse
 from worlds import THINGS
 

@@ -1,4 +1,4 @@
-"""The shapes model with ComfyUI's nodes and the pack's, drawn pictures to edit, and what the commands share."""
+"""A small model with ComfyUI's nodes and the pack's, and what the commands on it share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import importlib
 import sys
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,53 +19,10 @@ from torch import Tensor
 
 import comfy_host
 from plain_model import Sampler
-from shapes.drawing import random_picture
-from shapes.grammar import Scene, Wanted
-from shapes.world import COLOURS, SHAPES, SIDE, Picture, Thing
 from worlds import SHAPES_MODELS
 
 REPO = comfy_host.REPO
 TILE = 128  # about the pixels of a picture in a sheet, each way
-MARGIN = 2  # pixels that belong to the object around its box: its soft edge
-
-
-@dataclass(frozen=True)
-class Case:
-    """A drawn picture and the colours and shapes of its object and of the one that is to take its place."""
-
-    picture: Picture
-    old: tuple[str, str]
-    new: tuple[str, str]
-
-    def caption(self, thing: tuple[str, str]) -> str:
-        """The caption of the picture if it showed `thing`."""
-        return Scene((Wanted(*thing),), ground=self.picture.ground).caption()
-
-    def background(self) -> np.ndarray:
-        """Where the picture does not show its object, [h w]."""
-        return surroundings(self.picture.things[0])
-
-
-def surroundings(thing: Thing) -> np.ndarray:
-    """All of the picture but a thing's box and MARGIN pixels around it, [h w]."""
-    reach = 1.05 * thing.radius + MARGIN / SIDE
-    left, right = (np.clip(round((thing.x + side * reach) * SIDE), 0, SIDE) for side in (-1, 1))
-    top, bottom = (np.clip(round((thing.y + side * reach) * SIDE), 0, SIDE) for side in (-1, 1))
-    outside = np.ones((SIDE, SIDE), bool)
-    outside[top:bottom, left:right] = False
-    return outside
-
-
-def cases(count: int, seed: int) -> list[Case]:
-    """Drawn pictures of one object, and another object for each."""
-    rng = np.random.default_rng(seed)
-    made = []
-    for _ in range(count):
-        picture = random_picture(rng, 1)
-        (thing,) = picture.things
-        colour = str(rng.choice([colour for colour in COLOURS if colour != thing.colour]))
-        made.append(Case(picture, (thing.colour, thing.shape), (colour, str(rng.choice(SHAPES)))))
-    return made
 
 
 def bench_parser(description: str, models: Collection[str] = SHAPES_MODELS) -> argparse.ArgumentParser:
@@ -94,7 +50,7 @@ def pack_module(name: str) -> ModuleType:
     return importlib.import_module(f"{pack}.{name}")
 
 
-class ShapesModel(Sampler):
+class SmallModel(Sampler):
     """A trained model, and nodes of ComfyUI and of the pack, called directly."""
 
     def __init__(self, name: str = "unet", checkpoint: Path | None = None):
