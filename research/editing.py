@@ -33,6 +33,7 @@ from small_model import REPO, SmallModel, bench_parser, boot, sheet
 from worlds import MODELS
 
 TUNING_SEED, SCORED_SEED = 1, 2
+TUNING_IMAGES = 40
 BATCH = 40
 SHOWN = 10  # pictures of a sheet's row
 RESULTS = Path(__file__).with_suffix(".jsonl")
@@ -75,8 +76,8 @@ class Tuned:
 class Study:
     """What is edited with one trained model.
 
-    tuned: for each of the tasks. alphas, starts, cfgs: of EBCA in --tune. document: in docs/, for the tables; None
-    where they are only printed.
+    tuned: for each of the tasks. alphas, starts, cfgs: of EBCA in --tune. images: pictures a method. document: in
+    docs/, for the tables; None where they are only printed.
     """
 
     tasks: Mapping[str, Task]
@@ -84,6 +85,7 @@ class Study:
     starts: Sequence[float]
     alphas: Sequence[tuple[float, float]] = ((1.2, 1.1), (1.6, 1.5), (2.2, 2.1))
     cfgs: Sequence[float] = (1.0, 1.25, 3.0)
+    images: int = 200
     document: str | None = None
 
 
@@ -102,7 +104,7 @@ STUDIES = {
         PAPER,
         {name: Tuned({0: _ADDED, 1: _ADDED} if name == "cat_with_glasses" else {0: _LATER, 1: _LATE}, 0.75)
          for name in PAPER},
-        (0.1, 0.3), ((0.6, 0.5), (1.2, 1.1), (2.2, 2.1), (1.2, 0.0), (2.2, 0.0)), (_CFG,), "things.md",
+        (0.1, 0.3), ((0.6, 0.5), (1.2, 1.1), (2.2, 2.1), (1.2, 0.0), (2.2, 0.0)), (_CFG,), 500, "things.md",
     ),
 }  # fmt: skip
 
@@ -314,7 +316,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--report", action="store_true", help="sample nothing")
     made.add_argument("--edit", nargs="+", metavar="EDIT", help=f"only these: with things, of {', '.join(PAPER)}")
     made.add_argument("--method", nargs="+", default=[""], help="only methods with such text in their name")
-    made.add_argument("--images", type=int, help="pictures a method, 200 by default, 40 with --tune")
+    made.add_argument("--images", type=int, help=f"pictures a method: 200, 500 of things, with --tune {TUNING_IMAGES}")
     made.add_argument("--steps", type=int, default=25, help="sampling steps")
     made.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
     made.add_argument("--document", type=Path, help="file that gets the tables (default: docs/things.md with things)")
@@ -329,7 +331,7 @@ def main(arguments: Sequence[str]) -> int:
     names = options.edit or list(study.tasks)
     if unknown := set(names) - set(study.tasks):
         made.error(f"there is no edit {', '.join(sorted(unknown))}: expected some of {', '.join(study.tasks)}")
-    count, seed = (40, TUNING_SEED) if options.tune else (200, SCORED_SEED)
+    count, seed = (TUNING_IMAGES, TUNING_SEED) if options.tune else (study.images, SCORED_SEED)
     document = options.document or (study.document and REPO / "docs" / study.document)
     results, small = Results(options.results), None
     if not options.report:

@@ -83,7 +83,7 @@ SHAPES = World(
 )
 THINGS = World(
     side=things.world.SIDE,
-    cfg=1.5,
+    cfg=1.5,  # until the model is trained
     sampler={"name": "dpmpp_2m", "scheduler": "normal", "steps": 10},
     rows=things.captions.ROWS,
     scenes=things.captions.scenes,
