@@ -21,7 +21,7 @@
     python run.py bench attention_maps        how often the attention map of a word peaks on its object
     python run.py bench alignment             how well pictures follow captions: EBCA beside other methods, counted
     python run.py bench choosing              what is gained by choosing among runs by their attention, counted
-    python run.py bench plain_model           what the shapes model draws without EBCA, counted
+    python run.py bench plain_model           what the small models draw without EBCA, counted
     python run.py bench real_checkpoints      the same question on your own checkpoint and servers, by CLIP
     python run.py bench real_edits            the paper's edits on your own photographs, checkpoint and servers
     python run.py bench import_time           how long ComfyUI takes to load the pack

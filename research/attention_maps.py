@@ -20,7 +20,7 @@ from shapes.captions import scenes
 from shapes.grammar import Scene
 from shapes.scorer import Found, verdict
 from shapes.world import SIDE
-from shapes_model import ShapesModel, bench_parser, boot, pack_module
+from small_model import SmallModel, bench_parser, boot, pack_module
 
 BATCH, STEPS, CFG = 40, 25, 1.25
 #: Of an object's words, those whose maps are looked at.
@@ -43,7 +43,7 @@ class Peak:
 class Peaks:
     """The pack's own way from a trace to the map of a word."""
 
-    def __init__(self, model: ShapesModel):
+    def __init__(self, model: SmallModel):
         self._positions = pack_module("comfyui_binding.trace.word_positions").positions_of_words
         self._mean = pack_module("plots.word_map_sheet").mean_map
         self._model = model
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--images", type=int, default=200, help="right pictures that count")
     options = parser.parse_args(arguments)
     boot(options)
-    pictures = list(Peaks(ShapesModel(options.model)).right_pictures(options.images))
+    pictures = list(Peaks(SmallModel(options.model, options.checkpoint)).right_pictures(options.images))
     print(f"{len(pictures)} right pictures of two objects, euler, normal, {STEPS} steps, cfg {CFG:g}\n")
     print("| word | peak on its object | on the other (words swapped) | words |\n|---|---|---|---|")
     for kind in KINDS:

@@ -1,17 +1,22 @@
-"""Edits of pictures that were not generated, counted on the shapes model, beside the ways without EBCA.
+"""Edits of pictures that were not generated, counted on a small model, beside the ways without EBCA.
 
-    python run.py bench editing                200 pictures a method: the table of docs/editing.md
-    python run.py bench editing --tune         what the settings below were chosen by, on other pictures
+    python run.py bench editing                    200 pictures a method: the table of docs/editing.md
+    python run.py bench editing --tune             what the settings below were chosen by, on other pictures
+    python run.py bench editing --model things     the paper's edits, of pictures in a style that the model has not seen
 
-Every picture is drawn and shows one object on a plain ground; the caption names all three. The edit adds an object of
-another colour and any shape, and removes the old one. The scorer reads the result.
+Every picture is drawn. In the shapes world it shows one object on a plain ground, and the caption names all three; the
+edit adds an object of another colour and any shape, and removes the old one. Edits of the things world: edits.py. The
+scorer reads the result. Results are kept in research/editing.jsonl, a line for each method and edit, by their exact
+settings: what is there is not sampled again, so the command can be stopped and started at any time.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -19,21 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shapes.drawing import draw
-from shapes.scorer import read
-from shapes_model import Case, ShapesModel, bench_parser, boot, cases, sheet
+from alignment.compare import framed
+from alignment.report import write_between
+from alignment.results import Results
+from bootstrap import mean_of
+from edits import OBJECT, PAPER, Case, Edit, Task
+from small_model import REPO, SmallModel, bench_parser, boot, sheet
+from worlds import MODELS
 
 TUNING_SEED, SCORED_SEED = 1, 2
+TUNING_IMAGES = 40
 BATCH = 40
-
-
-@dataclass(frozen=True)
-class Edit:
-    """How EBCA edits: alphas of the new and the old object, where they begin, gammas of the new and the old object."""
-
-    alphas: tuple[float, float]
-    start: float
-    gammas: tuple[float, float]
+SHOWN = 10  # pictures of a sheet's row
+RESULTS = Path(__file__).with_suffix(".jsonl")
 
 
 @dataclass(frozen=True)
@@ -56,144 +59,158 @@ class Method:
     noise_masked: bool = False
 
 
-AUTHORS = Edit((0.75, 0.65), 0.5, (6e-4, 5e-4))
 CAPTION = dict(positive="caption", negative="caption")
+EXACT, SWAPPED = "EBCA, tuned, fixed-point inversion", "prompt swapped, fixed-point inversion"
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """For one trained model, the candidates of --tune with most edits right and, among those, the least background
-    change: EBCA's by the fixed-point iterations of the inversion, and the denoise of img2img."""
+    """For one trained model and kind of edit, the candidates of --tune with most edits right and, among those, the
+    least background change: EBCA's by the fixed-point iterations of the inversion, and the denoise of img2img."""
 
     edits: Mapping[int, Edit]
     denoise: float
 
 
+@dataclass(frozen=True)
+class Study:
+    """What is edited with one trained model.
+
+    tuned: for each of the tasks. alphas, starts, cfgs: of EBCA in --tune. images: pictures a method. document: in
+    docs/, for the tables; None where they are only printed.
+    """
+
+    tasks: Mapping[str, Task]
+    tuned: Mapping[str, Tuned]
+    starts: Sequence[float]
+    alphas: Sequence[tuple[float, float]] = ((1.2, 1.1), (1.6, 1.5), (2.2, 2.1))
+    cfgs: Sequence[float] = (1.0, 1.25, 3.0)
+    images: int = 200
+    document: str | None = None
+
+
 # For the transformer only EBCA was tuned, with one fixed-point iteration at cfg 1.25; the denoise is the U-Net's. In
-# joint attention nothing was tuned: strengths are the transformer's, and there is no update.
+# joint attention nothing was tuned: strengths are the transformer's, and there is no update. On the things model
+# nothing has been tuned yet: strengths are those of the shapes U-Net.
+_LATE, _LATER = (Edit((2.2, 2.1), start, (5e-4, 5e-4)) for start in (0.3, 0.4))
+_ADDED = Edit((2.2, 0.0), 0.3, (5e-4, 0.0))
 _EARLY, _JOINT = (Edit((1.6, 1.5), 0.1, gammas) for gammas in ((5e-4, 5e-4), (0.0, 0.0)))
-TUNED = {
-    "unet": Tuned({0: Edit((2.2, 2.1), 0.4, (5e-4, 5e-4)), 1: Edit((2.2, 2.1), 0.3, (5e-4, 5e-4))}, 0.75),
-    "transformer": Tuned({0: _EARLY, 1: _EARLY}, 0.75),
-    "joint": Tuned({0: _JOINT, 1: _JOINT}, 0.75),
-}
+_CFG = MODELS["things"].world.cfg
+STUDIES = {
+    "unet": Study(OBJECT, {"object": Tuned({0: _LATER, 1: _LATE}, 0.75)}, (0.3, 0.4)),
+    "transformer": Study(OBJECT, {"object": Tuned({0: _EARLY, 1: _EARLY}, 0.75)}, (0.1, 0.2, 0.3)),
+    "joint": Study(OBJECT, {"object": Tuned({0: _JOINT, 1: _JOINT}, 0.75)}, (0.1, 0.2, 0.3)),
+    "things": Study(
+        PAPER,
+        {name: Tuned({0: _ADDED, 1: _ADDED} if name == "cat_with_glasses" else {0: _LATER, 1: _LATE}, 0.75)
+         for name in PAPER},
+        (0.1, 0.3), ((0.6, 0.5), (1.2, 1.1), (2.2, 2.1), (1.2, 0.0), (2.2, 0.0)), (_CFG,), 500, "things.md",
+    ),
+}  # fmt: skip
 
 
-def methods(tuned: Tuned) -> list[Method]:
+def methods(task: Task, tuned: Tuned, cfg: float) -> list[Method]:
     """The rows of the table."""
     paper, fixed_point = tuned.edits[0], tuned.edits[1]
     denoise = round(tuned.denoise - 0.05, 2)
+    authors, untuned = task.authors
     return [
-        Method("no edit, inversion as in the paper", 1.25, 0, **CAPTION),
-        Method("no edit, fixed-point inversion", 1.25, 1, **CAPTION),
-        Method(f"img2img with the new prompt, denoise {denoise}", 1.25, denoise=denoise),
-        Method(f"img2img with the new prompt, denoise {tuned.denoise}", 1.25, denoise=tuned.denoise),
-        Method("prompt swapped, inversion as in the paper", 1.25, 0),
-        Method("prompt swapped, fixed-point inversion", 1.25, 1),
-        Method("EBCA, the authors' cat -> dog, inversion as in the paper", 1.25, 0, edit=AUTHORS, **CAPTION),
-        Method("EBCA, tuned, inversion as in the paper", 1.25, 0, edit=paper, **CAPTION),
-        Method("EBCA, tuned, fixed-point inversion", 1.25, 1, edit=fixed_point, **CAPTION),
-        Method("the same, mask on the edits", 1.25, 1, edit=fixed_point, masked=True, **CAPTION),
-        Method("the same, noise mask as well", 1.25, 1, edit=fixed_point, masked=True, noise_masked=True, **CAPTION),
+        Method("no edit, inversion as in the paper", cfg, 0, **CAPTION),
+        Method("no edit, fixed-point inversion", cfg, 1, **CAPTION),
+        Method(_img2img(denoise), cfg, denoise=denoise),
+        Method(_img2img(tuned.denoise), cfg, denoise=tuned.denoise),
+        Method("prompt swapped, inversion as in the paper", cfg, 0),
+        Method(SWAPPED, cfg, 1),
+        Method(f"EBCA, the authors' {authors}, inversion as in the paper", cfg, 0, edit=untuned, **CAPTION),
+        Method("EBCA, tuned, inversion as in the paper", cfg, 0, edit=paper, **CAPTION),
+        Method(EXACT, cfg, 1, edit=fixed_point, **CAPTION),
+        Method("the same, mask on the edits", cfg, 1, edit=fixed_point, masked=True, **CAPTION),
+        Method("the same, noise mask as well", cfg, 1, edit=fixed_point, masked=True, noise_masked=True, **CAPTION),
     ]
 
 
-#: Where the edits of --tune begin.
-STARTS = {"unet": (0.3, 0.4), "transformer": (0.1, 0.2, 0.3), "joint": (0.1, 0.2, 0.3)}
+def _img2img(denoise: float) -> str:
+    return f"img2img with the new prompt, denoise {denoise}"
 
 
-def candidates(starts: Sequence[float]) -> Iterator[Method]:
+def candidates(study: Study, cfg: float) -> Iterator[Method]:
     """What --tune tries: the ways without EBCA, and EBCA."""
-    for cfg, denoise in product((1.25, 3.0, 6.0), (0.6, 0.65, 0.7, 0.75, 0.8)):
-        yield Method(f"img2img {denoise}", cfg, denoise=denoise)
-    for cfg, inversion, negative in product((1.25, 3.0), (0, 1), ("", "caption")):
-        yield Method(f"swap, inversion {inversion}, negative '{negative}'", cfg, inversion, negative=negative)
-    alphas = ((1.2, 1.1), (1.6, 1.5), (2.2, 2.1))
-    for cfg, inversion, alpha, start in product((1.0, 1.25, 3.0), (0, 1), alphas, starts):
-        edit = Edit(alpha, start, (5e-4, 5e-4))
-        name = f"EBCA, cfg {cfg:g}, inversion {inversion}, {alpha} from {start}"
-        yield Method(name, cfg, inversion, edit=edit, **CAPTION)
+    for strength, denoise in product((cfg, 3.0, 6.0), (0.6, 0.65, 0.7, 0.75, 0.8)):
+        yield Method(f"img2img {denoise}, cfg {strength:g}", strength, denoise=denoise)
+    for strength, inversion, negative in product((cfg, 3.0), (0, 1), ("", "caption")):
+        name = f"swap, cfg {strength:g}, inversion {inversion}, negative '{negative}'"
+        yield Method(name, strength, inversion, negative=negative)
+    for strength, inversion, alphas, start in product(study.cfgs, (0, 1), study.alphas, study.starts):
+        edit = Edit(alphas, start, (5e-4, 5e-4))
+        name = f"EBCA, cfg {strength:g}, inversion {inversion}, {alphas} from {start}"
+        yield Method(name, strength, inversion, edit=edit, **CAPTION)
     for gamma in (0.0, 2e-3):
         edit = Edit((1.6, 1.5), 0.3, (gamma, gamma))
-        yield Method(f"EBCA, inversion 1, gammas {gamma}", 1.25, 1, edit=edit, **CAPTION)
+        yield Method(f"EBCA, inversion 1, gammas {gamma}", cfg, 1, edit=edit, **CAPTION)
 
 
-@dataclass(frozen=True)
-class Score:
-    """Shares of pictures; background: mean absolute difference outside the old object's box, of values 0..1."""
-
-    new: float
-    gone: float
-    both: float
-    nothing_else: float
-    background: float
-
-
-def score(cases: Sequence[Case], originals: Sequence[np.ndarray], images: Sequence[np.ndarray]) -> Score:
-    """What the scorer reads in edited images [h w 3]."""
-    rows = []
-    for case, original, image in zip(cases, originals, images, strict=True):
-        reading = read(image)
-        shown = [(found.colour, found.shape) for found in reading.found]
-        new, gone = case.new in shown, case.old not in shown
-        moved = np.abs(image - original)[case.background()].mean()
-        rows.append((new, gone, new and gone, shown == [case.new] and reading.clear, moved))
-    return Score(*np.mean(rows, axis=0, dtype=float).tolist())
+def score(cases: Sequence[Case], images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The marks [n m] of edited images [h w 3], and the background change of each [n]: the mean absolute difference
+    outside the old object's box, of values 0..1."""
+    marks = [case.marks(image) for case, image in zip(cases, images, strict=True)]
+    moved = [np.abs(image - case.image)[case.outside].mean() for case, image in zip(cases, images)]
+    return np.array(marks, float), np.array(moved, float)
 
 
 class Editor:
     """Applies methods to pictures; an inversion is made once for all methods that want the same."""
 
-    def __init__(self, shapes: ShapesModel, cases: Sequence[Case], steps: int):
-        self._shapes, self._steps = shapes, steps
-        self.originals = [draw(case.picture) for case in cases]
-        self._latent = shapes.latent(self.originals)
+    def __init__(self, small: SmallModel, cases: Sequence[Case], steps: int):
+        self._small, self._steps = small, steps
+        self._latent = small.latent([case.image for case in cases])
         self._prompts = {
-            "caption": shapes.encode([case.caption(case.old) for case in cases]),
-            "new caption": shapes.encode([case.caption(case.new) for case in cases]),
-            "": shapes.encode([""] * len(cases)),
+            "caption": small.encode([case.before for case in cases]),
+            "new caption": small.encode([case.after for case in cases]),
+            "": small.encode([""] * len(cases)),
         }
-        self._things = [shapes.encode([" ".join(thing) for thing in things]) for things in
-                        ([case.new for case in cases], [case.old for case in cases])]  # fmt: skip
-        self._mask = torch.from_numpy(np.stack([~case.background() for case in cases])).float()
+        self._things = [small.encode(texts) for texts in
+                        ([case.added for case in cases], [case.removed for case in cases])]  # fmt: skip
+        self._mask = torch.from_numpy(np.stack([~case.outside for case in cases])).float()
         self._inverted: dict[int, tuple] = {}
 
     def apply(self, method: Method) -> np.ndarray:
         """The edited pictures [b h w 3]."""
-        shapes, model = self._shapes, self._shapes.model
+        small, model = self._small, self._small.model
         positive, negative = self._prompts[method.positive], self._prompts[method.negative]
         settings = dict(steps=self._steps, cfg=method.cfg, sampler_name="euler", scheduler="normal")
         if method.denoise is not None:
-            (latent,) = shapes.node(
+            (latent,) = small.node(
                 "KSampler", model=model, seed=0, positive=positive, negative=negative, latent_image=self._latent,
                 denoise=method.denoise, **settings,
             )  # fmt: skip
-            return shapes.decode(latent)
+            return small.decode(latent)
         inverted = self._invert(method.fixed_point_iterations)
         if method.edit is not None:
             model = self._composed(method.edit, self._mask if method.masked else None)
         if method.noise_masked:
             latent = self._latent | {"noise_mask": self._mask}
-            return shapes.decode(shapes.sample_custom(model, inverted[1], latent, positive, negative, **settings))
-        return shapes.decode(shapes.sample_inverted(model, inverted, self._latent, positive, negative, **settings))
+            return small.decode(small.sample_custom(model, inverted[1], latent, positive, negative, **settings))
+        return small.decode(small.sample_inverted(model, inverted, self._latent, positive, negative, **settings))
 
     def _invert(self, fixed_point_iterations: int) -> tuple:
         if fixed_point_iterations not in self._inverted:
-            self._inverted[fixed_point_iterations] = self._shapes.invert(
+            self._inverted[fixed_point_iterations] = self._small.invert(
                 self._prompts["caption"], self._latent, self._steps, fixed_point_iterations=fixed_point_iterations
             )
         return self._inverted[fixed_point_iterations]
 
     def _composed(self, edit: Edit, mask: Tensor | None):
-        node = self._shapes.node
-        edits = {}
+        node = self._small.node
+        edits, gamma_start = {}, edit.start if edit.gamma_start is None else edit.gamma_start
         for i, direction in enumerate(("add", "remove")):
+            if edit.alphas[i] == 0:
+                continue
             (edits[f"edit{i}"],) = node(
                 "EBCAEditContext", conditioning=self._things[i], direction=direction, alpha=edit.alphas[i],
                 start_percent=edit.start, end_percent=1.0, gamma_attn=edit.gammas[i], gamma_norm=edit.gammas[i],
-                gamma_start_percent=edit.start, gamma_end_percent=1.0, mask=mask,
+                gamma_start_percent=gamma_start, gamma_end_percent=1.0, mask=mask,
             )  # fmt: skip
-        return node("EBCACompose", model=self._shapes.model, edits=edits)[0]
+        return node("EBCACompose", model=self._small.model, edits=edits)[0]
 
 
 def evaluations(method: Method, steps: int) -> int:
@@ -203,42 +220,137 @@ def evaluations(method: Method, steps: int) -> int:
     return inversion + (1 if method.cfg == 1 else 2) * steps
 
 
+@dataclass(frozen=True)
+class Bench:
+    """One kind of edit with one trained model: its cases, and the results that there are."""
+
+    model: str
+    name: str
+    images: int
+    seed: int
+    steps: int
+    results: Results
+
+    @property
+    def task(self) -> Task:
+        return STUDIES[self.model].tasks[self.name]
+
+    def cases(self) -> list[Case]:
+        return self.task.cases(self.images, self.seed)
+
+    def key(self, method: Method) -> str:
+        settings = {name: value for name, value in asdict(method).items() if name != "name"}
+        of = {name: getattr(self, name) for name in ("model", "name", "images", "seed", "steps")}
+        return json.dumps(of | {"method": settings}, sort_keys=True)
+
+    def fill(self, small: SmallModel, tried: Sequence[Method]) -> None:
+        """Sample what is missing."""
+        missing = [method for method in tried if self.results.get(self.key(method)) is None]
+        cases = self.cases() if missing else []
+        editors = [Editor(small, cases[at : at + BATCH], self.steps) for at in range(0, len(cases), BATCH)]
+        for method in missing:
+            marks, moved = score(cases, np.concatenate([editor.apply(method) for editor in editors]))
+            kept = ["".join("-" if np.isnan(mark) else str(int(mark)) for mark in column) for column in marks.T]
+            self.results.add(self.key(method), marks=kept, moved=[round(float(value), 5) for value in moved])
+            print(self.row(method), flush=True)
+
+    def marks(self, method: Method) -> list[np.ndarray] | None:
+        """Of each picture: the marks, UNASKED where they do not apply, and the background change."""
+        found = self.results.get(self.key(method))
+        if found is None:
+            return None
+        columns = [[np.nan if mark == "-" else float(mark) for mark in column] for column in found["marks"]]
+        return [np.array(column) for column in (*columns, found["moved"])]
+
+    def row(self, method: Method) -> str:
+        *marks, moved = self.marks(method)
+        cells = [_percent(mark) for mark in marks]
+        calls = evaluations(method, self.steps)
+        return f"| {method.name} | {' | '.join(cells)} | {moved.mean():.4f} | {calls} | {method.cfg:g} |"
+
+    def table(self, tried: Sequence[Method]) -> str:
+        """A line for each method that has been sampled, then EBCA compared with the ways without it."""
+        titles = ["method", *self.task.marks, "background change", "calls", "cfg"]
+        lines = ["| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|"]
+        there = {method.name: method for method in tried if self.marks(method)}
+        lines += [self.row(method) for method in there.values()]
+        others = [name for name in there if name == SWAPPED or name.startswith("img2img with")]
+        if EXACT in there:
+            lines += [self._against(there[EXACT], there[other]) for other in others]
+        return "\n".join(lines)
+
+    def _against(self, ours: Method, other: Method) -> str:
+        """Differences on the same pictures."""
+        *marks, moved = [a - b for a, b in zip(self.marks(ours), self.marks(other), strict=True)]
+        cells = [f"{name} {_percent(mark, sign='+')}" for name, mark in zip(self.task.marks, marks)]
+        found = mean_of([moved])
+        change = f"background change {found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+        return f"\n{ours.name} against {other.name}: {', '.join([*cells, change])}."
+
+
+def _percent(values: np.ndarray, sign: str = "") -> str:
+    """The mean of what applies, with its interval; a dash where nothing does."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return "-"
+    found = mean_of([values])
+    mean, low, high = (f"{100 * value:{sign}.1f}" for value in (found.mean, found.low, found.high))
+    return f"{mean} % ({low} to {high})"
+
+
+def picture(small: SmallModel, bench: Bench, tried: Sequence[Method], path: Path) -> None:
+    """The first cases with every method, framed by their last mark."""
+    cases = bench.cases()[:SHOWN]
+    editor = Editor(small, cases, bench.steps)
+    shown = {"drawn": [framed(case.image, bool(case.marks(case.image)[-1])) for case in cases]}
+    for method in tried:
+        shown[method.name] = [framed(image, bool(case.marks(image)[-1]))
+                              for case, image in zip(cases, editor.apply(method))]  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet(shown, heads=[case.after for case in cases]).save(path)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = bench_parser(__doc__, MODELS)
+    made.add_argument("--tune", action="store_true", help="try many settings, on other pictures")
+    made.add_argument("--report", action="store_true", help="sample nothing")
+    made.add_argument("--edit", nargs="+", metavar="EDIT", help=f"only these: with things, of {', '.join(PAPER)}")
+    made.add_argument("--method", nargs="+", default=[""], help="only methods with such text in their name")
+    made.add_argument("--images", type=int, help=f"pictures a method: 200, 500 of things, with --tune {TUNING_IMAGES}")
+    made.add_argument("--steps", type=int, default=25, help="sampling steps")
+    made.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
+    made.add_argument("--document", type=Path, help="file that gets the tables (default: docs/things.md with things)")
+    made.add_argument("--sheet", type=Path, help="file for a picture of the first ten cases with every method")
+    return made
+
+
 def main(arguments: Sequence[str]) -> int:
-    parser = bench_parser(__doc__)
-    parser.add_argument("--tune", action="store_true", help="try many settings, on other pictures")
-    parser.add_argument("--method", nargs="+", default=[""], help="only methods with such text in their name")
-    parser.add_argument("--images", type=int, help="pictures a method, 200 by default, 40 with --tune")
-    parser.add_argument("--steps", type=int, default=25, help="sampling steps")
-    parser.add_argument("--sheet", type=Path, help="file for a picture of the first ten cases with every method")
-    options = parser.parse_args(arguments)
-    boot(options)
-    tried = candidates(STARTS[options.model]) if options.tune else methods(TUNED[options.model])
-    chosen = [method for method in tried if any(text in method.name for text in options.method)]
-    count, seed = (40, TUNING_SEED) if options.tune else (200, SCORED_SEED)
-    _run(ShapesModel(options.model), chosen, cases(options.images or count, seed), options.steps, options.sheet)
+    made = parser()
+    options = made.parse_args(arguments)
+    study, cfg = STUDIES[options.model], MODELS[options.model].world.cfg
+    names = options.edit or list(study.tasks)
+    if unknown := set(names) - set(study.tasks):
+        made.error(f"there is no edit {', '.join(sorted(unknown))}: expected some of {', '.join(study.tasks)}")
+    count, seed = (TUNING_IMAGES, TUNING_SEED) if options.tune else (study.images, SCORED_SEED)
+    document = options.document or (study.document and REPO / "docs" / study.document)
+    results, small = Results(options.results), None
+    if not options.report:
+        boot(options)
+        small = SmallModel(options.model, options.checkpoint)
+    for name in names:
+        bench = Bench(options.model, name, options.images or count, seed, options.steps, results)
+        tried = list(candidates(study, cfg)) if options.tune else methods(bench.task, study.tuned[name], cfg)
+        chosen = [method for method in tried if any(text in method.name for text in options.method)]
+        if small:
+            bench.fill(small, chosen)
+        text = f"{bench.images} pictures a method, {bench.steps} steps, euler, normal\n\n{bench.table(tried)}"
+        print(f"\n{name}: {text}\n")
+        if document:
+            write_between(document, f"{'candidates of ' if options.tune else ''}edit {name}", text)
+        if small and options.sheet:
+            path = options.sheet
+            picture(small, bench, chosen, path if len(names) == 1 else path.with_stem(f"{path.stem}_{name}"))
     return 0
-
-
-def _run(shapes: ShapesModel, methods: list[Method], cases: list[Case], steps: int, picture: Path | None) -> None:
-    print(f"{len(cases)} pictures a method, {steps} steps, euler, normal\n")
-    print("| method | new there | old gone | both | both, and nothing else | background change | calls | cfg |")
-    print("|---|---|---|---|---|---|---|---|")
-    editors = [Editor(shapes, cases[start : start + BATCH], steps) for start in range(0, len(cases), BATCH)]
-    originals = [original for editor in editors for original in editor.originals]
-    shown = {"drawn": originals}
-    for method in methods:
-        images = np.concatenate([editor.apply(method) for editor in editors])
-        found = score(cases, originals, images)
-        shares = (found.new, found.gone, found.both, found.nothing_else)
-        print(
-            f"| {method.name} | " + " | ".join(f"{100 * share:.1f} %" for share in shares)
-            + f" | {found.background:.4f} | {evaluations(method, steps)} | {method.cfg:g} |",
-            flush=True,
-        )  # fmt: skip
-        shown[method.name] = images
-    if picture:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        sheet(shown).save(picture)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shapes.cases import surroundings
 from shapes.drawing import draw, random_pair, random_picture
 from shapes.grammar import Scene, Wanted
 from shapes.scorer import read
 from shapes.world import SIDE, Picture
-from shapes_model import ShapesModel, bench_parser, boot, sheet, surroundings
+from small_model import SmallModel, bench_parser, boot, sheet
 
 TUNING_SEED, SCORED_SEED = 11, 12
 CFG = 1.25
@@ -83,7 +84,7 @@ CANDIDATES = [Method("plain")] + [Method(f"EBCA, gammas {g}", (g, g)) for g in (
 class Painter:
     """Applies methods to holes."""
 
-    def __init__(self, shapes: ShapesModel, holes: Sequence[Hole], steps: int, seed: int):
+    def __init__(self, shapes: SmallModel, holes: Sequence[Hole], steps: int, seed: int):
         self._shapes, self._steps, self._seed = shapes, steps, seed
         latent = shapes.latent([draw(hole.picture) for hole in holes])
         self._latent = latent | {"noise_mask": torch.from_numpy(np.stack([hole.mask() for hole in holes]))}
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     chosen = holes(options.images, TUNING_SEED if options.tune else SCORED_SEED)
-    shapes = ShapesModel(options.model)
+    shapes = SmallModel(options.model, options.checkpoint)
     starts = range(0, len(chosen), BATCH)
     painters = [Painter(shapes, chosen[start : start + BATCH], options.steps, seed=start) for start in starts]
     print(f"{len(chosen)} pictures a method, {options.steps} steps, euler, normal, cfg {CFG}\n")

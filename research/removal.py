@@ -19,11 +19,11 @@ import torch
 
 from alignment.compare import BATCH
 from alignment.results import Cell
-from alignment.settings import SAMPLER
 from bootstrap import mean_of
 from shapes.grammar import Scene
 from shapes.scorer import read, verdict
-from shapes_model import ShapesModel, bench_parser, boot
+from small_model import SmallModel, bench_parser, boot
+from worlds import SHAPES
 
 IMAGES, TUNING_IMAGES = 200, 60
 
@@ -71,7 +71,7 @@ METHODS = [
 ]
 
 
-def sample(shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int]) -> np.ndarray:
+def sample(shapes: SmallModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int]) -> np.ndarray:
     """Pictures [b h w 3] of a batch."""
     kept, unwanted = ([scene.objects[i].words() for scene in scenes] for i in (0, 1))
     prompts = {"caption": [scene.caption() for scene in scenes], "kept object": kept}
@@ -86,7 +86,7 @@ def sample(shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: 
     negative = shapes.encode(unwanted) if method.has_negative else empty
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         return shapes.sampled(
-            model, shapes.encode(prompts[method.prompt]), negative, list(seeds), cfg=method.cfg, **SAMPLER
+            model, shapes.encode(prompts[method.prompt]), negative, list(seeds), cfg=method.cfg, **SHAPES.sampler
         )
 
 
@@ -107,11 +107,11 @@ def main(arguments: Sequence[str]) -> int:
     methods = CANDIDATES if options.tune else METHODS
     count = options.images or (TUNING_IMAGES if options.tune else IMAGES)
     cell = Cell("two objects", "removal", {}, options.tune, count, options.model)
-    _run(ShapesModel(options.model), methods, cell)
+    _run(SmallModel(options.model, options.checkpoint), methods, cell)
     return 0
 
 
-def _run(shapes: ShapesModel, methods: Sequence[Method], cell: Cell) -> None:
+def _run(shapes: SmallModel, methods: Sequence[Method], cell: Cell) -> None:
     scenes, seeds = cell.scenes(), cell.seeds()
     scores: dict[Method, list] = {method: [] for method in methods}
     seconds = dict.fromkeys(methods, 0.0)
@@ -122,7 +122,7 @@ def _run(shapes: ShapesModel, methods: Sequence[Method], cell: Cell) -> None:
             images = sample(shapes, method, scenes[part], seeds[part])
             seconds[method] += time.process_time() - began
             scores[method] += [score(scene, image) for scene, image in zip(scenes[part], images, strict=True)]
-    print(f"{cell.images} pictures a method, {SAMPLER['name']}, {SAMPLER['scheduler']}, {SAMPLER['steps']} steps\n")
+    print("{} pictures a method, {name}, {scheduler}, {steps} steps\n".format(cell.images, **SHAPES.sampler))
     print("| method | only the first object | first object there | second object gone | time |\n|---|---|---|---|---|")
     for method in methods:
         shares = [mean_of([column]) for column in np.array(scores[method], float).T]

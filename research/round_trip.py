@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from shapes.cases import cases
 from shapes.drawing import draw
-from shapes_model import ShapesModel, bench_parser, boot, cases
+from small_model import SmallModel, bench_parser, boot
 
 SEED = 3
 SETTINGS = dict(cfg=1.0, scheduler="normal")
@@ -29,7 +30,7 @@ VARIANTS = {
 class RoundTrip:
     """Pictures, and how far they are from themselves after inversion and sampling."""
 
-    def __init__(self, shapes: ShapesModel, count: int):
+    def __init__(self, shapes: SmallModel, count: int):
         self._shapes = shapes
         chosen = cases(count, SEED)
         self._latent = shapes.latent([draw(case.picture) for case in chosen])
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--samplers", type=int, default=50, help="steps for the table of samplers; 0 leaves it out")
     options = parser.parse_args(arguments)
     boot(options)
-    trip = RoundTrip(ShapesModel(options.model), options.images)
+    trip = RoundTrip(SmallModel(options.model, options.checkpoint), options.images)
     alone = trip.error_of_last_step(max(options.steps))
     print(f"{options.images} pictures, euler, normal; the last step alone errs by {alone:.4f}\n")
     _print_variants(trip, options.steps)

@@ -1,15 +1,16 @@
-"""How well pictures follow their captions: EBCA beside the baselines on the shapes model, counted by the scorer.
+"""How well pictures follow their captions: EBCA beside the baselines on a small model, counted by a scorer.
 
     python run.py bench alignment              samples what is missing, writes docs/alignment.md and alignment.png
     python run.py bench alignment --tune       what the settings were chosen by, on other captions and noise
     python run.py bench alignment --report     only writes the table, from what there is
-    python run.py bench alignment --model transformer      the same on the other trained model
+    python run.py bench alignment --model transformer      the same on another trained model
+    python run.py bench alignment --model things           on Attend-and-Excite's prompts: docs/things.md
 
-Both models together: what each part of the method changes, in docs/alignment_parts.png.
+All models of the shapes world together: what each part of the method changes, in docs/alignment_parts.png.
 
-Every method gets the same captions and the same noise. Results are kept in research/alignment/results.jsonl, a line for
-each method and set of captions, by their exact settings: what is there is not sampled again, so the command can be
-stopped and started at any time.
+Every method gets the same captions and the same noise. Results are kept in research/alignment/ (results.jsonl, or
+things.jsonl), a line for each method and set of captions, by their exact settings: what is there is not sampled again,
+so the command can be stopped and started at any time.
 """
 
 from __future__ import annotations
@@ -27,42 +28,39 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPO / "research"))
 
 from alignment import parts_figure  # noqa: E402
+from alignment.columns import share  # noqa: E402
 from alignment.image_statistics import ImageStatistics  # noqa: E402
-from alignment.report import Columns, share, table, write_between  # noqa: E402
-from alignment.results import PATH, ROUNDS, TIMED_IMAGES, Cell, Results, letter, time_key  # noqa: E402
+from alignment.report import table, write_between  # noqa: E402
+from alignment.results import PATH, ROUNDS, TIMED_IMAGES, Cell, Results, time_key  # noqa: E402
 from alignment.settings import PLAIN, STUDIES, Method  # noqa: E402
-from shapes.grammar import Scene  # noqa: E402
-from shapes.scorer import verdict  # noqa: E402
-from shapes_model import ShapesModel, bench_parser, boot, sheet  # noqa: E402
+from small_model import SmallModel, bench_parser, boot, sheet  # noqa: E402
+from worlds import MODELS  # noqa: E402
 
-SETS = ("two objects", "three objects", "two objects, one a rare pair", "two objects, left of / above")
 IMAGES, TUNING_IMAGES = 500, 200
 BATCH = 10  # of larger ones ComfyUI samples the two prompts apart where memory is short, which NAG cannot
 COLUMNS = 10  # of the figure
-SCORED = Columns(SETS, SETS[:2], SETS[3])
-TUNING = Columns(SETS[1:2], SETS[1:2], None)
-DOCUMENT = REPO / "docs" / "alignment.md"
-TIMED = Cell(SETS[0], "plain", {}, True, TIMED_IMAGES)
+DOCS = REPO / "docs"
 
 
-def sample(shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int]) -> np.ndarray:
+def sample(small: SmallModel, method: Method, scenes: Sequence[Any], seeds: Sequence[int]) -> np.ndarray:
     """Pictures [b h w 3] of a batch."""
     from alignment.methods import guided, pictures
 
     with torch.no_grad():
-        return pictures(shapes, guided(shapes, method, scenes), seeds)
+        return pictures(small, guided(small, method, scenes), seeds)
 
 
-def run(shapes: ShapesModel, cell: Cell, method: Method) -> dict[str, Any]:
+def run(small: SmallModel, cell: Cell, method: Method) -> dict[str, Any]:
     """Sample a cell: a letter for each picture, their image statistics, CPU seconds a picture."""
     wanted, seeds = cell.scenes(), cell.seeds()
     images, began = [], time.process_time()
     for start in range(0, cell.images, BATCH):
         part = slice(start, start + BATCH)
-        images.extend(sample(shapes, method, wanted[part], seeds[part]))
+        images.extend(sample(small, method, wanted[part], seeds[part]))
     took = time.process_time() - began
-    letters = "".join(letter(verdict(image, scene)) for image, scene in zip(images, wanted, strict=True))
-    found = ImageStatistics.of(images)
+    world = cell.world
+    letters = "".join(world.letter(world.verdict(image, scene)) for image, scene in zip(images, wanted, strict=True))
+    found = ImageStatistics.of(images, world.palette)
     return {
         "labels": letters, "seconds": round(took / cell.images, 4), "mean": rounded(found.mean),
         "covariance": [rounded(row) for row in found.covariance],
@@ -74,10 +72,11 @@ def rounded(values: np.ndarray) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def times(shapes: ShapesModel, method: Method) -> list[float]:
+def times(small: SmallModel, method: Method) -> list[float]:
     """CPU time of a small batch over that of the plain model, both in turn."""
-    scenes, seeds = TIMED.scenes(), TIMED.seeds()
-    both = [lambda one=one: sample(shapes, one, scenes, seeds) for one in (method, PLAIN)]
+    timed = Cell(STUDIES[small.name].scored.sets[0], "plain", {}, True, TIMED_IMAGES, small.name)
+    scenes, seeds = timed.scenes(), timed.seeds()
+    both = [lambda one=one: sample(small, one, scenes, seeds) for one in (method, PLAIN)]
     for way in both:
         way()
     pairs = [[cpu_seconds(way) for way in both] for _ in range(ROUNDS)]
@@ -90,7 +89,7 @@ def cpu_seconds(function: Callable[[], Any]) -> float:
     return time.process_time() - began
 
 
-def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[Cell, Method]]) -> None:
+def fill(small: SmallModel, results: Results, cells: Sequence[tuple[Cell, Method]]) -> None:
     """Sample what is missing, unless its code was removed."""
     absent = [(cell, method) for cell, method in cells if results.get(cell.key) is None]
     missing = [(cell, method) for cell, method in absent if not method.is_recorded_only]
@@ -98,7 +97,7 @@ def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[Cell, Meth
         left_out = "; ".join(method.name for _, method in absent if method.is_recorded_only)
         print(f"Left out, because their code was removed and the results lack them: {left_out}.")
     for number, (cell, method) in enumerate(missing, 1):
-        results.add(cell.key, **run(shapes, cell, method))
+        results.add(cell.key, **run(small, cell, method))
         found = results.get(cell.key)
         print(
             f"{number:3} of {len(missing)}  {cell.captions:30} {method.name:50} "
@@ -106,17 +105,18 @@ def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[Cell, Meth
         )  # fmt: skip
 
 
-def picture(shapes: ShapesModel, methods: Sequence[Method], path: Path) -> None:
-    """The first pictures of two sets with every method, framed where they are not right."""
+def picture(small: SmallModel, methods: Sequence[Method], path: Path) -> None:
+    """The first pictures of the main sets with every method, framed by whether they are right."""
     shown, heads = {}, []
-    for captions in SETS[:2]:
-        cell = Cell(captions, "plain", {}, False, COLUMNS // 2)
+    sets, verdict = STUDIES[small.name].scored.main, small.world.verdict
+    for captions in sets:
+        cell = Cell(captions, "plain", {}, False, COLUMNS // len(sets), small.name)
         heads += [scene.caption() for scene in cell.scenes()]
         for method in methods:
-            images = sample(shapes, method, cell.scenes(), cell.seeds())
+            images = sample(small, method, cell.scenes(), cell.seeds())
             marked = [framed(image, verdict(image, scene).right) for image, scene in zip(images, cell.scenes())]
             shown.setdefault(method.name, []).extend(marked)
-    sheet(shown, COLUMNS, scale=2, heads=heads).save(path)
+    sheet(shown, len(heads), heads=heads).save(path)
 
 
 def framed(image: np.ndarray, is_right: bool) -> np.ndarray:
@@ -129,40 +129,43 @@ def framed(image: np.ndarray, is_right: bool) -> np.ndarray:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = bench_parser(__doc__)
+    parser = bench_parser(__doc__, MODELS)
     parser.add_argument("--tune", action="store_true", help="the candidates, on other captions and noise")
     parser.add_argument("--report", action="store_true", help="sample nothing")
-    parser.add_argument("--captions", nargs="+", choices=SETS, metavar="SET", help="sample only these sets of captions")
+    parser.add_argument("--captions", nargs="+", metavar="SET", help="sample only these sets of captions")
     parser.add_argument("--method", nargs="+", default=[""], help="only plain and methods with such text in their name")
     parser.add_argument("--images", type=int, help=f"pictures a cell: {IMAGES}, with --tune {TUNING_IMAGES}")
-    parser.add_argument("--results", type=Path, default=PATH, help="file of the results")
-    parser.add_argument("--document", type=Path, default=DOCUMENT, help="file that gets the table")
+    parser.add_argument("--results", type=Path, help="file of the results (default: that of the model's world)")
+    parser.add_argument("--document", type=Path, help="file that gets the table (default: that of the model's world)")
     options = parser.parse_args(arguments)
     study = STUDIES[options.model]
-    methods, columns = (study.candidates, TUNING) if options.tune else (study.methods, SCORED)
+    methods, columns = (study.candidates, study.tuning) if options.tune else (study.methods, study.scored)
+    if unknown := set(options.captions or ()) - set(columns.sets):
+        parser.error(f"there is no set {', '.join(sorted(unknown))}: expected some of {'; '.join(columns.sets)}")
     images = options.images or (TUNING_IMAGES if options.tune else IMAGES)
-    results = Results(options.results)
+    document = options.document or DOCS / study.document
+    results = Results(options.results or PATH.with_name(study.results))
     if not options.report:
         boot(options)
-        shapes = ShapesModel(options.model)
+        small = SmallModel(options.model, options.checkpoint)
         chosen = [m for m in methods if m is PLAIN or any(text in m.name for text in options.method)]
-        fill(shapes, results, [
+        fill(small, results, [
             (Cell(captions, method.kind, method.settings, options.tune, images, options.model), method)
             for captions in options.captions or columns.sets for method in chosen
         ])  # fmt: skip
         if not (options.tune or options.captions or options.method != [""]):
             for method in methods:
                 if method is not PLAIN and results.get(time_key(method, options.model)) is None:
-                    results.add(time_key(method, options.model), ratios=times(shapes, method))
-            picture(shapes, study.figure, options.document.with_name(f"{options.document.stem}{study.picture}.png"))
+                    results.add(time_key(method, options.model), ratios=times(small, method))
+            picture(small, study.figure, document.with_name(f"{document.stem}{study.picture}.png"))
     text = table(results, methods, columns, options.tune, images, options.model)
     print(text)
-    write_between(options.document, study.comments + ("candidates" if options.tune else "scores"), text)
-    shown = parts_figure.rows(results, SCORED.main, IMAGES)
+    write_between(document, study.comments + ("candidates" if options.tune else "scores"), text)
+    shown = parts_figure.rows(results, study.scored.main, IMAGES)
     if shown and not options.tune and images == IMAGES:
-        title = f"Change in correct images, in percentage points ({IMAGES} images of two and of three objects each)"
+        title = f"Change in correct images, in percentage points ({IMAGES} images of {study.pictured} each)"
         parts = parts_figure.figure(shown, title).quantize(32)
-        parts.save(options.document.with_name(f"{options.document.stem}_parts.png"), optimize=True)
+        parts.save(document.with_name(f"{document.stem}_parts.png"), optimize=True)
     return 0
 
 

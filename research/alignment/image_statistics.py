@@ -8,11 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import sqrtm
 
-from shapes.drawing import arrange, draw
-from shapes.grammar import Scene
-from shapes.world import COLOURS, GROUNDS, holds
+Palette = Sequence[tuple[int, int, int]]  # the colours of a world, 0..255
 
-PALETTE = np.float32([*COLOURS.values(), *GROUNDS.values()]) / 255
 OFF_PALETTE = 0.15  # a pixel further than this from every colour of the world has none of them
 EDGE = 0.1  # a step between neighbours above this is an edge
 
@@ -25,18 +22,18 @@ class ImageStatistics:
     covariance: np.ndarray
 
     @classmethod
-    def of(cls, images: Sequence[np.ndarray]) -> ImageStatistics:
-        values = np.stack([statistics(image) for image in images])
+    def of(cls, images: Sequence[np.ndarray], palette: Palette) -> ImageStatistics:
+        values = np.stack([statistics(image, palette) for image in images])
         return cls(values.mean(0), np.cov(values.T))
 
 
-def statistics(image: np.ndarray) -> np.ndarray:
+def statistics(image: np.ndarray, palette: Palette) -> np.ndarray:
     """Of a picture [h w 3], 0..1: mean and deviation of each channel, share of pixels with no colour of the world, mean
     step between neighbours, share of edges."""
     steps = np.concatenate([np.abs(np.diff(image, axis=axis)).max(-1).ravel() for axis in (0, 1)])
-    distances = np.linalg.norm(image[..., None, :] - PALETTE, axis=-1).min(-1)
-    palette, edges = (distances > OFF_PALETTE).mean(), (steps > EDGE).mean()
-    return np.array([*image.mean((0, 1)), *image.std((0, 1)), palette, steps.mean(), edges])
+    distances = np.linalg.norm(image[..., None, :] - np.float32(palette) / 255, axis=-1).min(-1)
+    strange, edges = (distances > OFF_PALETTE).mean(), (steps > EDGE).mean()
+    return np.array([*image.mean((0, 1)), *image.std((0, 1)), strange, steps.mean(), edges])
 
 
 def distance(found: ImageStatistics, reference: ImageStatistics) -> float:
@@ -46,17 +43,3 @@ def distance(found: ImageStatistics, reference: ImageStatistics) -> float:
     difference = (found.mean - reference.mean) / scale
     ours, theirs = (covariance / np.outer(scale, scale) for covariance in (found.covariance, reference.covariance))
     return float(difference @ difference + np.trace(ours + theirs - 2 * sqrtm(ours @ theirs).real))
-
-
-def drawn(scenes: Sequence[Scene], seed: int) -> list[np.ndarray]:
-    """A drawn picture of each scene, places, sizes and grounds at random."""
-    rng = np.random.default_rng(seed)
-    return [_drawn(scene, rng) for scene in scenes]
-
-
-def _drawn(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    pairs = [(wanted.colour, wanted.shape) for wanted in scene.objects]
-    while True:
-        picture = arrange(rng, pairs)
-        if scene.relation is None or holds(scene.relation, *picture.things[:2]):
-            return draw(picture)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from alignment.report import change
+from alignment.columns import change
 from alignment.results import Cell, Results
 from alignment.settings import STUDIES, Method
 from bootstrap import Estimate
 
-COLOURS = ((31, 119, 180), (214, 96, 20), (44, 140, 60))  # of the models, in the order of STUDIES
+COLOURS = ((31, 119, 180), (214, 96, 20), (44, 140, 60), (130, 60, 170))  # of the models, in the order of STUDIES
 WIDTH, NAMES, ROW, LINE, MARGIN = 900, 300, 58, 18, 24
 GREY, BLACK = (200, 200, 200), (20, 20, 20)
 

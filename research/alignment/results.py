@@ -1,4 +1,4 @@
-"""What was sampled: a line of results.jsonl for each method and set of captions, by their exact settings."""
+"""What was sampled: a line of a file for each method and set of captions, by their exact settings."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from alignment.settings import CFG, SAMPLER, UNET, Method
-from shapes.captions import ROWS, scenes
-from shapes.grammar import Scene
-from shapes.scorer import LABELS, Verdict
+from alignment.settings import UNET, Method
+from worlds import MODELS, World
 
 PATH = Path(__file__).with_name("results.jsonl")
 TUNING_SEED = 10**6  # no noise of the tuning pictures is one of the scored ones; a caption may come up again
 TIMED_IMAGES, ROUNDS = 10, 7  # a batch whose time is compared with the plain model's, and how often
-#: A letter for each picture: the labels of the scorer, and R where place fits the caption as well.
-LETTERS = dict(zip(LABELS, "rmseu", strict=True))
 
 
 @dataclass(frozen=True)
@@ -34,14 +28,18 @@ class Cell:
     model: str = UNET
 
     @property
-    def key(self) -> str:
-        return _key(self.model, {name: value for name, value in vars(self).items() if name != "model"} | {"cfg": CFG})
+    def world(self) -> World:
+        return MODELS[self.model].world
 
-    def scenes(self) -> list[Scene]:
-        if not self.is_tuning:
-            return scenes(self.captions, self.images)
-        rng = np.random.default_rng([TUNING_SEED, list(ROWS).index(self.captions)])
-        return [ROWS[self.captions](rng) for _ in range(self.images)]
+    @property
+    def key(self) -> str:
+        of = {name: value for name, value in vars(self).items() if name != "model"}
+        return _key(self.model, of | {"cfg": self.world.cfg})
+
+    def scenes(self) -> list:
+        if self.is_tuning:
+            return self.world.tuning_scenes(self.captions, self.images, TUNING_SEED)
+        return self.world.scenes(self.captions, self.images)
 
     def seeds(self) -> list[int]:
         first = TUNING_SEED if self.is_tuning else 0
@@ -57,11 +55,7 @@ def time_key(method: Method, model: str = UNET) -> str:
 def _key(model: str, of: dict[str, Any]) -> str:
     """The first results are of the U-Net and do not name it."""
     named = {} if model == UNET else {"model": model}
-    return json.dumps({"sampler": SAMPLER, **of, **named}, sort_keys=True)
-
-
-def letter(found: Verdict) -> str:
-    return "R" if found.complete else LETTERS[found.label]
+    return json.dumps({"sampler": MODELS[model].world.sampler, **of, **named}, sort_keys=True)
 
 
 class Results:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-#: For every method but those that say otherwise; chosen for speed (docs/alignment.md).
-SAMPLER = {"name": "dpmpp_2m", "scheduler": "normal", "steps": 10}
-CFG = 1.25
+from alignment.columns import Columns
+from worlds import SHAPES, THINGS
 
 
 @dataclass(frozen=True)
@@ -397,6 +396,11 @@ JOINT_COMPARED = [
 ]  # fmt: skip
 
 
+SETS = ("two objects", "three objects", "two objects, one a rare pair", "two objects, left of / above")
+SCORED = Columns(SETS, SETS[:2], SHAPES.errors, SETS[3])
+TUNING = Columns(SETS[1:2], SETS[1:2], SHAPES.errors)
+
+
 @dataclass(frozen=True)
 class Study:
     """What is compared on one trained model.
@@ -404,6 +408,8 @@ class Study:
     parts: of the method, by the names that the figure of all models has, each with what it is compared with.
     picture: what follows the document's name in that of the pictures.
     comments: what stands before `scores` and `candidates` in the document's comments around the tables.
+    scored, tuning: the columns of both tables. pictured: the scored ones that the figures show, in words.
+    document: in docs/. results: the file beside this one.
     """
 
     candidates: Sequence[Method]
@@ -413,6 +419,11 @@ class Study:
     parts: Sequence[tuple[str, Method, Method]]
     picture: str = ""
     comments: str = ""
+    scored: Columns = SCORED
+    tuning: Columns = TUNING
+    pictured: str = "two and of three objects"
+    document: str = "alignment.md"
+    results: str = "results.jsonl"
 
 
 UNET = "unet"
@@ -428,6 +439,58 @@ JOINT_PARTS = [
     (part, method, other) for part, method, other in PARTS if method in JOINT_METHODS and other in JOINT_METHODS
 ]
 TRANSFORMER_PARTS = [(part, method, other) for part, method, other in PARTS if method in TRANSFORMER_METHODS]
+
+# The things model. Until `--tune` has been run on it, the strengths of METHODS are those of the shapes models.
+_SPLITS = ("animal-animal", "animal-object", "object-object")
+_THINGS_GAMMAS = [(0.03, 0.0), (0.1, 0.0), (0.3, 0.0), (0.0, 0.02), (0.0, 0.06), (0.0, 0.2), (0.03, 0.06)]
+_COARSE, _FINE = 8, 16  # sides of the grids that Attend-and-Excite reads
+THINGS_CANDIDATES = [
+    PLAIN,
+    *(_cfg(cfg) for cfg in (1.0, 2.5, 4.0, 6.0)),
+    *(_words(weight, cfg=2.5) for weight in (1.1, 1.3)),
+    *(_excite(step, "nouns", side=side, cfg=2.5) for step in (5.0, 10.0, 20.0) for side in (_COARSE, _FINE)),
+    _composable(),
+    *(_composable(0.1, end, cfg=2.5) for end in (0.5, 1.0)),
+    *(_nag(scale, cfg=2.5) for scale in (0.5, 1.0, 3.0)),
+    AUTHORS,
+    *(_ebca(*gammas) for gammas in _THINGS_GAMMAS),
+    _ebca(0.1, 0.0, "first half of the steps", end=0.5),
+    _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5),
+    _ebca(0.0, 0.06, "first half of the steps, cfg 2.5", end=0.5, cfg=2.5),
+    *(_objects(alpha, 0.0, 0.5, cfg=2.5) for alpha in (0.05, 0.1, 0.2)),
+    *(_texts(_part("nothing", alpha, 0.0, 0.5, "remove"), cfg=2.5) for alpha in (0.2, 0.4)),
+    *(_texts(_EACH, _AWAY, cfg=cfg) for cfg in (None, 2.5, 4.0)),
+    _texts(_EACH, _AWAY_THROUGHOUT, cfg=2.5),
+    _texts(_part("objects", 0.2, 0.0, 0.5), _part("nothing", 0.4, 0.0, 0.5, "remove"), cfg=2.5),
+]
+_EXCITE_THINGS, _EXCITE_THINGS_HIGHER = (_excite(5.0, "nouns", side=_FINE, **_given(cfg)) for cfg in (None, 2.5))
+THINGS_METHODS = [
+    PLAIN,
+    HIGHER,
+    HIGHEST,
+    _words(1.3),
+    _words(1.3, cfg=2.5),
+    _EXCITE_THINGS,
+    _EXCITE_THINGS_HIGHER,
+    _composable(0.1),
+    AVERAGED,
+    AVERAGED_HIGHEST,
+    _nag(0.5),
+    _nag(3.0),
+    AUTHORS,
+    _ebca(0.1, 0.0),
+    _ebca(0.0, 0.06),
+    NORM_EARLY,
+    COMPOSED,
+    _EMPTY_ALONE,
+    AWAY,
+    AWAY_HIGHEST,
+]
+THINGS_COMPARED = [
+    (AWAY_HIGHEST, HIGHEST), (AWAY_HIGHEST, AVERAGED_HIGHEST), (AWAY, HIGHER), (AWAY, _EXCITE_THINGS_HIGHER),
+    (AWAY, AVERAGED), (AWAY, COMPOSED), (COMPOSED, HIGHER), (COMPOSED, _EXCITE_THINGS_HIGHER), (COMPOSED, AVERAGED),
+    (_EMPTY_ALONE, HIGHER), (_EXCITE_THINGS_HIGHER, HIGHER), (AVERAGED, HIGHER), (NORM_EARLY, HIGHER),
+]  # fmt: skip
 STUDIES = {
     UNET: Study(CANDIDATES, METHODS, COMPARED, FIGURE, PARTS),
     "transformer": Study(
@@ -437,5 +500,11 @@ STUDIES = {
     "joint": Study(
         JOINT_CANDIDATES, JOINT_METHODS, JOINT_COMPARED, [PLAIN, HIGHER, COMPOSED, AWAY, AWAY_UNGUIDED], JOINT_PARTS,
         "_joint", "joint ",
+    ),
+    "things": Study(
+        THINGS_CANDIDATES, THINGS_METHODS, THINGS_COMPARED,
+        [PLAIN, HIGHER, _EXCITE_THINGS_HIGHER, AUTHORS, COMPOSED, AWAY_HIGHEST], PARTS,
+        scored=Columns(_SPLITS, _SPLITS, THINGS.errors), tuning=Columns(_SPLITS, _SPLITS, THINGS.errors),
+        pictured="each of the three sets of prompts", document="things.md", results="things.jsonl",
     ),
 }

@@ -24,10 +24,11 @@ from PIL import Image, ImageDraw, ImageFont
 REPO = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPO / "research"))
 
+from alignment.columns import share  # noqa: E402
 from alignment.compare import BATCH  # noqa: E402
-from alignment.report import ERRORS, share, write_between  # noqa: E402
+from alignment.report import write_between  # noqa: E402
 from alignment.results import PATH as ALIGNMENT  # noqa: E402
-from alignment.results import Results, letter  # noqa: E402
+from alignment.results import Results  # noqa: E402
 from alignment.settings import UNET, Method  # noqa: E402
 from choosing import report  # noqa: E402
 from choosing.runs import PATH, PreviewCell, RunCell, cell, kept  # noqa: E402
@@ -52,7 +53,8 @@ from choosing.settings import (  # noqa: E402
 from shapes.grammar import Scene  # noqa: E402
 from shapes.scorer import Verdict, verdict  # noqa: E402
 from shapes.world import SIDE  # noqa: E402
-from shapes_model import ShapesModel, bench_parser, boot  # noqa: E402
+from small_model import SmallModel, bench_parser, boot  # noqa: E402
+from worlds import SHAPES  # noqa: E402
 
 if TYPE_CHECKING:
     from choosing.recording import Recorded
@@ -60,12 +62,12 @@ if TYPE_CHECKING:
 DOCUMENT = REPO / "docs" / "choosing.md"
 #: The picture: of which captions and verdicts, how many of each, in how many columns and colours.
 PICTURED, SHOWN, COLUMNS, PALETTE = "three objects", 100, 20, 48
-VERDICTS = {"all right": "rR"} | {name: ERRORS[name] for name in ("missing", "extra", "unreadable", "swapped")}
+VERDICTS = {"all right": "rR"} | {name: SHAPES.errors[name] for name in ("missing", "extra", "unreadable", "swapped")}
 GAP, TITLE = 3, 26  # pixels around each picture, and of a title's line
 TIMED_CALLS = 3
 
 
-def batches(shapes: ShapesModel, one: RunCell, method: Method) -> Iterator[tuple[Recorded, list[Verdict]]]:
+def batches(shapes: SmallModel, one: RunCell, method: Method) -> Iterator[tuple[Recorded, list[Verdict]]]:
     """Sample a cell: its batches, and the verdict on each picture."""
     from choosing.recording import record
 
@@ -80,11 +82,11 @@ def preview_steps(one: RunCell) -> int:
     return one.preview_steps if isinstance(one, PreviewCell) else 0
 
 
-def run(shapes: ShapesModel, one: RunCell, method: Method) -> dict[str, Any]:
+def run(shapes: SmallModel, one: RunCell, method: Method) -> dict[str, Any]:
     """Sample a cell: a letter for each picture, and its scores in thousandths."""
     letters, scores, calls = "", {}, (preview_steps(one),) if preview_steps(one) else CALLS
     for found, verdicts in batches(shapes, one, method):
-        letters += "".join(map(letter, verdicts))
+        letters += "".join(map(SHAPES.letter, verdicts))
         add(scores, found, calls, one.is_tuning)
     return {"labels": letters, "scores": scores}
 
@@ -98,7 +100,7 @@ def add(scores: dict[str, dict[str, list[int]]], found: Recorded, calls: Sequenc
     scores[CHOSEN].setdefault(MEAN, []).extend(kept(mean[:, 0]))
 
 
-def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[RunCell, str, Method]]) -> None:
+def fill(shapes: SmallModel, results: Results, cells: Sequence[tuple[RunCell, str, Method]]) -> None:
     """Sample what is missing."""
     missing = [(one, *of) for one, *of in cells if results.get(one.key) is None]
     for number, (one, setting, method) in enumerate(missing, 1):
@@ -110,7 +112,7 @@ def fill(shapes: ShapesModel, results: Results, cells: Sequence[tuple[RunCell, s
               flush=True)  # fmt: skip
 
 
-def picture(shapes: ShapesModel, results: Results, options: argparse.Namespace, path: Path) -> None:
+def picture(shapes: SmallModel, results: Results, options: argparse.Namespace, path: Path) -> None:
     """Pictures of the first setting by their verdict, each block from the highest score at the end to the lowest.
 
     A verdict that has not even a row is left out; there is no picture without any.
@@ -128,7 +130,7 @@ def picture(shapes: ShapesModel, results: Results, options: argparse.Namespace, 
     whole.quantize(PALETTE).save(path, optimize=True)
 
 
-def of_verdict(shapes: ShapesModel, drawn: Sequence[tuple[Scene, int]], method: Method, name: str) -> Image.Image:
+def of_verdict(shapes: SmallModel, drawn: Sequence[tuple[Scene, int]], method: Method, name: str) -> Image.Image:
     """The first SHOWN pictures that have a verdict again, under its name and the scores of the first and the last."""
     from choosing.recording import record
 
@@ -137,7 +139,7 @@ def of_verdict(shapes: ShapesModel, drawn: Sequence[tuple[Scene, int]], method: 
         scenes, seeds = zip(*drawn[start : start + BATCH], strict=True)
         batch = record(shapes, method, scenes, seeds)
         scores = scores_of(batch, is_tuning=False)[CHOSEN][:, -1]
-        judged = [letter(verdict(image, scene)) for image, scene in zip(batch.images, scenes, strict=True)]
+        judged = [SHAPES.letter(verdict(image, scene)) for image, scene in zip(batch.images, scenes, strict=True)]
         # in another batch than the recorded one, rounding changes some of the pictures
         found += [(score, image) for score, image, of in zip(scores, batch.images, judged) if of in VERDICTS[name]]
         if len(found) >= SHOWN:
@@ -196,7 +198,7 @@ def timed(options: argparse.Namespace) -> dict[str, str]:
     boot(options)
     from choosing.cost import table
 
-    return {"time": table(ShapesModel(), TIMED_CALLS)}
+    return {"time": table(SmallModel(), TIMED_CALLS)}
 
 
 def counted(options: argparse.Namespace) -> dict[str, str]:
@@ -204,7 +206,7 @@ def counted(options: argparse.Namespace) -> dict[str, str]:
     results, study = Results(options.results), STUDIES[options.model]
     if not options.report:
         boot(options)
-        shapes = ShapesModel(options.model)
+        shapes = SmallModel(options.model, options.checkpoint)
         fill(shapes, results, list(wanted(options, study)))
         if not (options.tune or options.captions or options.setting):
             name = f"{options.document.stem}{study.picture}.png"

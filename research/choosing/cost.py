@@ -19,7 +19,7 @@ from torch import Tensor
 import comfy_host
 from baselines.layers import with_cross_attention
 from ebca_core import attention_map, one_place_score
-from shapes_model import ShapesModel, pack_module
+from small_model import SmallModel, pack_module
 
 POSITIVE = 0  # in ComfyUI's cond_or_uncond
 #: Tokens of three objects of two words each.
@@ -81,7 +81,7 @@ def shares(model: Any, shape: Sequence[int], positive: list, negative: list, cal
     return np.array([score / call for call, score in timed.pairs[1:]])
 
 
-def table(shapes: ShapesModel, calls: int) -> str:
+def table(shapes: SmallModel, calls: int) -> str:
     """Of the shapes model, a batch of ten, and of a U-Net of SD 1.5's size with random weights, one image."""
     sys.path.append(str(comfy_host.REPO / "bench"))
     import random_models

@@ -22,7 +22,7 @@ from alignment.settings import Method
 from baselines.attend_and_excite import losses
 from choosing.settings import FINE
 from shapes.grammar import Scene
-from shapes_model import ShapesModel, pack_module
+from small_model import SmallModel, pack_module
 
 POSITIVE = 0  # in ComfyUI's cond_or_uncond
 LOSS_SIDE = FINE  # of the layers that Attend-and-Excite reads
@@ -158,7 +158,7 @@ class Recorded:
 
 
 def record(
-    shapes: ShapesModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int], preview_steps: int = 0,
+    shapes: SmallModel, method: Method, scenes: Sequence[Scene], seeds: Sequence[int], preview_steps: int = 0,
     is_tuning: bool = False,
 ) -> Recorded:  # fmt: skip
     """Sample a batch and keep the maps of its objects.
@@ -183,7 +183,7 @@ def record(
     return Recorded(images, **kept, loss=torch.stack(loss, 1).numpy())
 
 
-def preview(shapes: ShapesModel, sampler: Mapping[str, Any], steps: int) -> Tensor:
+def preview(shapes: SmallModel, sampler: Mapping[str, Any], steps: int) -> Tensor:
     """The sigmas of EBCA Reroll's preview of a run."""
     sampling = shapes.model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, sampler["scheduler"], sampler["steps"])
@@ -195,7 +195,7 @@ def _of_objects(calls: Sequence[Tensor], tokens: Tensor) -> np.ndarray:
     return torch.einsum("cbnt,bot->bcon", torch.stack(calls), tokens).numpy()
 
 
-def object_tokens(shapes: ShapesModel, scenes: Sequence[Scene]) -> Tensor:
+def object_tokens(shapes: SmallModel, scenes: Sequence[Scene]) -> Tensor:
     """1 for the tokens [b, object, t] of each object's colour and shape in its caption."""
     find = pack_module("comfyui_binding.trace.word_positions").positions_of_words
     rows = []

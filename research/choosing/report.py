@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from alignment.report import ERRORS, is_right, percent
+from alignment.columns import is_right, percent
 from alignment.results import Cell, Results, time_key
 from bootstrap import mean_of, statistic_of
 from choosing.policies import Cost, auc, auc_within, ranked, rerolled
@@ -30,6 +30,7 @@ from choosing.settings import (
     Choice,
     Setting,
 )
+from worlds import SHAPES
 
 FEWEST = 10  # pictures with an error, for a figure of it
 THRESHOLDS = (-0.2, -0.1, 0.0, 0.1, 0.2, 0.4, 0.6)
@@ -148,7 +149,7 @@ def aucs(scores: Mapping[int | str, np.ndarray], right: np.ndarray, calls: Seque
 
 def by_error(runs: Runs) -> Iterator[str]:
     """After CHOICE, right pictures against those with one kind of error alone; a dash where there are few."""
-    for letter in (ERRORS[name] for name in ("missing", "extra", "unreadable")):
+    for letter in (SHAPES.errors[name] for name in ("missing", "extra", "unreadable")):
         others = runs.letters == letter
         of = (runs.right > 0) | others
         yield f"{auc(runs.scores[CHOSEN][CHOICE][of], runs.right[of]):.2f}" if others.sum() >= FEWEST else "-"

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .drawing import random_pair, random_picture
+from .drawing import arrange, draw, random_pair, random_picture
 from .grammar import Scene, Wanted, describe
-from .world import COLOURS, RARE, SHAPES
+from .world import COLOURS, RARE, SHAPES, holds
 
 
 def pairs(rng: np.random.Generator, count: int, rare: int = 0) -> Scene:
@@ -52,3 +52,18 @@ def scenes(row: str, count: int) -> list[Scene]:
     """The scenes of a key of ROWS; the first n of a longer list are those of a shorter one."""
     rng = np.random.default_rng(list(ROWS).index(row))
     return [ROWS[row](rng) for _ in range(count)]
+
+
+def tuning_scenes(row: str, count: int, seed: int) -> list[Scene]:
+    """Other scenes of a key of ROWS; a caption may come up in both."""
+    rng = np.random.default_rng([seed, list(ROWS).index(row)])
+    return [ROWS[row](rng) for _ in range(count)]
+
+
+def drawn(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """A drawn picture [h w 3] of a scene whose objects have colours and shapes; the rest is at random."""
+    pairs = [(wanted.colour, wanted.shape) for wanted in scene.objects]
+    while True:
+        picture = arrange(rng, pairs)
+        if scene.relation is None or holds(scene.relation, *picture.things[:2]):
+            return draw(picture)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from alignment import compare, parts_figure, report
-from alignment.image_statistics import ImageStatistics, distance, drawn
+from alignment.columns import Columns, change
+from alignment.image_statistics import ImageStatistics, distance
 from alignment.methods import KINDS
 from alignment.results import PATH, Cell, Results
-from alignment.settings import CANDIDATES, METHODS, PLAIN, STUDIES
+from alignment.settings import CANDIDATES, METHODS, PLAIN, SETS, STUDIES, TUNING
 from bootstrap import mean_of, statistic_of
-from shapes.captions import scenes
-from shapes.scorer import verdict
+from worlds import MODELS, SHAPES, THINGS
 
 # --- intervals -------------------------------------------------------------------------------------------------------
 
@@ -49,8 +49,8 @@ def test_interval_of_any_statistic_is_as_wide_as_the_normal_approximation():
 def test_change_is_paired_by_picture_wherever_objects_lie():
     plain, ours = {"a": "RrmseuRR", "b": "mm"}, {"a": "RRRseumR", "b": "Rm"}
     right = [sum(x in "rR" for x in labels) for labels in ("RrmseuRR", "RRRseumR")]
-    assert report.change(ours, plain).mean == pytest.approx(((right[1] - right[0]) / 8 + 0.5) / 2)
-    assert report.change(plain, plain).mean == 0
+    assert change(ours, plain).mean == pytest.approx(((right[1] - right[0]) / 8 + 0.5) / 2)
+    assert change(plain, plain).mean == 0
 
 
 # --- image statistics ------------------------------------------------------------------------------------------------
@@ -66,18 +66,31 @@ def test_distance_of_normal_distributions_in_closed_form():
 
 
 def test_drawn_pictures_are_close_to_others_of_their_captions_and_spoilt_ones_are_not():
-    wanted = scenes("two objects", 150)
-    reference, others = (ImageStatistics.of(drawn(wanted, seed)) for seed in (1, 2))
+    wanted = SHAPES.scenes("two objects", 150)
+
+    def found(pictures):
+        return ImageStatistics.of(pictures, SHAPES.palette)
+
+    reference, others = (found(SHAPES.drawn(wanted, seed)) for seed in (1, 2))
     floor = distance(others, reference)
     noise = np.random.default_rng(0).normal(0, 0.04, (150, 64, 64, 3))
-    pictures = drawn(wanted, 2)
-    assert distance(ImageStatistics.of(np.clip(pictures + noise, 0, 1)), reference) > 5 * floor
-    assert distance(ImageStatistics.of([0.6 * image + 0.2 for image in pictures]), reference) > 5 * floor
+    pictures = SHAPES.drawn(wanted, 2)
+    assert distance(found(np.clip(pictures + noise, 0, 1)), reference) > 5 * floor
+    assert distance(found([0.6 * image + 0.2 for image in pictures]), reference) > 5 * floor
 
 
-def test_drawn_pictures_show_what_their_captions_say():
-    wanted = scenes("two objects, left of / above", 20) + scenes("three objects", 20)
-    assert all(verdict(image, scene).complete for image, scene in zip(drawn(wanted, 3), wanted))
+@pytest.mark.parametrize(
+    ("world", "rows", "least"),
+    [(SHAPES, ["two objects, left of / above", "three objects"], 1.0),
+     (THINGS, ["two things, left of / above", "animal-object", "object-object", "three things"], 0.95)],
+    ids=["shapes", "things"],
+)  # fmt: skip
+def test_drawn_pictures_show_what_their_captions_say(world, rows, least):
+    wanted = [scene for row in rows for scene in world.scenes(row, 20)]
+    judged = [world.verdict(image, scene) for image, scene in zip(world.drawn(wanted, 3), wanted)]
+    letters = [world.letter(one) for one in judged]
+    assert letters.count("R") == sum(one.complete for one in judged) >= least * len(wanted)
+    assert len({*world.letters, "R"}) == len(world.labels) + 1
 
 
 # --- cells and their results -----------------------------------------------------------------------------------------
@@ -93,7 +106,7 @@ def test_what_is_there_is_not_sampled_again(tmp_path, monkeypatch):
     monkeypatch.setattr(
         compare, "run", lambda shapes, cell, method: ran.append(cell.key) or {"labels": "RRmm", "seconds": 0.1}
     )
-    wanted = [(cell(captions=captions), PLAIN) for captions in compare.SETS]
+    wanted = [(cell(captions=captions), PLAIN) for captions in SETS]
     compare.fill(None, Results(tmp_path / "results"), wanted[:2])
     again = Results(tmp_path / "results")
     compare.fill(None, again, wanted)
@@ -123,7 +136,7 @@ def test_every_setting_is_in_the_key(changed):
 
 
 def test_tuning_has_other_captions_and_other_noise():
-    for captions in compare.TUNING.sets:
+    for captions in TUNING.sets:
         tuned, scored = (cell(captions=captions, is_tuning=is_tuning, images=200) for is_tuning in (True, False))
         assert not set(tuned.seeds()) & set(scored.seeds())
         same = [a.caption() == b.caption() for a, b in zip(tuned.scenes(), scored.scenes())]
@@ -131,7 +144,7 @@ def test_tuning_has_other_captions_and_other_noise():
 
 
 def tuning_cell(method):
-    (captions,) = compare.TUNING.sets
+    (captions,) = TUNING.sets
     return Cell(captions, method.kind, method.settings, True, compare.TUNING_IMAGES)
 
 
@@ -148,10 +161,13 @@ def test_methods_whose_code_was_removed_are_in_the_results_and_are_not_sampled(t
     assert all(method.name in said.splitlines()[0] for method in recorded)
 
 
-def test_settings_are_arguments_of_their_method():
-    for method in [one for study in STUDIES.values() for one in (*study.methods, *study.candidates)]:
+def test_settings_are_arguments_of_their_method_and_words_and_texts_of_their_world():
+    for model, method in [(model, m) for model, s in STUDIES.items() for m in (*s.methods, *s.candidates)]:
         if not method.is_recorded_only:
-            inspect.signature(KINDS[method.kind]).bind("shapes", "scenes", **method.settings)
+            inspect.signature(KINDS[method.kind]).bind("shapes", "scenes", **{"cfg": 1.0} | method.settings)
+            world = MODELS[model].world
+            assert method.settings.get("subjects", "words") in world.words
+            assert {part["of"] for part in method.settings.get("parts", [])} <= set(world.texts)
 
 
 def test_names_and_settings_are_unique():
@@ -171,7 +187,7 @@ def test_table_stands_between_its_comments(tmp_path):
 
 
 def test_row_says_what_the_letters_say():
-    columns = report.Columns(["two", "three"], ["two"], "three")
+    columns = Columns(["two", "three"], ["two"], SHAPES.errors, "three")
     plain = {"two": "RRmm", "three": "rRee"}
     ours = {"two": "RRRu", "three": "RRRs"}
     cells = columns.row("ours", ours, plain, "0.10", "1.02").strip("| ").split(" | ")

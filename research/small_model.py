@@ -1,4 +1,4 @@
-"""The shapes model with ComfyUI's nodes and the pack's, drawn pictures to edit, and what the commands share."""
+"""A small model with ComfyUI's nodes and the pack's, and what the commands on it share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import importlib
 import sys
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,64 +19,22 @@ from torch import Tensor
 
 import comfy_host
 from plain_model import Sampler
-from shapes.drawing import random_picture
-from shapes.grammar import Scene, Wanted
-from shapes.world import COLOURS, SHAPES, SIDE, Picture, Thing
+from worlds import SHAPES_MODELS
 
 REPO = comfy_host.REPO
-
-#: The trained models, by name.
-CHECKPOINTS = {
-    "unet": "shapes.safetensors", "transformer": "shapes_transformer.safetensors", "joint": "shapes_joint.safetensors"
-}  # fmt: skip
-MARGIN = 2  # pixels that belong to the object around its box: its soft edge
+TILE = 128  # about the pixels of a picture in a sheet, each way
 
 
-@dataclass(frozen=True)
-class Case:
-    """A drawn picture and the colours and shapes of its object and of the one that is to take its place."""
-
-    picture: Picture
-    old: tuple[str, str]
-    new: tuple[str, str]
-
-    def caption(self, thing: tuple[str, str]) -> str:
-        """The caption of the picture if it showed `thing`."""
-        return Scene((Wanted(*thing),), ground=self.picture.ground).caption()
-
-    def background(self) -> np.ndarray:
-        """Where the picture does not show its object, [h w]."""
-        return surroundings(self.picture.things[0])
-
-
-def surroundings(thing: Thing) -> np.ndarray:
-    """All of the picture but a thing's box and MARGIN pixels around it, [h w]."""
-    reach = 1.05 * thing.radius + MARGIN / SIDE
-    left, right = (np.clip(round((thing.x + side * reach) * SIDE), 0, SIDE) for side in (-1, 1))
-    top, bottom = (np.clip(round((thing.y + side * reach) * SIDE), 0, SIDE) for side in (-1, 1))
-    outside = np.ones((SIDE, SIDE), bool)
-    outside[top:bottom, left:right] = False
-    return outside
-
-
-def cases(count: int, seed: int) -> list[Case]:
-    """Drawn pictures of one object, and another object for each."""
-    rng = np.random.default_rng(seed)
-    made = []
-    for _ in range(count):
-        picture = random_picture(rng, 1)
-        (thing,) = picture.things
-        colour = str(rng.choice([colour for colour in COLOURS if colour != thing.colour]))
-        made.append(Case(picture, (thing.colour, thing.shape), (colour, str(rng.choice(SHAPES)))))
-    return made
-
-
-def bench_parser(description: str, models: Collection[str] = CHECKPOINTS) -> argparse.ArgumentParser:
-    """The options that all commands on the shapes model have; `boot` obeys them. models: those that it works on."""
+def bench_parser(description: str, models: Collection[str] = SHAPES_MODELS) -> argparse.ArgumentParser:
+    """The options that all commands on small models have; `boot` obeys them. models: those that it works on."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--model", choices=list(models), default="unet", help="the trained model")
+    parser.add_argument(
+        "--checkpoint", type=Path,
+        help="its file (default: the one in demo/); kept results do not name it, so pass another --results as well",
+    )  # fmt: skip
     return parser
 
 
@@ -93,10 +50,10 @@ def pack_module(name: str) -> ModuleType:
     return importlib.import_module(f"{pack}.{name}")
 
 
-class ShapesModel(Sampler):
-    """A checkpoint of CHECKPOINTS, and nodes of ComfyUI and of the pack, called directly."""
+class SmallModel(Sampler):
+    """A trained model, and nodes of ComfyUI and of the pack, called directly."""
 
-    def __init__(self, name: str = "unet"):
+    def __init__(self, name: str = "unet", checkpoint: Path | None = None):
         import nodes
 
         async def load() -> bool:
@@ -107,7 +64,7 @@ class ShapesModel(Sampler):
         if not asyncio.run(load()):
             raise RuntimeError(f"ComfyUI could not load the packs in {REPO}; its log above says why.")
         self._nodes = nodes.NODE_CLASS_MAPPINGS
-        super().__init__(comfy_host.DEMO / CHECKPOINTS[name])
+        super().__init__(name, checkpoint)
 
     def node(self, node_id: str, **inputs: Any) -> tuple:
         """The outputs of a node."""
@@ -119,11 +76,11 @@ class ShapesModel(Sampler):
 
     def latent(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """The LATENT of images [h w 3], 0..1."""
-        return {"samples": self.vae.encode(torch.from_numpy(np.stack(images)).float())}
+        return {"samples": self.vae.encode(torch.from_numpy(np.stack(images)).float()).detach()}
 
     def decode(self, latent: dict[str, Tensor]) -> np.ndarray:
         """Images [b h w 3], 0..1."""
-        return self.vae.decode(latent["samples"]).float().clamp(0, 1).numpy()
+        return self.decoded(latent["samples"])
 
     def invert(self, caption: list, latent: dict[str, Tensor], steps: int, **settings: Any) -> tuple:
         """The LATENT and the NOISE that EBCA Invert makes, at its defaults but for `settings`."""
@@ -172,11 +129,12 @@ class ShapesModel(Sampler):
 
 
 def sheet(
-    shown: Mapping[str, Sequence[np.ndarray]], columns: int = 10, scale: int = 2, heads: Sequence[str] = ()
+    shown: Mapping[str, Sequence[np.ndarray]], columns: int = 10, heads: Sequence[str] = ()
 ) -> Image.Image:
     """The first pictures of each method, a row each, under its name; heads: what stands above the columns."""
     caption = 20
-    side = scale * len(next(iter(shown.values()))[0])
+    height = len(next(iter(shown.values()))[0])
+    side = height * max(round(TILE / height), 1)
     top = 14 * max((len(_wrapped(head)) for head in heads), default=0)
     sheet = Image.new("RGB", (columns * side, top + len(shown) * (side + caption)), "white")
     pen = ImageDraw.Draw(sheet)
