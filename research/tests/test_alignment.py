@@ -238,7 +238,7 @@ def test_command_samples_once_and_writes_its_table(comfyui_root, monkeypatch, ca
     count = len(METHODS)
     assert f"{count} of {count}" in printed
     monkeypatch.setattr(compare, "boot", lambda options: None)
-    monkeypatch.setattr(compare, "ShapesModel", lambda name: None)  # with it nothing can be sampled
+    monkeypatch.setattr(compare, "SmallModel", lambda name, checkpoint: None)  # with it nothing can be sampled
     compare.main(list(map(str, options)))
     assert f"{count} of {count}" not in capsys.readouterr().out
     assert all(f"| {method.name} | " in document.read_text() for method in METHODS)

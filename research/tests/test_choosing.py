@@ -357,7 +357,7 @@ def test_command_samples_once_and_writes_its_tables(comfyui_root, monkeypatch, c
     printed = subprocess.run(call, capture_output=True, text=True, timeout=600, check=True).stdout
     assert "12 of 12" in printed
     monkeypatch.setattr(choose, "boot", lambda options: None)
-    monkeypatch.setattr(choose, "ShapesModel", lambda name: None)  # with it nothing can be sampled
+    monkeypatch.setattr(choose, "SmallModel", lambda name, checkpoint: None)  # with it nothing can be sampled
     choose.main(list(map(str, options)))
     assert "12 of 12" not in capsys.readouterr().out
     assert document.read_text().count("| three objects | cfg 3 | 4 |") == 1

@@ -9,6 +9,7 @@ import pytest
 
 RESEARCH = Path(__file__).resolve().parents[1]
 REPO = RESEARCH.parent
+KEPT = "kept.jsonl"  # in a folder of the test
 
 
 def test_every_name_of_bench_has_its_script():
@@ -22,12 +23,13 @@ def test_every_name_of_bench_has_its_script():
 @pytest.mark.parametrize(
     ("name", "options", "rows"),
     [
-        ("editing", ["--images", "2", "--steps", "2", "--method", "tuned"], 2),
+        ("editing", ["--images", "2", "--steps", "2", "--method", "tuned", "--results", KEPT], 2),
         ("inpainting", ["--images", "2", "--steps", "2"], 4),
         ("round_trip", ["--images", "2", "--steps", "2", "--samplers", "0"], 5),
     ],
 )
-def test_command_prints_a_row_for_each_method(comfyui_root, name, options, rows):
+def test_command_prints_a_row_for_each_method(comfyui_root, tmp_path, name, options, rows):
+    options = [tmp_path / KEPT if option == KEPT else option for option in options]
     command = [sys.executable, RESEARCH / f"{name}.py", "--comfyui", comfyui_root, *options, "--threads", "1"]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
     lines = [line for line in printed.splitlines() if line.startswith("| ") and not line.startswith(("| m", "| i"))]
