@@ -22,7 +22,7 @@ from things import scenes
 from things.world import SIDE
 
 CHANNELS = 8  # of a latent
-STEPS, BATCH, RATE = 1200, 12, 1.2e-3
+STEPS, BATCH, RATE = 4500, 12, 1.2e-3
 WINDOW = 64  # pixels of what a step sees of a picture, each way
 BLUR = 0.15  # noise that is added to latents, of which the decoder sees -3..3: neighbouring latents decode alike
 OTHER_COLOURS = 0.3  # share of the windows with exchanged colour channels: styles that training has not seen differ so
