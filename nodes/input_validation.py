@@ -69,6 +69,8 @@ def validated(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     @functools.wraps(execute)
     def validated_execute(cls: type[io.ComfyNode], **values: Any) -> io.NodeOutput:
         schema = cls.define_schema()
+        optional = {declared.id for declared in schema.inputs if declared.optional}
+        values = {name: value for name, value in values.items() if value is not None or name not in optional}
         for declared in schema.inputs:
             for name, value, one in _values(declared, values):
                 items = value if schema.is_input_list else [value]
@@ -80,25 +82,19 @@ def validated(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
                 if plain := PLAIN.get(one.get_io_type()):
                     items = [plain(item) for item in items]
                     values[name] = items if schema.is_input_list else items[0]
-            if declared.optional and _is_nothing(values.get(declared.id), schema.is_input_list):
-                values.pop(declared.id, None)
         return execute(cls, **values)
 
     node.execute = classmethod(validated_execute)
     return node
 
 
-def _is_nothing(value: Any, is_list: bool) -> bool:
-    return all(item is None for item in value) if is_list and value else value is None
-
-
 def _values(schema: io.Input, values: Mapping[str, Any]) -> Iterator[tuple[str, Any, io.Input]]:
     """(name, value, schema) of an input, or of each input that an Autogrow input has added."""
-    value = values.get(schema.id)
     if isinstance(schema, io.Autogrow.Input):
-        yield from ((name, one, schema.template.input) for name, one in (value or {}).items() if one is not None)
-    elif value is not None or (not schema.optional and schema.id in values):
-        yield schema.id, value, schema
+        added = values.get(schema.id) or {}
+        yield from ((name, one, schema.template.input) for name, one in added.items() if one is not None)
+    elif schema.id in values:
+        yield schema.id, values[schema.id], schema
 
 
 def first_error(node: type[io.ComfyNode], values: Mapping[str, Any], *checks: tuple) -> bool | str:

@@ -402,13 +402,13 @@ class _JointCall:
         tokens = 2 if kwargs.get("skip_reshape") else 1
         image = q.shape[tokens] - self._text_tokens
         is_masked = mask is not None and self._family.masks != "text, by the network"
-        surplus = k.shape[tokens] - q.shape[tokens]
-        masks_fit = surplus == 0 or (mask is None and not any(one is not None for one in self._masks))
-        if is_masked or kwargs.get("skip_output_reshape") or image < 1 or surplus < 0 or not masks_fit:
+        if is_masked or kwargs.get("skip_output_reshape") or image < 1:
             raise EditsRefused(notices.edits_skipped(notices.TOKENS))
         owners, sizes = zip(*self._pieces(image), strict=True)
         text_masks = [self._with_image(text_mask, image) for text_mask in self._masks]
         plain = LayerCall(own, q, k, v, heads, tokens, owners, sizes, mask, text_masks, kwargs)
+        if plain.surplus < 0 or (plain.surplus and plain.is_masked):  # masks say nothing of such keys
+            raise EditsRefused(notices.edits_skipped(notices.TOKENS))
         shared = self._shared(name, plain)
         of_prompt: list[tuple[slice, LayerCall | SharedLayerCall]] = [(slice(None), plain)]
         if shared is not None:

@@ -60,14 +60,14 @@ class LayerCall:
     @cached_property
     def key_owners(self) -> Sequence[int]:
         """As owners, of the keys and values."""
-        return (*self.owners, IMAGE) if self._surplus else self.owners
+        return (*self.owners, IMAGE) if self.surplus else self.owners
 
     @cached_property
     def key_sizes(self) -> Sequence[int]:
-        return (*self.sizes, self._surplus) if self._surplus else self.sizes
+        return (*self.sizes, self.surplus) if self.surplus else self.sizes
 
     @property
-    def _surplus(self) -> int:
+    def surplus(self) -> int:
         """The number of keys at the end that have no queries."""
         return self.k.shape[self.tokens] - self.q.shape[self.tokens]
 

@@ -115,8 +115,7 @@ def sample_rerolled(
     conds = [conds_of_image(guider.conds, image, images) for image in range(images)]
     watch, progress = MapWatch(), Progress(reroll, sigmas, images, callback)
     options, samples, kept, records = guider.model_options["transformer_options"], [], [], []
-    shape = further["latent_shapes"][0] if further.get("latent_shapes") else noise.shape
-    is_video = len(shape) == 5 and shape[2] > 1
+    is_video = noise.ndim == 5 and noise.shape[2] > 1
     if "latent_shapes" in further:
         further["latent_shapes"] = [(1, *noise.shape[1:])]
     try:
