@@ -24,6 +24,11 @@ class Estimate:
         """Whether the interval leaves zero out."""
         return self.low > 0 or self.high < 0
 
+    def text(self, form: str, scale: float = 1.0, unit: str = "") -> str:
+        """Such as 12.5 % (9.0 to 16.0). form: of a number, times scale."""
+        mean, low, high = (format(scale * value, form) for value in (self.mean, self.low, self.high))
+        return f"{mean}{unit} ({low} to {high})"
+
 
 def mean_of(sets: Sequence[np.ndarray], seed: int = 0) -> Estimate:
     """The mean over sets of each set's mean over its images.

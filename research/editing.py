@@ -27,8 +27,9 @@ from torch import Tensor
 from alignment.compare import framed
 from alignment.report import write_between
 from alignment.results import Results
+from authors_edits import Edit
 from bootstrap import mean_of
-from edits import OBJECT, PAPER, Case, Edit, Task
+from edits import OBJECT, PAPER, Case, EditKind
 from small_model import REPO, SmallModel, bench_parser, boot, sheet
 from worlds import MODELS
 
@@ -76,11 +77,11 @@ class Tuned:
 class Study:
     """What is edited with one trained model.
 
-    tuned: for each of the tasks. alphas, starts, cfgs: of EBCA in --tune. images: pictures a method. document: in
+    tuned: for each of the kinds. alphas, starts, cfgs: of EBCA in --tune. images: pictures a method. document: in
     docs/, for the tables; None where they are only printed.
     """
 
-    tasks: Mapping[str, Task]
+    kinds: Mapping[str, EditKind]
     tuned: Mapping[str, Tuned]
     starts: Sequence[float]
     alphas: Sequence[tuple[float, float]] = ((1.2, 1.1), (1.6, 1.5), (2.2, 2.1))
@@ -109,11 +110,11 @@ STUDIES = {
 }  # fmt: skip
 
 
-def methods(task: Task, tuned: Tuned, cfg: float) -> list[Method]:
+def methods(kind: EditKind, tuned: Tuned, cfg: float) -> list[Method]:
     """The rows of the table."""
     paper, fixed_point = tuned.edits[0], tuned.edits[1]
     denoise = round(tuned.denoise - 0.05, 2)
-    authors, untuned = task.authors
+    authors, untuned = kind.authors
     return [
         Method("no edit, inversion as in the paper", cfg, 0, **CAPTION),
         Method("no edit, fixed-point inversion", cfg, 1, **CAPTION),
@@ -232,11 +233,11 @@ class Bench:
     results: Results
 
     @property
-    def task(self) -> Task:
-        return STUDIES[self.model].tasks[self.name]
+    def kind(self) -> EditKind:
+        return STUDIES[self.model].kinds[self.name]
 
     def cases(self) -> list[Case]:
-        return self.task.cases(self.images, self.seed)
+        return self.kind.cases(self.images, self.seed)
 
     def key(self, method: Method) -> str:
         settings = {name: value for name, value in asdict(method).items() if name != "name"}
@@ -270,7 +271,7 @@ class Bench:
 
     def table(self, tried: Sequence[Method]) -> str:
         """A line for each method that has been sampled, then EBCA compared with the ways without it."""
-        titles = ["method", *self.task.marks, "background change", "calls", "cfg"]
+        titles = ["method", *self.kind.marks, "background change", "calls", "cfg"]
         lines = ["| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|"]
         there = {method.name: method for method in tried if self.marks(method)}
         lines += [self.row(method) for method in there.values()]
@@ -282,9 +283,8 @@ class Bench:
     def _against(self, ours: Method, other: Method) -> str:
         """Differences on the same pictures."""
         *marks, moved = [a - b for a, b in zip(self.marks(ours), self.marks(other), strict=True)]
-        cells = [f"{name} {_percent(mark, sign='+')}" for name, mark in zip(self.task.marks, marks)]
-        found = mean_of([moved])
-        change = f"background change {found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+        cells = [f"{name} {_percent(mark, sign='+')}" for name, mark in zip(self.kind.marks, marks)]
+        change = f"background change {mean_of([moved]).text('+.4f')}"
         return f"\n{ours.name} against {other.name}: {', '.join([*cells, change])}."
 
 
@@ -293,9 +293,7 @@ def _percent(values: np.ndarray, sign: str = "") -> str:
     values = values[~np.isnan(values)]
     if not len(values):
         return "-"
-    found = mean_of([values])
-    mean, low, high = (f"{100 * value:{sign}.1f}" for value in (found.mean, found.low, found.high))
-    return f"{mean} % ({low} to {high})"
+    return mean_of([values]).text(f"{sign}.1f", 100, " %")
 
 
 def picture(small: SmallModel, bench: Bench, tried: Sequence[Method], path: Path) -> None:
@@ -328,9 +326,9 @@ def main(arguments: Sequence[str]) -> int:
     made = parser()
     options = made.parse_args(arguments)
     study, cfg = STUDIES[options.model], MODELS[options.model].world.cfg
-    names = options.edit or list(study.tasks)
-    if unknown := set(names) - set(study.tasks):
-        made.error(f"there is no edit {', '.join(sorted(unknown))}: expected some of {', '.join(study.tasks)}")
+    names = options.edit or list(study.kinds)
+    if unknown := set(names) - set(study.kinds):
+        made.error(f"there is no edit {', '.join(sorted(unknown))}: expected some of {', '.join(study.kinds)}")
     count, seed = (TUNING_IMAGES, TUNING_SEED) if options.tune else (study.images, SCORED_SEED)
     document = options.document or (study.document and REPO / "docs" / study.document)
     results, small = Results(options.results), None
@@ -339,7 +337,7 @@ def main(arguments: Sequence[str]) -> int:
         small = SmallModel(options.model, options.checkpoint)
     for name in names:
         bench = Bench(options.model, name, options.images or count, seed, options.steps, results)
-        tried = list(candidates(study, cfg)) if options.tune else methods(bench.task, study.tuned[name], cfg)
+        tried = list(candidates(study, cfg)) if options.tune else methods(bench.kind, study.tuned[name], cfg)
         chosen = [method for method in tried if any(text in method.name for text in options.method)]
         if small:
             bench.fill(small, chosen)

@@ -10,28 +10,16 @@ import numpy as np
 
 import shapes.scorer
 import things.scorer
-from shapes.cases import MARGIN
-from shapes.cases import Case as ShapesCase
+from authors_edits import ANIMAL_TO_GOAT, CAT_TO_DOG, HORSE_TO_ZEBRA, Edit
+from shapes.cases import MARGIN, ObjectCase
 from shapes.cases import cases as shapes_cases
 from shapes.drawing import draw as draw_shapes
 from things.grammar import Scene, Wanted, wanted_of
 from things.scenes import arrange, box, random_thing
 from things.scenes import draw as draw_things
-from things.scorer import Found
 from things.world import HELD_OUT, SIDE, WEARERS, Thing
 
 UNASKED = float("nan")  # a mark of a picture to which the question does not apply
-
-
-@dataclass(frozen=True)
-class Edit:
-    """How EBCA edits: alphas of what is added and what is removed, 0 for not at all; where they begin; their gammas,
-    and where these begin if it is elsewhere."""
-
-    alphas: tuple[float, float]
-    start: float
-    gammas: tuple[float, float]
-    gamma_start: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +27,7 @@ class Case:
     """A drawn picture [h w 3] and what is to change in it.
 
     before, after: captions of the picture and of what it is to become. added, removed: texts of the change.
-    outside [h w]: where nothing is to change. marks(image): 1 or 0 for each mark of the task, or UNASKED.
+    outside [h w]: where nothing is to change. marks(image): 1 or 0 for each mark of its kind, or UNASKED.
     """
 
     image: np.ndarray
@@ -52,7 +40,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Task:
+class EditKind:
     """One kind of edit. authors: the edit of the paper whose numbers are tried as they are, and these numbers."""
 
     cases: Callable[[int, int], list[Case]]
@@ -60,9 +48,7 @@ class Task:
     authors: tuple[str, Edit]
 
 
-CAT_TO_DOG = ("cat -> dog", Edit((0.75, 0.65), 0.5, (6e-4, 5e-4)))
-HORSE_TO_ZEBRA = ("horse -> zebra", Edit((0.6, 0.5), 0.3, (5e-4, 4e-4)))
-ANIMAL_TO_GOAT = ("animal -> goat", Edit((0.6, 0.0), 0.35, (1e-3, 0.0), gamma_start=0.3))
+_DOG, _ZEBRA, _GOAT = ("cat -> dog", CAT_TO_DOG), ("horse -> zebra", HORSE_TO_ZEBRA), ("animal -> goat", ANIMAL_TO_GOAT)
 
 
 def _shapes(count: int, seed: int) -> list[Case]:
@@ -74,7 +60,7 @@ def _shapes(count: int, seed: int) -> list[Case]:
     ]  # fmt: skip
 
 
-def _shapes_marks(case: ShapesCase, image: np.ndarray) -> Sequence[float]:
+def _shapes_marks(case: ObjectCase, image: np.ndarray) -> Sequence[float]:
     reading = shapes.scorer.read(image)
     shown = [(found.colour, found.shape) for found in reading.found]
     new, gone = case.new in shown, case.old not in shown
@@ -105,26 +91,22 @@ def _thing(wanted: Wanted, mirrored: bool) -> Thing:
 
 def _things_marks(old: Wanted, after: Scene, image: np.ndarray) -> Sequence[float]:
     reading = things.scorer.read(image)
-    shown = [_wanted(found) for found in reading.found]
+    shown = list(map(wanted_of, reading.found))
     new, *others = after.things
     stayed = all(other in shown for other in others) if others else UNASKED
     return new in shown and old not in shown, stayed, things.scorer.judge(reading, after).right
 
 
-def _wanted(found: Found) -> Wanted:
-    return Wanted(found.kind, found.colour, found.worn)
-
-
-def _of_things(olds: Sequence[str], new: Wanted, authors: tuple[str, Edit]) -> Task:
+def _of_things(olds: Sequence[str], new: Wanted, authors: tuple[str, Edit]) -> EditKind:
     marks = ("changed as asked", "the other thing still there", "all right")
-    return Task(partial(_things, [Wanted(old) for old in olds], new), marks, authors)
+    return EditKind(partial(_things, [Wanted(old) for old in olds], new), marks, authors)
 
 
-OBJECT = {"object": Task(_shapes, ("new there", "old gone", "both", "both, and nothing else"), CAT_TO_DOG)}
+OBJECT = {"object": EditKind(_shapes, ("new there", "old gone", "both", "both, and nothing else"), _DOG)}
 #: The paper's edits. Its numbers for glasses are not known; those of animal -> goat, which also only adds, are tried.
 PAPER = {
-    "cat_to_dog": _of_things(["cat"], Wanted("dog"), CAT_TO_DOG),
-    "cat_with_glasses": _of_things(["cat"], Wanted("cat", worn="glasses"), ANIMAL_TO_GOAT),
-    "horse_to_zebra": _of_things(["horse"], Wanted("zebra"), HORSE_TO_ZEBRA),
-    "animal_to_goat": _of_things(WEARERS, Wanted("goat"), ANIMAL_TO_GOAT),
+    "cat_to_dog": _of_things(["cat"], Wanted("dog"), _DOG),
+    "cat_with_glasses": _of_things(["cat"], Wanted("cat", worn="glasses"), _GOAT),
+    "horse_to_zebra": _of_things(["horse"], Wanted("zebra"), _ZEBRA),
+    "animal_to_goat": _of_things(WEARERS, Wanted("goat"), _GOAT),
 }

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from json_lines import read_lines
+
 
 def kept_scores(
     path: Path, wanted: Iterable[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]
@@ -17,8 +19,7 @@ def kept_scores(
     """
     wanted = list(wanted)
     names = list(wanted[0][0]) if wanted else []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    known = {tuple(line.get(name) for name in names): line for line in lines}
+    known = {tuple(line.get(name) for name in names): line for line in read_lines(path)}
     with path.open("a", encoding="utf-8", buffering=1) as file:  # line by line, so that a stop loses nothing
         for key, measure in wanted:
             values = tuple(key.values())

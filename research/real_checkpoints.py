@@ -154,7 +154,7 @@ def table(lines: Sequence[dict]) -> str:
             change: Estimate = mean_of([values[WITH] - values[WITHOUT]])
             text.append(
                 f"| {group} | {count} | {kind} | {values[WITHOUT].mean():.4f} | {values[WITH].mean():.4f} "
-                f"| {change.mean:+.4f} ({change.low:+.4f} to {change.high:+.4f}) |"
+                f"| {change.text('+.4f')} |"
             )
     return "\n".join(text)
 
@@ -170,7 +170,7 @@ def agreement(lines: Sequence[dict]) -> str:
                 by_prompt.setdefault(line["prompt"], []).append((line["one place"], line["minimum"]))
         whole = [np.array(by_prompt[prompt]) for prompt in sorted(by_prompt)]
         found = [_rank_correlation(whole), _rank_correlation([values - values.mean(0) for values in whole])]
-        cells = [title, *(f"{r.mean:+.2f} ({r.low:+.2f} to {r.high:+.2f})" for r in found)]
+        cells = [title, *(one.text("+.2f") for one in found)]
         text.append(f"| {' | '.join(cells)} |")
     return "\n".join(text)
 

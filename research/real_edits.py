@@ -29,7 +29,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPO))
 
 from photo_edits import measures, photos  # noqa: E402
-from photo_edits.edits import EDITS, Edit  # noqa: E402
+from photo_edits.edits import EDITS, PhotoEdit  # noqa: E402
 from photo_edits.graph import PhotoGraph  # noqa: E402
 from server_runs import argument_parser, make, report  # noqa: E402
 
@@ -63,9 +63,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def edit_of(options: argparse.Namespace) -> Edit:
+def edit_of(options: argparse.Namespace) -> PhotoEdit:
     changes = {"alphas": options.alphas, "start": options.start}
-    return replace(EDITS[options.edit], **{name: value for name, value in changes.items() if value is not None})
+    changes = {name: value for name, value in changes.items() if value is not None}
+    edit = EDITS[options.edit]
+    return replace(edit, strengths=replace(edit.strengths, **changes))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -126,7 +126,7 @@ def _run(shapes: SmallModel, methods: Sequence[Method], cell: Cell) -> None:
     print("| method | only the first object | first object there | second object gone | time |\n|---|---|---|---|---|")
     for method in methods:
         shares = [mean_of([column]) for column in np.array(scores[method], float).T]
-        shown = [f"{100 * s.mean:.1f} % ({100 * s.low:.1f} to {100 * s.high:.1f})" for s in shares]
+        shown = [s.text(".1f", 100, " %") for s in shares]
         print(f"| {method.name} | {' | '.join(shown)} | {seconds[method] / seconds[methods[0]]:.2f} |")
 
 

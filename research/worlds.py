@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -64,36 +65,35 @@ class Trained:
     world: World
 
 
-SHAPES = World(
-    side=shapes.world.SIDE,
+def _world(package: ModuleType, **more: Any) -> World:
+    """The world of a package: modules of the same names, with the same functions. more: what differs."""
+    captions, texts, scorer, world = package.captions, package.texts, package.scorer, package.world
+    return World(
+        side=world.SIDE,
+        sampler={"name": "dpmpp_2m", "scheduler": "normal", "steps": 10},  # chosen for speed (docs/alignment.md)
+        rows=list(captions.ROWS),
+        scenes=captions.scenes,
+        tuning_scenes=captions.tuning_scenes,
+        draw=captions.drawn,
+        palette=[*world.COLOURS.values(), *world.GROUNDS.values()],
+        texts=texts.TEXTS,
+        words=texts.WORDS,
+        verdict=scorer.verdict,
+        labels=scorer.LABELS,
+        **more,
+    )
+
+
+SHAPES = _world(
+    shapes,
     cfg=1.25,
-    sampler={"name": "dpmpp_2m", "scheduler": "normal", "steps": 10},  # chosen for speed (docs/alignment.md)
-    rows=list(shapes.captions.ROWS),
-    scenes=shapes.captions.scenes,
-    tuning_scenes=shapes.captions.tuning_scenes,
-    draw=shapes.captions.drawn,
-    palette=[*shapes.world.COLOURS.values(), *shapes.world.GROUNDS.values()],
-    texts=shapes.texts.TEXTS,
-    words=shapes.texts.WORDS,
-    verdict=shapes.scorer.verdict,
-    labels=shapes.scorer.LABELS,
     complete="right and in place, size, ground",
     letters="rmseu",
     errors={"missing": "m", "swapped": "s", "extra": "e", "unreadable": "u"},
 )
-THINGS = World(
-    side=things.world.SIDE,
+THINGS = _world(
+    things,
     cfg=1.5,  # until the model is trained
-    sampler={"name": "dpmpp_2m", "scheduler": "normal", "steps": 10},
-    rows=things.captions.ROWS,
-    scenes=things.captions.scenes,
-    tuning_scenes=things.captions.tuning_scenes,
-    draw=things.captions.drawn,
-    palette=[*things.world.COLOURS.values(), *things.world.GROUNDS.values()],
-    texts=things.texts.TEXTS,
-    words=things.texts.WORDS,
-    verdict=things.scorer.verdict,
-    labels=things.scorer.LABELS,
     complete="right and in place",
     letters="rmxceu",
     errors={"missing": "m", "mixture": "x", "wrong colour": "c", "extra": "e", "unreadable": "u"},

@@ -29,7 +29,7 @@ def share(labels: str, letters: str) -> float:
 
 def percent(estimate: Estimate) -> str:
     """+1.2 (-0.4 to +2.8), in bold if the interval leaves zero out."""
-    text = f"{100 * estimate.mean:+.1f} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
+    text = estimate.text("+.1f", 100)
     return f"**{text}**" if estimate.is_clear else text
 
 

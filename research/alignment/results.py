@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.settings import UNET, Method
+from json_lines import read_lines
 from worlds import MODELS, World
 
 PATH = Path(__file__).with_name("results.jsonl")
@@ -63,11 +64,7 @@ class Results:
 
     def __init__(self, path: Path):
         self._path = path
-        text = path.read_text() if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # a line that was cut off
-            path.write_text(whole)
-        self._found = {json.dumps(line["of"], sort_keys=True): line for line in map(json.loads, whole.splitlines())}
+        self._found = {json.dumps(line["of"], sort_keys=True): line for line in read_lines(path)}
 
     def get(self, key: str) -> dict[str, Any] | None:
         return self._found.get(key)

@@ -9,7 +9,7 @@ from typing import Any
 
 from devtools import workflows
 from devtools.twins import pictures
-from photo_edits.edits import Edit
+from photo_edits.edits import PhotoEdit
 from photo_edits.photos import PhotoTask
 from server_runs import api_prompt
 
@@ -29,7 +29,7 @@ class PhotoGraph:
 
     texts: Mapping[str, str] = {}
 
-    def __init__(self, options: argparse.Namespace, edit: Edit):
+    def __init__(self, options: argparse.Namespace, edit: PhotoEdit):
         self._api = api_prompt(options)
         found = {kind: workflows.node_ids(self._api, kind) for kind in ONE_EACH}
         shown = pictures(self._api)
@@ -60,15 +60,16 @@ class PhotoGraph:
         api[self._new_caption]["inputs"]["text"] = new_caption
         return api
 
-    def _set(self, edit: Edit) -> None:
+    def _set(self, edit: PhotoEdit) -> None:
         contexts = [self._api[node]["inputs"] for node in workflows.node_ids(self._api, "EBCAEditContext")]
         if sorted(context["direction"] for context in contexts) != ["add", "remove"]:
             raise SystemExit("Expected two EBCAEditContext in the workflow file, one that adds and one that removes.")
+        strengths = edit.strengths
         for context in contexts:
             i = ("add", "remove").index(context["direction"])
-            context |= {"text": edit.texts[i], "alpha": edit.alphas[i]}
-            context |= dict.fromkeys(("gamma_attn", "gamma_norm"), edit.gammas[i])
-            context |= dict.fromkeys(("start_percent", "gamma_start_percent"), edit.start)
+            context |= {"text": edit.texts[i], "alpha": strengths.alphas[i]}
+            context |= dict.fromkeys(("gamma_attn", "gamma_norm"), strengths.gammas[i])
+            context |= dict.fromkeys(("start_percent", "gamma_start_percent"), strengths.start)
 
     def _way(self, title: str, **guidance: Any) -> str:
         """Sample from the same noise without EBCA: the node that shows the picture."""

@@ -93,6 +93,4 @@ def table(found: Mapping[Measure, Sequence[dict]]) -> str:
 
 
 def _cell(of: Estimate, percent: bool, sign: str = "") -> str:
-    scale, form, unit = (100, f"{sign}.1f", " %") if percent else (1, f"{sign}.4f", "")
-    mean, low, high = (format(scale * value, form) for value in (of.mean, of.low, of.high))
-    return f"{mean}{unit} ({low} to {high})"
+    return of.text(f"{sign}.1f", 100, " %") if percent else of.text(f"{sign}.4f")

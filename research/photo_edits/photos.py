@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from photo_edits.edits import Edit
+from photo_edits.edits import PhotoEdit
 from server_runs import Task
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -50,7 +50,7 @@ class PhotoTask(Task):
         return path if path.exists() else None
 
 
-def tasks(folder: Path, edit: Edit) -> list[PhotoTask]:
+def tasks(folder: Path, edit: PhotoEdit) -> list[PhotoTask]:
     """The photographs of a folder.
 
     Raises:
@@ -66,7 +66,7 @@ def tasks(folder: Path, edit: Edit) -> list[PhotoTask]:
     return found
 
 
-def _task(photo: Path, edit: Edit) -> PhotoTask:
+def _task(photo: Path, edit: PhotoEdit) -> PhotoTask:
     text = photo.with_suffix(".txt")
     caption = " ".join(text.read_text(encoding="utf-8").split()) if text.exists() else edit.caption
     new_caption = edit.swapped(caption)

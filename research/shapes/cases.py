@@ -14,7 +14,7 @@ MARGIN = 2  # pixels that belong to the object around its box: its soft edge
 
 
 @dataclass(frozen=True)
-class Case:
+class ObjectCase:
     """A drawn picture and the colours and shapes of its object and of the one that is to take its place."""
 
     picture: Picture
@@ -40,7 +40,7 @@ def surroundings(thing: Thing) -> np.ndarray:
     return outside
 
 
-def cases(count: int, seed: int) -> list[Case]:
+def cases(count: int, seed: int) -> list[ObjectCase]:
     """Drawn pictures of one object, and another object for each."""
     rng = np.random.default_rng(seed)
     made = []
@@ -48,5 +48,5 @@ def cases(count: int, seed: int) -> list[Case]:
         picture = random_picture(rng, 1)
         (thing,) = picture.things
         colour = str(rng.choice([colour for colour in COLOURS if colour != thing.colour]))
-        made.append(Case(picture, (thing.colour, thing.shape), (colour, str(rng.choice(SHAPES)))))
+        made.append(ObjectCase(picture, (thing.colour, thing.shape), (colour, str(rng.choice(SHAPES)))))
     return made

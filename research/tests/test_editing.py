@@ -5,7 +5,8 @@ import pytest
 
 import editing
 from alignment.results import Results
-from edits import OBJECT, PAPER, Edit
+from authors_edits import Edit
+from edits import OBJECT, PAPER
 from shapes.cases import cases
 from shapes.drawing import draw
 from things.grammar import Wanted, parse
@@ -48,11 +49,11 @@ def test_object_lies_within_its_box():
         assert case.outside.mean() > 0.3
 
 
-@pytest.mark.parametrize("task", [*OBJECT.values(), *PAPER.values()], ids=[*OBJECT, *PAPER])
-def test_settings_are_tuned_on_other_pictures_than_are_scored(task):
-    tuned, scored = (task.cases(20, seed) for seed in (editing.TUNING_SEED, editing.SCORED_SEED))
+@pytest.mark.parametrize("kind", [*OBJECT.values(), *PAPER.values()], ids=[*OBJECT, *PAPER])
+def test_settings_are_tuned_on_other_pictures_than_are_scored(kind):
+    tuned, scored = (kind.cases(20, seed) for seed in (editing.TUNING_SEED, editing.SCORED_SEED))
     assert not {case.image.tobytes() for case in tuned} & {case.image.tobytes() for case in scored}
-    assert all(np.array_equal(a.image, b.image) for a, b in zip(scored, task.cases(3, editing.SCORED_SEED)))
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(scored, kind.cases(3, editing.SCORED_SEED)))
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -94,7 +95,7 @@ def bench(path, **changed):
 
 def rows(model="things", name="cat_to_dog"):
     study = editing.STUDIES[model]
-    return editing.methods(study.tasks[name], study.tuned[name], 1.5)
+    return editing.methods(study.kinds[name], study.tuned[name], 1.5)
 
 
 def test_what_is_there_is_not_sampled_again(tmp_path, monkeypatch):
@@ -126,7 +127,7 @@ def test_every_setting_of_a_method_is_in_the_key(tmp_path):
 @pytest.mark.parametrize("model", editing.STUDIES)
 def test_methods_and_candidates_have_names_of_their_own(model):
     study = editing.STUDIES[model]
-    for tried in (list(editing.candidates(study, 1.25)), *(rows(model, name) for name in study.tasks)):
+    for tried in (list(editing.candidates(study, 1.25)), *(rows(model, name) for name in study.kinds)):
         assert len({method.name for method in tried}) == len(tried)
         for method in tried:
             assert method.edit is None or (method.edit.alphas[0] > 0 and isinstance(method.edit, Edit))

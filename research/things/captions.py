@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .grammar import Scene, Wanted, parse
+from .grammar import Scene, Wanted, parse, wanted_of
 from .scenes import arrange, draw, random_thing
 from .world import ANIMALS, COLOURS, OBJECTS, TRAINED, Thing, holds
 
@@ -47,7 +47,7 @@ def several(rng: np.random.Generator, count: int) -> Scene:
     things = []
     while len(things) < count:
         things.append(random_thing(rng, things))
-    return Scene(tuple(Wanted(thing.kind, thing.colour, thing.worn) for thing in things))
+    return Scene(tuple(map(wanted_of, things)))
 
 
 def related(rng: np.random.Generator) -> Scene:

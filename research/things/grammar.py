@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .world import COLOURS, KINDS, OBJECTS, WEARERS, WORN, Picture, Thing, holds
+from .world import COLOURS, KINDS, OBJECTS, WEARERS, WORN, Picture, holds
 
 RELATIONS = ("left of", "above")
 PREFIXES = ("a photo of", "a drawing of", "a picture of")
@@ -83,8 +83,8 @@ def _wanted(phrase: str, caption: str) -> Wanted:
     return Wanted(kind, colour, worn)
 
 
-def wanted_of(thing: Thing) -> Wanted:
-    """All that a caption can say of a thing."""
+def wanted_of(thing) -> Wanted:
+    """All that a caption can say of a thing: of anything with a kind, a colour and what it wears."""
     return Wanted(thing.kind, thing.colour, thing.worn)
 
 
