@@ -210,7 +210,7 @@ def attention_over_both(first: Tensor, second: Tensor, first_sum: Tensor, second
     o1 + sigmoid(L2 - L1) (o2 - o1), in which nothing overflows.
     """
     share = torch.sigmoid(second_sum - first_sum).unsqueeze(-1)
-    return torch.addcmul(first, second - first, share).to(first.dtype)
+    return torch.lerp(first, second, share.to(first.dtype))
 
 
 def similarity(keys: Tensor, queries: Tensor, heads: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""shared_attention of EBCA Compose: when the image's attention to itself is computed once, and when it is not.
+"""shared_attention of EBCA Compose: when the attention to the image's keys is computed once, and when it is not.
 
 That whole runs are the same with it: tests/test_joint_runs.py.
 """
@@ -23,6 +23,8 @@ from support.sampling import relative_error
 
 #: Numbers of tokens, no two sums of which are the same.
 IMAGE, PROMPT, TEXTS = 4 * 4, toy_joint.TOKENS, (12, 19)
+#: Of a layer with all of them.
+TOGETHER = IMAGE + PROMPT + sum(TEXTS)
 
 pytestmark = pytest.mark.skipif(
     host.optimized_attention is not host.attention_pytorch, reason="needs --use-pytorch-cross-attention"
@@ -55,13 +57,13 @@ def shared(comfy, pack, model, case=None, **inputs):
 # --- what is computed ------------------------------------------------------------------------------------------------
 
 
-def test_image_attends_to_itself_once_in_each_layer(comfy, pack):
-    """Beside what each text reads, and what the image reads of each text; in the first layer both forms once more."""
+def test_all_attend_to_the_image_once_in_each_layer(comfy, pack):
+    """Beside that, each text and the image to the text's keys; in the first layer both forms once more."""
     model, steps = toy_joint.model("flux"), 2
     layers = steps * len(toy_joint.blocks("flux", model))
-    expected = Counter({(IMAGE, IMAGE): layers})
+    expected = Counter({(TOGETHER, IMAGE): layers})
     for text in (PROMPT, *TEXTS):
-        expected += {(IMAGE, text): layers + 1, (text, text + IMAGE): layers, (IMAGE, text + IMAGE): 1}
+        expected += {(IMAGE, text): layers + 1, (text, text): layers + 1, (text + IMAGE,) * 2: 1}
     assert calls(shared(comfy, pack, model), steps=steps) == expected
 
 
@@ -77,8 +79,9 @@ def test_layers_and_steps_without_an_edit_are_the_plain_model_s(comfy, pack):
     model = toy_joint.model("flux")
     case = [replace(edit, window=(0.0, 0.4)) for edit in edits("flux", TEXTS)]
     seen = calls(shared(comfy, pack, model, case, blocks="b1,b3"), steps=2)
-    assert seen[IMAGE, IMAGE] == 2
-    assert seen[(PROMPT + IMAGE,) * 2] == 2 * len(toy_joint.blocks("flux", model)) - 2
+    assert seen[TOGETHER, IMAGE] == 2
+    in_both_forms = 1
+    assert seen[(PROMPT + IMAGE,) * 2] == 2 * len(toy_joint.blocks("flux", model)) - 2 + in_both_forms
 
 
 def test_weight_zero_is_bit_identical(comfy, pack):
@@ -92,7 +95,7 @@ def test_weight_zero_is_bit_identical(comfy, pack):
 def test_of_two_composes_one_is_enough(comfy, pack):
     model, (first, second) = toy_joint.model("flux"), edits("flux", TEXTS)
     model = shared(comfy, pack, composed(comfy, pack, model, [first]), [second])
-    assert calls(model, steps=1)[IMAGE, IMAGE] == len(toy_joint.blocks("flux", model))
+    assert calls(model, steps=1)[TOGETHER, IMAGE] == len(toy_joint.blocks("flux", model))
 
 
 # --- where it cannot be had: the plain form, and a line --------------------------------------------------------------
@@ -203,6 +206,6 @@ def test_two_edits_in_half_precision(comfy, pack):
     """The comparison at the start lets the rounding of the type pass."""
     model = toy_joint.model("flux", dtype=torch.bfloat16)
     got = calls(shared(comfy, pack, model), steps=1)
-    assert got[IMAGE, IMAGE] == len(toy_joint.blocks("flux", model))
+    assert got[TOGETHER, IMAGE] == len(toy_joint.blocks("flux", model))
     plain = run(composed(comfy, pack, model, edits("flux", TEXTS)), "flux", steps=1)
     assert relative_error(run(shared(comfy, pack, model), "flux", steps=1), plain) < 2e-2

@@ -1,8 +1,8 @@
 """One attention call of a layer with several texts and one image: what each text and the image read, text by text.
 
-The plain form is one ordinary attention call for each text. In the shared form the image's queries attend to the
-image's keys once for all texts, and to the keys of each text apart; the log-sum-exps of the scores say how the two
-outputs are put together.
+The plain form is one ordinary attention call for each text. In the shared form all queries attend to the image's keys
+in one call, and the queries of each text and of the image to the keys of that text; the log-sum-exps of the scores say
+how the two outputs are put together.
 """
 
 from __future__ import annotations
@@ -101,39 +101,49 @@ class SharedLayerCall:
         """tensors: the queries, keys and values [b, h, t + n, d]."""
         self._plain = plain
         self._attention = attention
-        self._tensors = tensors
-        #: What the image reads of itself, by the first of the rows: the output and the log-sum-exp.
-        self._of_itself: dict[int, tuple[Tensor, Tensor]] = {}
+        of_each = (plain.sizes, plain.key_sizes, plain.key_sizes)
+        self._queries = tensors[0]
+        self._pieces = [one.split(sizes, dim=2) for one, sizes in zip(tensors, of_each, strict=True)]
+        #: What `_all_of_image` returns, by the first of the rows.
+        self._of_image: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def attend(self, text: int, rows: slice, query_owners: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
-        """As `LayerCall.attend`; the tokens of the text attend as there."""
-        yield from self._plain.attend(text, rows, (text,))
-        if IMAGE in (query_owners or (text, IMAGE)):
-            yield self._plain.owners.index(IMAGE), self.read_by_image(text, rows)
+        """As `LayerCall.attend`."""
+        owners = query_owners or (text, IMAGE)
+        of_image = self._all_of_image(rows)
+        keys_and_values = self._keys_and_values(text, rows)
+        for place, (owner, queries) in enumerate(zip(self._plain.owners, self._pieces[0], strict=True)):
+            if owner in owners:
+                of_text, text_sum = self._attention(queries[rows], *keys_and_values)
+                out = attention_over_both(of_image[place][0], of_text, of_image[place][1], text_sum)
+                yield place, out.transpose(1, 2).flatten(2)
 
-    def read_by_image(self, text: int, rows: slice) -> Tensor:
-        """What the image reads with a text, [b, n, (h d)]."""
-        plain, (q, k, v) = self._plain, self._tensors
-        q = _of(IMAGE, q[rows], plain.owners, plain.sizes)
-        of_image, of_the_text = (
-            [_of(owner, one[rows], plain.key_owners, plain.key_sizes) for one in (k, v)] for owner in (IMAGE, text)
-        )
-        if rows.start not in self._of_itself:
-            self._of_itself[rows.start] = self._attention(q, *of_image)
-        of_itself, image_sum = self._of_itself[rows.start]
-        of_text, text_sum = self._attention(q, *of_the_text)
-        return attention_over_both(of_itself, of_text, image_sum, text_sum).transpose(1, 2).flatten(2)
+    def _all_of_image(self, rows: slice) -> list[tuple[Tensor, Tensor]]:
+        """What the queries of each piece read of the image: outputs [b, h, t or n, d] and log-sum-exps."""
+        if rows.start not in self._of_image:
+            both = self._attention(self._queries[rows], *self._keys_and_values(IMAGE, rows))
+            split = (one.split(self._plain.sizes, dim=2) for one in both)
+            self._of_image[rows.start] = list(zip(*split, strict=True))
+        return self._of_image[rows.start]
+
+    def _keys_and_values(self, owner: int, rows: slice) -> list[Tensor]:
+        """Those of a text or of the image, [b, h, t or n, d] each."""
+        places = [place for place, one in enumerate(self._plain.key_owners) if one == owner]
+        own = ([pieces[place][rows] for place in places] for pieces in self._pieces[1:])
+        return [one[0] if len(one) == 1 else torch.cat(one, dim=2) for one in own]
 
     def agrees(self, texts: Sequence[int], rows: slice) -> bool:
-        """Whether the image reads with the texts what it does in the plain form, up to the rounding of the type.
+        """Whether all read with the texts what they do in the plain form, up to the rounding of the type.
 
         The host waits for the device.
         """
         try:
             return all(
-                _are_close(self.read_by_image(text, rows), plain)
+                _are_close(piece, plain)
                 for text in texts
-                for _, plain in self._plain.attend(text, rows, (IMAGE,))
+                for (_, piece), (_, plain) in zip(
+                    self.attend(text, rows), self._plain.attend(text, rows), strict=True
+                )
             )
         except NOT_OF_A_TEXT:
             raise
@@ -148,13 +158,6 @@ def shared_form(plain: LayerCall) -> SharedLayerCall | None:
     tensors = by_heads(plain.q, plain.k, plain.v, plain.heads, plain.options.get("skip_reshape", False))
     attention = attention_with_sum(*tensors, plain.options.get("scale"))
     return None if attention is None else SharedLayerCall(plain, attention, *tensors)
-
-
-def _of(owner: int, tensor: Tensor, owners: Sequence[int], sizes: Sequence[int]) -> Tensor:
-    """The tokens of a text or of the image, [b, h, t or n, d]."""
-    pieces = zip(owners, tensor.split(sizes, dim=2), strict=True)
-    own = [piece for one, piece in pieces if one == owner]
-    return own[0] if len(own) == 1 else torch.cat(own, dim=2)
 
 
 def _are_close(one: Tensor, other: Tensor) -> bool:
