@@ -1,7 +1,9 @@
 """Runs the method of `ebca_core` in ComfyUI's models: updates, edits, traces, inversion, RePaint and Reroll.
 
-A call of the model: sampling_hooks.apply_model opens the architecture's `intercept`, whose hooks ask DenoiserCall in
-each layer for the text (`context`), hand it the attention's output (`output`) and end the call (`finish`).
+A call of the model: sampling_hooks.apply_model makes a DenoiserCall and opens the architecture's `intercept` (U-Nets:
+their wrapper `unet.unet_forward`). Where layers read text by cross-attention, each asks the call for its text
+(`context`) and hands it the attention's output (`output`). joint_attention.py mixes the outputs itself and asks the
+call for weights only. At the end apply_model keeps what later calls need (`commit`).
 
 model_patch.py            a node's settings -> checked, and stored on a clone of the MODEL
 sampling_hooks.py         the ComfyUI wrappers around a sampling run and around a call of the model
@@ -21,8 +23,9 @@ architectures/            everything that depends on the model; one file for eac
   joint_attention.py        transformers with text and image in one attention, edits only; what must be known of a
                             network (`JointFamily`)
   joint_families.py         one entry for each of them
-  joint_layer_call.py       one attention call of such a layer, text by text
-  host_attention.py         which attention function is called: ComfyUI's, PyTorch's or another pack's
+  joint_layer_call.py       one attention call of such a layer, text by text, plain or shared (shared_attention)
+  host_attention.py         which attention function is called: ComfyUI's, PyTorch's (also with its log-sum-exp) or
+                            another pack's
   module_hooks.py           hooks on modules, and whether a forward pass is ComfyUI's own
   edit_conds.py             what ComfyUI makes of an edit's CONDITIONING
   refused_networks.py       the reasons why others are refused
@@ -35,7 +38,7 @@ runtime/                  one sampling run; imports no architecture, no trace an
   sampling_run.py           the state of a run, which is made of (all in runtime/):
     timeline.py               which windows are on, how strong schedules make them
     batch_layout.py           which rows of a call belong to which prompt and image
-    carried_contexts.py       edit contexts kept from call to call
+    carried_contexts.py       changes of edit contexts, kept from call to call
     tensor_cache.py           tensors on the run's device, and masks on layers' grids (by ebca_core/mask.py)
     notices.py                every reason why EBCA is bypassed, as the user reads it
   denoiser_call.py          one call of the model: all contexts in it, and their steps

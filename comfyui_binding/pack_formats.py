@@ -1,7 +1,7 @@
 """The conventions of other packs that EBCA relies on, and how their data is recognised.
 
 Each function names the packs by their public names, with the key or the shape by which they are recognised. No other
-module knows a name of another pack's.
+module knows a name of another pack's. What is done about replaced attention: docs/neighbours.md.
 """
 
 from __future__ import annotations

@@ -84,9 +84,10 @@ class ContextEnergy:
 
     To change it everywhere, edit the functions above, or give `EBCA` below others with their signatures; norm_term None
     leaves E(K) out. Prompts, edits and traces all take it from `Settings.energy` (comfyui_binding/runtime/settings.py),
-    whose default it is: change that to have another energy on some MODELs only. Two rules of the binding hold for the
-    default and must be checked for another energy: the norm term is left out where a model normalises its keys
-    (`DenoiserCall._no_gamma_norm` in runtime/denoiser_call.py), and a mask of zeros drops the attention term
+    whose default it is: change that to have another energy on some MODELs only. Three rules of the binding hold for the
+    default and must be checked for another energy: the step is linear in the two gammas (`DenoiserCall` divides both by
+    the larger); the norm term is left out where a model normalises its keys (`DenoiserCall._no_gamma_norm` in
+    runtime/denoiser_call.py); a mask of zeros drops the attention term
     (`ContextUpdate.with_constant_mask_resolved` in runtime/settings.py).
     """
 

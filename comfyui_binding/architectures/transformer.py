@@ -2,8 +2,8 @@
 
 For the length of a call every such module gets a forward pre-hook. It gives the module the updated context and sees
 its attention: through an attention override in the options that the module is called with, or, where a module gets no
-options, through hooks on its parts. Nothing of ComfyUI's models is copied; a family says in `Family` what its modules
-look like (transformer_families.py).
+options or computes several attentions, through hooks on its parts. Nothing of ComfyUI's models is copied; a family says
+in `Family` what its modules look like (transformer_families.py).
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The transformers that read text by cross-attention: what is said of a family, and one entry for each.
 
 To support another, add an entry to FAMILIES and its name to NAMES, and remove it from refused_networks.py. Its other
-places, if they apply: the token lists of its text encoder (SUPPORTED in text/tokenized_prompt.py), by which words get
-token weights; in the tests a tiny network (tests/support/toy_dit_more.py) and its real size (tests/test_families.py);
-FILES in bench/templates.py, which writes the table of docs/models.md; the lists of models in README.md and, by family,
-in docs/transformers.md.
+places, if they apply: the token lists of its text encoder (SUPPORTED in text/tokenized_prompt.py; a new kind of
+vocabulary: text/vocabularies.py), which token weights, attention maps, EBCA Rank and EBCA Reroll need; in the tests a
+tiny network (tests/support/toy_dit_more.py) and its real size (tests/test_families.py); FILES in bench/templates.py,
+which writes the table of docs/models.md; the lists of models in README.md and, by family, in docs/transformers.md; the
+encoders in web/docs/EBCATokenWeights.md. `_predict2` is the simplest entry.
 
 A family is one class of network, not its subclasses: a subclass that reads its text in another way would be updated
 wrongly, without an error. A class of another pack can name its family itself (`Family.matches`). A family is named, not
@@ -48,7 +49,8 @@ class Parts:
     key_heads: int | None = None
     #: Whether queries and keys are two halves, and the output is the attention of the first less that of the second.
     is_differential: bool = False
-    #: In modules that get no options: what makes the queries, and what takes the attention's output.
+    #: In modules that get no options, or compute several attentions: what makes the queries, and what takes the
+    #: attention's output.
     q: Module | None = None
     out: Module | None = None
     #: The same: the queries [b, n, (h d)] from the output of `q` and the module's arguments.

@@ -29,6 +29,12 @@ class Architecture(Protocol):
     #: Whether the text that layers read depends on the noise level.
     text_depends_on_sigma: bool
 
+    def why_unsupported(self, network: Module, name: str) -> str | None:
+        """Why EBCA does not apply to a network of this kind, in a model of the class `name`; None if it does."""
+
+    def context_width(self, network: Module, model_config: Any) -> int | None:
+        """Width c of the text context that a network reads; None where it is not known."""
+
     def layer_names(self, network: Module) -> tuple[str, ...]:
         """The text cross-attention layers, in the order of a call."""
 

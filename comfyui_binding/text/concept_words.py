@@ -1,4 +1,4 @@
-"""Word lists for concepts.py: words that are not part of a noun phrase, and nouns that are not things."""
+"""Word lists for concepts.py and noun_phrases.py: words outside noun phrases, and nouns that are not things."""
 
 from __future__ import annotations
 
