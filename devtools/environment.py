@@ -138,7 +138,7 @@ def _pinned_environment() -> Path:
             f"Expected Python {PYTHONS[0][0]}.{PYTHONS[0][1]} to {PYTHONS[1][0]}.{PYTHONS[1][1]}, got "
             f"{sys.version_info[0]}.{sys.version_info[1]} ({sys.executable}). Call run.py with one of them."
         )
-    with stage("Making the environment"):
+    with stage("Making the environment (pip installs the packages of ComfyUI and the tools: some minutes)"):
         _make_venv(Path(sys.executable), environment)
         _install(environment, requirements)
         for file in _CPU_WHEELS.iterdir():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from things import reader, scenes, train_scorer
 from things.grammar import Scene, describe, parse
@@ -151,6 +152,21 @@ def test_examples_depend_on_seed_and_round_alone(monkeypatch):
     assert np.array_equal(crops, again)
     assert crops.shape != later.shape or not np.array_equal(crops, later)
     assert len(crops) == len(labels)
+
+
+def test_every_second_picture_passes_through_the_vae(monkeypatch):
+    """One that gives back the ground alone: of those pictures nothing is left to cut out."""
+    monkeypatch.setattr(train_scorer, "SCENES", 6)
+    monkeypatch.setattr(train_scorer, "WRONG", 0)
+    monkeypatch.setattr(train_scorer, "decoded", lambda vae, images, rng: images[:, :1, :1] + 0 * images)
+    (crops, _), (others, _) = train_scorer.examples(3, 7), train_scorer.examples(3, 7, torch.nn.Identity())
+    assert 0 < len(others) < len(crops)
+
+
+def test_learning_rate_falls_to_zero_in_each_phase():
+    ends = train_scorer.PHASES[1:]
+    assert all(train_scorer.rate_at(end - 1) < 1e-4 * train_scorer.RATE for end in ends)
+    assert all(train_scorer.rate_at(end) == train_scorer.RATE / 2 for end in ends[:-1])
 
 
 def test_weights_are_small():

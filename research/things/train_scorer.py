@@ -1,13 +1,15 @@
 """Trains the network of the scorer on drawn scenes and writes scorer.safetensors.
 
-    .host/venv/bin/python research/things/train_scorer.py
+    .host/venv/bin/python research/things/train_scorer.py --state scorer.pt --vae things_vae.safetensors
 
-It sees the drawings of all four styles, those of the style held out too: it judges pictures and makes none. Every
-step's cut-outs come from (seed, step), so a run that was stopped goes on from its state.
+It sees the drawings of all four styles, those of the style held out too: it judges pictures and makes none. At the end
+half of the pictures have passed through the VAE of the things model, as all that this model draws has. Every step's
+cut-outs come from (seed, step), so a run that was stopped goes on from its state.
 """
 from __future__ import annotations
 
 import argparse
+import bisect
 import logging
 import math
 import sys
@@ -23,20 +25,25 @@ from torch.nn import functional
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+import comfy_host
+import train_vae
 from learning import restore, save_state
 from things import reader, scenes
 from things.drawings import drawing
 from things.reader import BLOT, CROP, MIXTURE, NOTHING, Reader
 from things.world import COLOURS, GROUNDS, KINDS, SIDE, STYLES, WORN, Picture, Thing
 
-STEPS = 1600
-REVISION = 1000  # from this step on, many animals wear something, and the learning rate falls a second time
+STEPS = 2000
+REVISION = 1000  # from this step on, many animals wear something
+DECODED = 1600  # from this step on, half of the pictures have passed through the VAE
+PHASES = (0, REVISION, DECODED, STEPS)  # in each of which the learning rate falls to zero
 WEARING = 0.6  # share of the animals that do, from then on
 BATCH = 160  # cut-outs of a step
 ROUND = 16  # steps that share drawn pictures, each time disturbed in another way
 SCENES, WRONG = 256, 160  # pictures of a round: scenes, and single regions that show nothing that has a name
 RATE = 2e-3
 WARMUP = 50
+MOST_NOISE = 0.3  # in latents, whose deviation is 1: a model's are not exact
 UNKNOWN = -1  # in labels: not asked
 
 Array = np.ndarray
@@ -130,14 +137,24 @@ def found_in(picture: Picture, pixels: Array) -> list[tuple[reader.Region, Thing
     return pairs
 
 
-def examples(seed: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut-outs [n 4 CROP CROP] and classes [n 3] of a round."""
+def decoded(vae: torch.nn.Module, images: Array, rng: np.random.Generator) -> Array:
+    """Pictures [b SIDE SIDE 3], 0..1, as a VAE gives them back from latents that are not exact."""
+    latents = train_vae.encode(vae, torch.from_numpy(images).movedim(-1, 1) * 2 - 1)
+    noise = rng.uniform(0, MOST_NOISE, (len(images), 1, 1, 1)) * rng.standard_normal(latents.shape)
+    return train_vae.decode(vae, latents + torch.from_numpy(noise.astype(np.float32)))
+
+
+def examples(seed: int, number: int, vae: torch.nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut-outs [n 4 CROP CROP] and classes [n 3] of a round; vae: through which every second picture passes."""
     rng = np.random.default_rng([seed, number])
     crops, labels = [], []
     wearing = WEARING if number * ROUND >= REVISION else scenes.WEARING
-    for index in range(SCENES):
-        picture = scenes.random_picture(rng, 1 + index % 3, STYLES, wearing)
-        for region, thing in found_in(picture, scenes.draw(picture) * 255):
+    pictures = [scenes.random_picture(rng, 1 + index % 3, STYLES, wearing) for index in range(SCENES)]
+    images = np.stack([scenes.draw(picture) for picture in pictures])
+    if vae is not None:
+        images[::2] = decoded(vae, images[::2], rng)
+    for picture, image in zip(pictures, images, strict=True):
+        for region, thing in found_in(picture, image * 255):
             crops.append(region.crop)
             labels.append(labels_of(thing))
     for _ in range(WRONG):
@@ -180,22 +197,26 @@ def loss_of(model: Reader, crops: torch.Tensor, labels: torch.Tensor) -> torch.T
                for part, label in zip(logits, labels.unbind(1)))
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Learning rate: linear warm-up, a cosine to zero at REVISION, and another from half of RATE to the end."""
-    if step < REVISION:
-        return RATE * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / REVISION))
-    return RATE / 2 * 0.5 * (1 + math.cos(math.pi * (step - REVISION) / (steps - REVISION)))
+def rate_at(step: int) -> float:
+    """Learning rate: linear warm-up, and in each phase a cosine to zero, from the second one on from half of RATE."""
+    phase = bisect.bisect_right(PHASES[1:-1], step)
+    first, end = PHASES[phase:phase + 2]
+    height = RATE / 2 if phase else RATE * min(1.0, (step + 1) / WARMUP)
+    return height * 0.5 * (1 + math.cos(math.pi * (step - first) / (end - first)))
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=STEPS, help="where to stop, at most %(default)s (the default)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--state", type=Path, required=True, help="file to go on from; made where it is not there")
+    parser.add_argument("--vae", type=Path, required=True, help="file of train_vae.py")
+    parser.add_argument("--comfyui", help="folder of ComfyUI (default: COMFYUI_PATH)")
     parser.add_argument("--out", type=Path, default=reader.WEIGHTS)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    comfy_host.start(args.comfyui)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     model, first = Reader(), 0
@@ -203,10 +224,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.state.is_file():
         state = torch.load(args.state, weights_only=True)
         first = restore(state, model=model, optimiser=optimiser)
+    vae = train_vae.load(args.vae)
     since, losses = time.monotonic(), []
     for step in range(first, args.steps):
         if step == first or step % ROUND == 0:
-            crops, labels = examples(args.seed, step // ROUND)
+            crops, labels = examples(args.seed, step // ROUND, vae if step >= DECODED else None)
         generator = torch.Generator().manual_seed(1_000_003 * args.seed + step)
         some = torch.randperm(len(crops), generator=generator)[:BATCH]
         loss = loss_of(model, disturbed(crops[some], generator), labels[some])
@@ -214,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
         for group in optimiser.param_groups:
-            group["lr"] = rate_at(step, args.steps)
+            group["lr"] = rate_at(step)
         optimiser.step()
         losses.append(loss.item())
         if (done := step + 1) % 25 == 0:
