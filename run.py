@@ -108,7 +108,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
         if part.version in (None, environment.NEWEST):
             command = _pytest(host, part.arguments)
         else:  # a process that fetches that ComfyUI when its turn has come, beside another part
-            command = [sys.executable, Path(__file__), "--host", part.version, "test", *part.arguments]
+            command = [sys.executable, REPO / "run.py", "--host", part.version, "test", *part.arguments]
         variables = {"COMFYUI_PATH": host.comfyui, "OMP_NUM_THREADS": "1", **part.variables}
         commands[name] = subprocesses.Command(command, variables)
     begun = time.monotonic()
