@@ -105,9 +105,12 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
         print(f"In {tier}, the tests of the tools {'run' if tools else 'are left out'}: {why}.", flush=True)
     commands = {"ruff": subprocesses.Command([host.python, "-m", "ruff", "check", REPO])}
     for name, part in tiers.parts(tier, environment.NEWEST if host.fetched else None, tools).items():
-        of = environment.prepare(part.version) if part.version else host
-        variables = {"COMFYUI_PATH": of.comfyui, "OMP_NUM_THREADS": "1", **part.variables}
-        commands[name] = subprocesses.Command(_pytest(of, part.arguments), variables)
+        if part.version in (None, environment.NEWEST):
+            command = _pytest(host, part.arguments)
+        else:  # a process that fetches that ComfyUI when its turn has come, beside another part
+            command = [sys.executable, REPO / "run.py", "--host", part.version, "test", *part.arguments]
+        variables = {"COMFYUI_PATH": host.comfyui, "OMP_NUM_THREADS": "1", **part.variables}
+        commands[name] = subprocesses.Command(command, variables)
     begun = time.monotonic()
     # Two at once, each with one busy thread, in the tests or in the server that they ask, and some gigabytes of memory.
     results = list(subprocesses.call_together(commands, REPO / "output" / "tests", at_once=2))

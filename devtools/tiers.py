@@ -66,11 +66,9 @@ def parts(tier: str, newest: str | None = NEWEST, tools: bool = True, repo: Path
         if newest:
             workflow = str(repo / _ONE_WORKFLOW)
             made[f"interfaces on {OLDEST}"] = Part(OLDEST, [*_files(repo, _ON_OLDEST), workflow, "-m", "not nightly"])
-        for name in ("research", "tools"):
-            part = made.pop(_name(name, newest))
-            if tools:
-                made[_name(name, newest)] = part  # last, as they are short: one process has little left to do alone
-        return made
+        made[_name("tools", newest)] = made.pop(_name("tools", newest))  # the shortest: little is left to do alone
+        left_out = () if tools else (_name("research", newest), _name("tools", newest))
+        return {name: part for name, part in made.items() if name not in left_out}
     made = _whole(newest, repo, cases=_CASES[NEWEST])
     if newest:
         made |= _whole(OLDEST, repo, cases=_CASES[OLDEST])
@@ -83,15 +81,16 @@ def parts(tier: str, newest: str | None = NEWEST, tools: bool = True, repo: Path
 
 
 def _whole(version: str | None, repo: Path, marks: str = "", cases: int | None = None) -> dict[str, Part]:
-    """All tests that have these marks: in the process of the tests, with a server, and of the tools."""
+    """All tests that have these marks: in the process of the tests, with a server, and of the tools. The longest come
+    first, so that both processes end at about the same time."""
     more = ["--cases", str(cases)] if cases else []
     of_tools = ["-m", marks.removeprefix(" and ")] if marks else []
     transformers, research = _files(repo, _TRANSFORMERS), str(repo / "research" / "tests")
     selected = {
         "in process": [*_product(repo, but=transformers), "-m", f"not server{marks}", *more],
-        "with a server": [*_product(repo), "-m", f"server{marks}"],
-        "transformers": [*transformers, "-m", f"not server{marks}"],
+        "with a server": [*_with_a_server(repo), "-m", f"server{marks}"],
         "research": [research, *of_tools],
+        "transformers": [*transformers, "-m", f"not server{marks}"],
         "tools": [*(path for path in _tool_tests(repo) if path != research), *of_tools],
     }
     return {_name(name, version): Part(version, arguments) for name, arguments in selected.items()}
@@ -104,6 +103,13 @@ def _name(name: str, version: str | None) -> str:
 def _product(repo: Path, but: Sequence[str] = ()) -> list[str]:
     """All tests but some and those of the tools."""
     return [str(repo / "tests"), *(f"--ignore={path}" for path in [*_tool_tests(repo), *but])]
+
+
+def _with_a_server(repo: Path) -> list[str]:
+    """The files of the product's tests that have a test with a server: importing the others takes seconds."""
+    tools = _tool_tests(repo)
+    files = [path for path in _files(repo, ["*"]) if path not in tools]
+    return [path for path in files if "mark.server" in Path(path).read_text(encoding="utf-8")]
 
 
 def _tool_tests(repo: Path) -> list[str]:

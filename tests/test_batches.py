@@ -12,7 +12,7 @@ from support.wiring import Ebca, text
 TOLERANCE = 1e-5  # batched and single products of matrices round differently
 SIGMAS = torch.tensor([10.0, 4.0, 1.0, 0.0])
 WORDS = torch.ones(77).index_fill(0, torch.tensor([2, 5, 6]), 2.5)
-MASKS = (toy.noise(5, 16, 16, seed=7) > 0).float()  # one for each image
+MASKS = (toy.noise(5, 8, 8, seed=7) > 0).float()  # one for each image
 EDITS = (oracle.Edit(text(21), 0.8, 0.004, 0.003), oracle.Edit(text(22), -0.5, 0.002, 0.001))
 TEXT_OF_EACH_IMAGE = oracle.Edit(toy.noise(5, 77, toy.WIDTH, seed=1021), 0.8, 0.004, 0.003)
 UPDATE = Ebca([oracle.Update(0.01, 0.02)])
@@ -44,7 +44,7 @@ def alone(case: Ebca, image: int) -> Ebca:
 
 
 def run(model, images: slice = slice(0, 5), positive=None, negative=None, cfg=4.0):
-    noise = toy.noise(5, 4, 16, 16)[images]
+    noise = toy.noise(5, 4, 8, 8)[images]
     positive, negative = positive or toy.conditioning(1), negative or toy.conditioning(99)
     return sample_sigmas(model, noise, SIGMAS, positive, negative, cfg)
 

@@ -94,6 +94,7 @@ def on(scene: Scene, model) -> Scene:
     return replace(scene, model=model, steps=2)
 
 
+@functools.cache
 def hand_made(comfy, update: oracle.Update = UPDATE) -> torch.Tensor:
     scene = replace(small_scene(), steps=2)
     sampling = scene.model.get_model_object("model_sampling")

@@ -14,6 +14,12 @@ run = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(run)
 
 
+#: The files that have tests with the mark `server` in tier 1.
+WITH_A_SERVER = {f"test_{name}.py" for name in (
+    "blueprints", "front_end", "install", "locales", "thumbnails", "transformer_workflows", "workflows",
+)}  # fmt: skip
+
+
 def marks(part: tiers.Part) -> str:
     """The expression that selects the part's tests."""
     arguments = list(part.arguments)
@@ -34,7 +40,7 @@ def test_tier_1_is_all_but_the_nightly_tests_on_the_newest_and_the_interfaces_of
     parts = tiers.parts("tier 1")
     on_newest = [part for part in parts.values() if part.version == NEWEST]
     in_process, with_server = "not server and not nightly", "server and not nightly"
-    assert [marks(part) for part in on_newest] == [in_process, with_server, in_process, "not nightly", "not nightly"]
+    assert [marks(part) for part in on_newest] == [in_process, with_server, "not nightly", in_process, "not nightly"]
     (oldest,) = (part for part in parts.values() if part.version == OLDEST)
     assert marks(oldest) == "not nightly"
     assert {"test_batches.py", "test_composes_with.py", "test_projection.py"} < files(oldest)
@@ -43,7 +49,7 @@ def test_tier_1_is_all_but_the_nightly_tests_on_the_newest_and_the_interfaces_of
 def test_the_nightly_tier_is_everything_at_both_ends_the_fast_tests_between_and_the_newest_front_end():
     parts = tiers.parts("nightly", tools=False).values()
     assert [part.version for part in parts] == [*[NEWEST] * 5, *[OLDEST] * 5, *BETWEEN, NEWEST]
-    whole = ["not server", "server", "not server", "", ""]
+    whole = ["not server", "server", "", "not server", ""]
     assert [marks(part) for part in parts] == [*whole * 2, *["not slow and not server"] * 3, ""]
     assert [part.arguments[-2:] for part in parts if "--cases" in part.arguments] == [
         ["--cases", "2000"], ["--cases", "480"],
@@ -57,7 +63,7 @@ def test_a_comfyui_of_the_users_own_is_the_only_one():
 
 def test_each_file_of_tests_is_in_one_part_without_a_server():
     parts = tiers.parts("tier 1", newest=None)
-    assert list(parts) == ["in process", "with a server", "transformers", "research", "tools"]
+    assert list(parts) == ["in process", "with a server", "research", "transformers", "tools"]
     ignored = {name: {argument.removeprefix("--ignore=") for argument in part.arguments if "--ignore=" in argument}
                for name, part in parts.items()}  # fmt: skip
     named = {name: set(map(str, part.arguments)) for name, part in parts.items()}
@@ -67,7 +73,8 @@ def test_each_file_of_tests_is_in_one_part_without_a_server():
     assert "test_joint_runs.py" in files(parts["transformers"])
     assert not transformers & tools
     assert ignored["in process"] == transformers | tools
-    assert ignored["with a server"] == tools
+    assert files(parts["with a server"]) >= WITH_A_SERVER
+    assert not named["with a server"] & tools
     assert not {"research", "tools"} & set(tiers.parts("tier 1", newest=None, tools=False))
 
 
@@ -167,7 +174,12 @@ def test_run_py_runs_the_parts_and_ruff_and_prints_their_times(monkeypatch, caps
     assert run.main(["test", *option]) == 1
     parts = tiers.parts(tier, tools=False)
     assert list(called) == ["ruff", *parts]
-    assert [str(called[name].variables["COMFYUI_PATH"]) for name in parts] == [part.version for part in parts.values()]
+    for name, part in parts.items():
+        assert list(called[name].arguments)[-len(part.arguments) :] == list(part.arguments)
+        if part.version == NEWEST:
+            assert str(called[name].variables["COMFYUI_PATH"]) == NEWEST
+        else:
+            assert list(called[name].arguments)[1:5] == [REPO / "run.py", "--host", part.version, "test"]
     assert all(called[name].variables["OMP_NUM_THREADS"] == "1" for name in parts)
     printed = capsys.readouterr().out
     assert "FAILED  ruff (1 s, of the CPU 2 s)" in printed

@@ -15,7 +15,7 @@ from support.sampling import relative_error, sample, sample_sigmas
 
 @pytest.mark.parametrize("family", toy.FAMILIES)
 def test_toy_model_samples_a_finite_image(family):
-    out = sample(toy.model(family), toy.conditioning(1))
+    out = sample(toy.model(family), toy.conditioning(1), latent=toy.latent(1, 16, 16))
     assert out.shape == (1, 4, 16, 16)
     assert torch.isfinite(out).all()
     assert out.std() > 0.1

@@ -202,7 +202,7 @@ def test_mean_map_weighs_grids_by_their_layers(plots):
     assert torch.allclose(mean, torch.tensor(2.0))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def traced_caption(comfy):
     """A trace of a run on CAPTION with a toy model and CLIP of SD 1's family, and its image."""
     clip = toy.clip()

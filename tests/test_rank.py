@@ -30,7 +30,7 @@ def encoded(comfy, text=PROMPT):
 def traced_run(comfy, batch=4, seed=0, text=PROMPT, **latent):
     """A trace with maps, the latent that came out, and pictures that differ."""
     model, trace = node(comfy, "EBCATrace").execute(model=toy.model(), attention_maps=True)
-    samples = sample(model, encoded(comfy, text), latent={**toy.latent(batch), **latent}, steps=2, seed=seed)
+    samples = sample(model, encoded(comfy, text), latent={**toy.latent(batch, 16, 16), **latent}, steps=2, seed=seed)
     return trace, {**latent, "samples": samples}, toy.noise(batch, 24, 24, 3, seed=seed).sigmoid()
 
 

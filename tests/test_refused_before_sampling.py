@@ -56,10 +56,16 @@ OUT_OF_RANGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def supplied():
+    """Things for the prompts; making them takes longer than all that is done with them here."""
+    return supplies()
+
+
 @pytest.fixture
-def graph(comfy, monkeypatch):
+def graph(comfy, supplied, monkeypatch):
     """A function: the prompt with one node of the pack, whose first output is shown."""
-    for name, cls in supplies().items():
+    for name, cls in supplied.items():
         monkeypatch.setitem(comfy.NODE_CLASS_MAPPINGS, name, cls)
 
     def build(node_id, **values):

@@ -227,18 +227,26 @@ def test_figure_shows_each_part_as_its_paired_change_on_the_models_that_have_all
     assert left.all(2).any(), "the model's dot is drawn"
 
 
+#: The last method of each kind, but the plain model without a change: others of its kind differ in their numbers.
+ONE_OF_EACH_KIND = [*{method.kind: method for method in [*METHODS, PLAIN]}.values()]
+
+
 @pytest.mark.slow
-def test_command_samples_once_and_writes_its_table(comfyui_root, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(
+    "methods", [ONE_OF_EACH_KIND, pytest.param(METHODS, marks=pytest.mark.nightly)], ids=["one of each kind", "all"]
+)
+def test_command_samples_once_and_writes_its_table(comfyui_root, monkeypatch, capsys, tmp_path, methods):
     document = tmp_path / "alignment.md"
     document.write_text("<!-- scores: written by the command above -->\n<!-- end of scores -->\n")
     options = ["--comfyui", comfyui_root, "--threads", "1", "--images", "2", "--captions", "two objects",
-               "--results", tmp_path / "results", "--document", document]  # fmt: skip
+               "--results", tmp_path / "results", "--document", document,
+               "--method", *(method.name for method in methods if method is not PLAIN)]  # fmt: skip
     call = [sys.executable, compare.__file__, *options]
     printed = subprocess.run(call, capture_output=True, text=True, timeout=600, check=True).stdout
-    count = len(METHODS)
+    count = len(methods)
     assert f"{count} of {count}" in printed
     monkeypatch.setattr(compare, "boot", lambda options: None)
     monkeypatch.setattr(compare, "SmallModel", lambda name, checkpoint: None)  # with it nothing can be sampled
     compare.main(list(map(str, options)))
     assert f"{count} of {count}" not in capsys.readouterr().out
-    assert all(f"| {method.name} | " in document.read_text() for method in METHODS)
+    assert all(f"| {method.name} | " in document.read_text() for method in methods)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import bootstrap
 from alignment.results import Cell, Results
 from alignment.settings import PLAIN
 from choosing import choose, policies, report, runs, scores, settings
@@ -334,7 +335,9 @@ def test_pictures_of_a_verdict_are_those_of_the_results(tmp_path):
 
 
 @pytest.mark.parametrize("model", settings.STUDIES)
-def test_every_cell_is_sampled_once_and_every_table_has_its_place(model):
+def test_every_cell_is_sampled_once_and_every_table_has_its_place(model, monkeypatch):
+    for draws in ("DRAWS", "FEWER_DRAWS"):
+        monkeypatch.setattr(bootstrap, draws, 10)  # their intervals take the time
     options = argparse.Namespace(
         model=model, tune=False, captions=None, setting=None, images=None, noises=4, report=True,
         results=runs.PATH, document=choose.DOCUMENT,

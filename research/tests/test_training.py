@@ -138,7 +138,7 @@ def test_trained_network_is_the_one_that_comfyui_loads(words, architecture, untr
 def test_stopping_and_going_on_changes_nothing(architecture, untrained_vae, monkeypatch, tmp_path):
     ((world, name),) = (names for names, known in train.ARCHITECTURES.items() if known is architecture)
     train_vae.export(untrained_vae, tmp_path / "vae.safetensors")
-    command = ["--world", world, "--architecture", name, "--steps", "4", "--threads", "1"]
+    command = ["--world", world, "--architecture", name, "--steps", "2", "--threads", "1"]
     command += ["--vae", str(tmp_path / "vae.safetensors")]
     threads = torch.get_num_threads()
     monkeypatch.setattr(comfy_host, "start", lambda *_: None)
@@ -146,14 +146,14 @@ def test_stopping_and_going_on_changes_nothing(architecture, untrained_vae, monk
     def run(folder: str, *lengths: int) -> dict:
         path = tmp_path / folder / "state.pt"
         for length in lengths:
-            # The planned number of steps shapes the learning rate: stop in the middle of one plan of four.
+            # The planned number of steps shapes the learning rate: stop in the middle of one plan of two.
             monkeypatch.setattr(train, "range", lambda a, _b, n=length: range(a, n), raising=False)
             out = str(path.with_name("out.safetensors"))
-            train.main([*command, "--save-every", "2", "--state", str(path), "--out", out])
+            train.main([*command, "--save-every", "1", "--state", str(path), "--out", out])
         return torch.load(path, weights_only=True)
 
-    whole, parts = run("whole", 4), run("parts", 2, 4)
-    assert whole["step"] == parts["step"] == 4
+    whole, parts = run("whole", 2), run("parts", 1, 2)
+    assert whole["step"] == parts["step"] == 2
     for part in ("model", "average"):
         assert all(torch.equal(value, parts[part][key]) for key, value in whole[part].items())
     with pytest.raises(SystemExit, match="of seed 0, not 1"):
@@ -288,11 +288,11 @@ def test_vae_training_that_stops_and_goes_on_changes_nothing(monkeypatch, tmp_pa
             stopped = lambda a, b=None, n=length: range(a) if b is None else range(a, n)  # noqa: E731
             monkeypatch.setattr(train_vae, "range", stopped, raising=False)
             out = str(path.with_name("out.safetensors"))
-            train_vae.main(["--steps", "4", "--threads", "1", "--save-every", "2", "--state", str(path), "--out", out])
+            train_vae.main(["--steps", "2", "--threads", "1", "--save-every", "1", "--state", str(path), "--out", out])
         return torch.load(path, weights_only=True)
 
-    whole, parts = run("whole", 4), run("parts", 2, 4)
-    assert whole["step"] == parts["step"] == 4
+    whole, parts = run("whole", 2), run("parts", 1, 2)
+    assert whole["step"] == parts["step"] == 2
     for part in ("model", "average"):
         assert all(torch.equal(value, parts[part][key]) for key, value in whole[part].items())
     moved = [name for name, value in whole["model"].items() if not torch.equal(value, whole["average"][name])]

@@ -197,7 +197,7 @@ def _controlnet():
 
 
 def controlnet(comfy, scene: Scene) -> Scene:
-    image = toy.noise(1, 128, 128, 3).sigmoid()
+    image = toy.noise(1, 64, 64, 3).sigmoid()
     positive, negative = node(comfy, "ControlNetApplyAdvanced").execute(
         positive=scene.positive, negative=scene.negative, control_net=_controlnet(), image=image, strength=0.5
     )
@@ -221,8 +221,8 @@ def _gligen():
 
 def gligen(comfy, scene: Scene) -> Scene:
     (positive,) = node(comfy, "GLIGENTextBoxApply").execute(
-        conditioning_to=scene.positive, clip=toy.clip(), gligen_textbox_model=_gligen(), text="a cube", width=64,
-        height=64, x=32, y=32,
+        conditioning_to=scene.positive, clip=toy.clip(), gligen_textbox_model=_gligen(), text="a cube", width=32,
+        height=32, x=16, y=16,
     )  # fmt: skip
     return replace(scene, positive=positive)
 
@@ -239,15 +239,15 @@ def combine(comfy, scene: Scene) -> Scene:
 
 def area(comfy, scene: Scene) -> Scene:
     (part,) = node(comfy, "ConditioningSetArea").execute(
-        conditioning=toy.conditioning(3), width=64, height=96, x=32, y=16, strength=0.8
+        conditioning=toy.conditioning(3), width=32, height=48, x=16, y=8, strength=0.8
     )
     return _combined(comfy, scene, part)
 
 
 def mask(comfy, scene: Scene) -> Scene:
     """A second prompt under a mask; ComfyUI also gives each masked prompt its bounding box as an area."""
-    where = torch.zeros(1, 128, 128)
-    where[:, 16:80, 40:128] = 1
+    where = torch.zeros(1, 64, 64)
+    where[:, 8:40, 20:64] = 1
     (part,) = node(comfy, "ConditioningSetMask").execute(
         conditioning=toy.conditioning(3), mask=where, strength=0.8, set_cond_area="mask bounds"
     )

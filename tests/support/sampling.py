@@ -16,7 +16,7 @@ def sample(model, positive, negative=None, latent=None, **options: Any) -> torch
 
     Args:
         negative: by default an unconditional CONDITIONING of the same shape as `toy.conditioning` makes.
-        latent: LATENT; by default empty, 16 x 16.
+        latent: LATENT; by default empty, 8 x 8.
         options: entries of SAMPLING, or further arguments of `comfy.sample.sample`.
     """
     options = {**SAMPLING, **options}

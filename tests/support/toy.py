@@ -150,7 +150,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def latent(batch: int = 1, height: int = 16, width: int = 16, channels: int = 4) -> dict[str, torch.Tensor]:
+def latent(batch: int = 1, height: int = 8, width: int = 8, channels: int = 4) -> dict[str, torch.Tensor]:
     """An empty LATENT; height and width in latent positions."""
     return {"samples": torch.zeros(batch, channels, height, width)}
 
