@@ -1,9 +1,9 @@
-"""Pictures with and without EBCA, by a real ComfyUI server, on the shapes model. `python run.py demo` calls this.
+"""Pictures with and without EBCA, by a real ComfyUI server, on the things model. `python run.py demo` calls this.
 
     python run.py demo                  seed 0
     python run.py demo --count 6        seeds 0 to 5, all of them: docs/six_seeds.png
 
-Two strips, one above the other, with a column for each seed: EBCA Concepts on prompts with three objects, and an edit
+Two strips, one above the other, with a column for each seed: EBCA Concepts on prompts with three things, and an edit
 by EBCA Compose. The scorer reads every picture and marks it with a tick or a cross. Neither prompts nor seeds are
 selected. The exit code is 1 if fewer than half of the pictures show the edit.
 """
@@ -23,72 +23,73 @@ from PIL import Image, ImageDraw, ImageFont
 
 REPO = Path(__file__).absolute().parents[1]
 if __name__ == "__main__":
-    sys.path += [str(REPO), str(REPO / "research")]  # for devtools and shapes, which whoever imports this file has
+    sys.path += [str(REPO), str(REPO / "research")]  # for devtools and worlds, which whoever imports this file has
 
 from devtools import twins  # noqa: E402
 from devtools.server import Server  # noqa: E402
 from devtools.workflows import Prompt  # noqa: E402
-from shapes.captions import scenes  # noqa: E402
-from shapes.grammar import Scene, parse  # noqa: E402
-from shapes.scorer import Reading, Verdict, verdict  # noqa: E402
+from things.grammar import Scene, parse, wanted_of  # noqa: E402
+from things.scorer import Reading, Verdict, verdict  # noqa: E402
+from worlds import MODELS  # noqa: E402
 
-SIDE, GAP, LINE = 128, 16, 20  # of a strip, in pixels: a picture, the space between two, a line of text
+CHECKPOINT, WORLD = MODELS["things"].checkpoint, MODELS["things"].world
+
+CAPTIONS = "three things"  # the set of captions that the prompts of EBCA Concepts are the first of
+SIDE, GAP, LINE = WORLD.side, 16, 20  # of a strip, in pixels: a picture, the space between two, a line of text
 GREEN, RED = "#1a7f37", "#cf222e"
-
-def caption(seed: int) -> str:
-    """The prompt of EBCA Concepts: image number `seed` of the three-object set that docs/alignment.md counts."""
-    return scenes("three objects", seed + 1)[seed].caption()
+OLD, NEW, START = "a cat", "a dog", 0.15  # of the edit: what it removes and adds, and where both begin
 
 
-def concepts(seed: int) -> list[str]:
-    """The objects of that prompt."""
-    return [Scene((thing,)).caption() for thing in parse(caption(seed)).objects]
+def scene(seed: int) -> Scene:
+    """What the prompt of EBCA Concepts asks for: image number `seed` of a set that `bench plain_model` counts."""
+    return WORLD.scenes(CAPTIONS, seed + 1)[seed]
 
 
 def concepts_graph(seed: int) -> Prompt:
-    """A prompt without EBCA and with EBCA Concepts. Prompt, noise, sampler and cfg are those of docs/alignment.md."""
-    # "a blue cross" is not found in a prompt, because "a cross" can be a mixture of two things: hence the box
+    """A prompt without EBCA and with EBCA Concepts at its own defaults."""
     node = _node(
-        "EBCAConcepts", model=MODEL, clip=CLIP, prompt=caption(seed), concepts="\n".join(concepts(seed)), strength=0.1,
-        empty_prompt=0.2, end_percent=0.5,
+        "EBCAConcepts", model=MODEL, clip=CLIP, prompt=scene(seed).caption(),
+        concepts="\n".join(WORLD.texts["objects"](scene(seed))), strength=0.1, empty_prompt=0.2, end_percent=0.5,
     )  # fmt: skip
-    sampler = {"seed": seed, "steps": 10, "cfg": 3.0, "sampler_name": "dpmpp_2m"}
-    return _graph({"with": node}, ["with", 0], ["with", 1], caption(seed), **sampler)
+    return _graph({"with": node}, ["with", 0], ["with", 1], scene(seed).caption(), seed)
 
 
 def edit_graph(seed: int) -> Prompt:
-    """A red square, and the same with a blue circle added and the red square removed.
+    """A cat, and the same with a dog added and the cat removed.
 
-    Alphas and gammas are the authors' for cat -> dog. The shapes model forms the layout early, hence the early start.
+    Alphas and gammas are the authors' for cat -> dog. The model forms the layout early, hence the early start.
     """
 
     def edit(text: str, direction: str, alpha: float, gamma: float) -> dict[str, Any]:
-        early = {"start_percent": 0.15, "end_percent": 1.0, "gamma_start_percent": 0.15, "gamma_end_percent": 1.0}
+        early = {"start_percent": START, "end_percent": 1.0, "gamma_start_percent": START, "gamma_end_percent": 1.0}
         gammas = {"gamma_attn": gamma, "gamma_norm": gamma}
         return _node("EBCAEditContext", clip=CLIP, text=text, direction=direction, alpha=alpha, **early, **gammas)
 
     nodes = {
-        "add": edit("a blue circle", "add", 0.75, 0.0006),
-        "remove": edit("a red square", "remove", 0.65, 0.0005),
+        "add": edit(NEW, "add", 0.75, 0.0006),
+        "remove": edit(OLD, "remove", 0.65, 0.0005),
         "with": _node("EBCACompose", model=MODEL, **{"edits.edit0": ["add", 0], "edits.edit1": ["remove", 0]}),
     }
-    sampler = {"seed": seed, "steps": 25, "cfg": 1.25, "sampler_name": "euler"}
-    return _graph(nodes, ["with", 0], ["positive", 0], "a red square", **sampler)
+    return _graph(nodes, ["with", 0], ["positive", 0], OLD, seed)
 
 
-def _graph(nodes: Prompt, model: list, positive: list, prompt: str, **sampler: Any) -> Prompt:
-    """The prompt sampled without the nodes, and with the model and the positive conditioning that they give."""
+def _graph(nodes: Prompt, model: list, positive: list, prompt: str, seed: int) -> Prompt:
+    """The prompt sampled without the nodes, and with the model and the positive conditioning that they give.
+
+    Sampler and cfg are those with which the model is measured (research/worlds.py).
+    """
     graph = {
-        "model": _node("CheckpointLoaderSimple", ckpt_name="shapes.safetensors"),
+        "model": _node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
         "positive": _node("CLIPTextEncode", clip=CLIP, text=prompt),
         "negative": _node("CLIPTextEncode", clip=CLIP, text=""),
-        "latent": _node("EmptyLatentImage", width=512, height=512, batch_size=1),
+        "latent": _node("EmptyLatentImage", width=WORLD.side, height=WORLD.side, batch_size=1),
         **nodes,
     }
     for name, *sources in (("plain", MODEL, ["positive", 0]), ("edited", model, positive)):
         graph[f"{name} latent"] = _node(
             "KSampler", model=sources[0], positive=sources[1], negative=["negative", 0], latent_image=["latent", 0],
-            scheduler="normal", denoise=1.0, **sampler,
+            seed=seed, cfg=WORLD.cfg, sampler_name=WORLD.sampler["name"], scheduler=WORLD.sampler["scheduler"],
+            steps=WORLD.sampler["steps"], denoise=1.0,
         )  # fmt: skip
         graph[f"{name} image"] = _node("VAEDecode", samples=[f"{name} latent", 0], vae=["model", 2])
         graph[name] = _node("SaveImage", images=[f"{name} image", 0], filename_prefix=f"ebca/demo_{name}")
@@ -106,26 +107,26 @@ def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
 class Scenario:
     """Pictures without and with EBCA.
 
-    graph: the prompt for a seed. labels: of the two rows. wanted: what the two pictures of a seed are to show, as
-    captions of the grammar. must_succeed: the demo fails if fewer than half of the pictures with EBCA show it.
+    graph: the prompt for a seed. labels: of the two rows. wanted: what the two pictures of a seed are to show.
+    must_succeed: the demo fails if fewer than half of the pictures with EBCA show it.
     """
 
     graph: Callable[[int], Prompt]
     labels: tuple[str, str]
-    wanted: Callable[[int], tuple[str, str]]
+    wanted: Callable[[int], tuple[Scene, Scene]]
     must_succeed: bool
 
 
 CONCEPTS = Scenario(
     graph=concepts_graph,
     labels=("without EBCA", "with EBCA Concepts"),
-    wanted=lambda seed: (caption(seed), caption(seed)),
+    wanted=lambda seed: (scene(seed), scene(seed)),
     must_succeed=False,
 )
 EDIT = Scenario(
     graph=edit_graph,
-    labels=("without EBCA", "with EBCA Compose: add a blue circle, remove a red square"),
-    wanted=lambda seed: ("a red square", "a blue circle"),
+    labels=("without EBCA", f"with EBCA Compose: add {NEW}, remove {OLD}"),
+    wanted=lambda seed: (parse(OLD), parse(NEW)),
     must_succeed=True,
 )
 
@@ -162,23 +163,23 @@ def _decoded(file: bytes) -> np.ndarray:
 
 def described(reading: Reading) -> str:
     """What the scorer reads, in words."""
-    names = sorted(f"{found.colour} {found.shape}" for found in reading.found)
-    names += ["something unclear"] if reading.blots else []
+    names = sorted(wanted_of(found).words(article=False) for found in reading.found)
+    names += ["a mixture of two"] * (reading.mixtures > 0) + ["something unclear"] * (reading.blots > 0)
     return ", ".join(names) or "nothing"
 
 
 def strip(outcome: Outcome) -> Image.Image:
     """A column for each seed: its prompt, and a picture of each row with the scorer's tick or cross under it."""
     count = len(outcome.pictures[0])
-    objects = [parse(outcome.scenario.wanted(seed)[0]).objects for seed in range(count)]
-    top, row_height = LINE * (1 + len(objects[0])) + GAP, SIDE + 3 * LINE
+    things = [outcome.scenario.wanted(seed)[0].things for seed in range(count)]
+    top, row_height = LINE * (1 + max(map(len, things))) + GAP, SIDE + 3 * LINE
     width = max(GAP + count * (SIDE + GAP), 2 * GAP + 8 * max(map(len, outcome.scenario.labels)))
     image = Image.new("RGB", (width, top + 2 * row_height), "white")
     for seed in range(count):
         left = GAP + seed * (SIDE + GAP)
         _write(image, left, GAP // 2, f"seed {seed}", "dimgrey")
-        for line, thing in enumerate(objects[seed], 1):
-            _write(image, left, GAP // 2 + line * LINE, f"{thing.colour} {thing.shape}", "black")
+        for line, thing in enumerate(things[seed], 1):
+            _write(image, left, GAP // 2 + line * LINE, thing.words(article=False), "black", size=13)
     for row, (label, pictures, verdicts) in enumerate(
         zip(outcome.scenario.labels, outcome.pictures, outcome.verdicts(), strict=True)
     ):
@@ -198,8 +199,7 @@ def sheet(outcomes: Sequence[Outcome]) -> Image.Image:
 
 
 def _draw_picture(image: Image.Image, left: int, top: int, picture: np.ndarray, judged: Verdict) -> None:
-    pixels = Image.fromarray((picture * 255).round().astype(np.uint8))
-    image.paste(pixels.resize((SIDE, SIDE), Image.Resampling.NEAREST), (left, top))
+    image.paste(Image.fromarray((picture * 255).round().astype(np.uint8)), (left, top))
     draw = ImageDraw.Draw(image)
     draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), outline="grey")
     x, y = left + 1, top + SIDE + 7
@@ -210,8 +210,10 @@ def _draw_picture(image: Image.Image, left: int, top: int, picture: np.ndarray, 
         _write(image, left + 20, top + SIDE + 4, judged.label, RED)
 
 
-def _write(image: Image.Image, left: int, top: int, text: str, colour: str, bold: bool = False) -> None:
-    font = ImageFont.load_default(15)
+def _write(
+    image: Image.Image, left: int, top: int, text: str, colour: str, bold: bool = False, size: int = 15
+) -> None:
+    font = ImageFont.load_default(size)
     ImageDraw.Draw(image).text((left, top), text, colour, font, stroke_width=0.5 if bold else 0, stroke_fill=colour)
 
 
@@ -226,7 +228,8 @@ def report(outcome: Outcome) -> bool:
             print(f"    seed {seed}   {described(judged.reading)}   {mark}")
     passed = not scenario.must_succeed or 2 * rights[1] >= len(outcome.pictures[1])
     if not passed:
-        print(f"FAILED: {scenario.wanted(0)[1]} and nothing else is in {rights[1]} of {len(outcome.pictures[1])} "
+        wanted = scenario.wanted(0)[1].caption()
+        print(f"FAILED: {wanted} and nothing else is in {rights[1]} of {len(outcome.pictures[1])} "
               "pictures with EBCA. Expected at least half.")  # fmt: skip
     return passed
 
@@ -237,16 +240,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--comfyui", type=Path, required=True, help="the folder with ComfyUI's main.py")
     parser.add_argument("--out", type=Path, default=REPO / "output", help="folder for the strips")
     parser.add_argument("--count", type=int, default=1, help="how many seeds, from 0 on; all are drawn")
-    parser.add_argument("--checkpoint", type=Path, default=REPO / "demo" / "shapes.safetensors", help="a shapes model")
+    parser.add_argument("--checkpoint", type=Path, default=twins.MODELS[CHECKPOINT], help="a things model")
     options = parser.parse_args(argv)
     if options.count < 1:
         parser.error(f"--count is {options.count}. Set it to 1 or more.")
     if not options.checkpoint.is_file():
-        print(f"There is no shapes model at {options.checkpoint}. Train it: python research/train.py")
+        print(f"There is no things model at {options.checkpoint}. Train it (research/README.md).")
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
     print("Starting ComfyUI ...", flush=True)
-    with twins.shapes_server(options.comfyui, options.checkpoint) as server:
+    with twins.twin_server(options.comfyui, options.checkpoint) as server:
         print("Sampling ...", flush=True)
         outcomes = [run(server, scenario, options.count) for scenario in (CONCEPTS, EDIT)]
     passed = [report(outcome) for outcome in outcomes]

@@ -1,4 +1,4 @@
-"""The thumbnails of the template browser, and the pictures of the help pages: what the shapes twins make, drawn small.
+"""The thumbnails of the template browser, and the pictures of the help pages: what the twins make, drawn small.
 
 A card is for one file in `workflows/`: pictures of its twin in a row, with a word below each. Files without a twin have
 words instead: a picture would be one that the named model has not made.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -32,13 +32,11 @@ class Card:
 
     Attributes:
         panels: {label: title of the node that shows the picture, or what makes it of all that are shown}.
-        side: the height of the pictures, best a multiple of theirs.
-        changes: to the twin, where its own pictures would not show what EBCA does.
+        side: the height of the pictures.
     """
 
     panels: Mapping[str, str | Callable[[Pictures], Image.Image]]
     side: int = 192
-    changes: Substitutions = field(default_factory=dict)
 
     def row(self, pictures: Pictures) -> Pictures:
         """The pictures of the card by their labels."""
@@ -57,24 +55,19 @@ def masked(pictures: Pictures) -> Image.Image:
 
 
 def _tile(number: int) -> Callable[[Pictures], Image.Image]:
-    """One of the four tiles of EBCA Attention Maps, without its caption."""
+    """One of the two tiles of EBCA Attention Maps, without its caption."""
 
     def crop(pictures: Pictures) -> Image.Image:
-        side = pictures["Words"].width // 4
+        side = pictures["Words"].width // 2
         return pictures["Words"].crop((number * side, 0, (number + 1) * side, side))
 
     return crop
 
 
 def _cells(pictures: Pictures) -> Image.Image:
-    """The cells of the sweep in the size in which they were made: the grid has them thrice as large, with gaps of 6."""
-    sheet, side = pictures["Sweep"], 4 * (3 * 64 + 6)
-    return sheet.crop((sheet.width - side, sheet.height - side, sheet.width, sheet.height)).reduce(3)
-
-
-def seed(number: int) -> Substitutions:
-    """Another seed than the file's."""
-    return {("PrimitiveInt", "value"): number}
+    """The cells of the sweep in the size in which they were made: the grid has them twice as large, with gaps of 6."""
+    sheet, side = pictures["Sweep"], 4 * (2 * 128 + 6)
+    return sheet.crop((sheet.width - side, sheet.height - side, sheet.width, sheet.height)).reduce(2)
 
 
 _BOTH = {"without": "Without EBCA", "EBCA": "With EBCA"}
@@ -89,11 +82,8 @@ CARDS: dict[str, Card] = {
     "EBCA 06 Photo with mask (SD 1.5)": Card({"mask": masked, "EBCA": "With EBCA"}),
     "EBCA 07 Inpainting (SD 1.5)": Card({"mask": masked, "painted": "With EBCA"}),
     "EBCA 08 Outpainting with RePaint (SD 1.5)": Card({"mask": masked, "painted": "With EBCA"}, side=128),
-    "EBCA 09 Attention maps (SDXL)": Card({"purple": _tile(0), "yellow": _tile(2)}),
-    # Gammas far above useful ones, and a seed under which they change what is seen.
-    "EBCA 10 Context update (SD 1.5)": Card(
-        _BOTH, changes=seed(50) | {("EBCAContextUpdate", "gamma_attn"): 0.2, ("EBCAContextUpdate", "gamma_norm"): 0.3}
-    ),
+    "EBCA 09 Attention maps (SDXL)": Card({"lion": _tile(0), "crown": _tile(1)}),
+    "EBCA 10 Context update (SD 1.5)": Card(_BOTH),
     "EBCA 11 Sweep (SDXL)": Card({"": _cells}, side=204),
     "EBCA 12 Best of four (SD 1.5)": Card({"without": "Without EBCA", "best": "With EBCA"}),
 }
@@ -115,12 +105,8 @@ def path(name: str) -> Path:
 
 
 def pictures(server: Server, name: str, *changes: Substitutions) -> Pictures:
-    """What the twin of a file or of a variant shows by title; the photo, the mask and the schedule too, if it has them.
-
-    The changes of a file's card are made first.
-    """
-    card = (CARDS[name].changes,) if name in CARDS else ()
-    prompt = twin_of(name, server.object_info(), *card, *changes)
+    """What the twin of a file or of a variant shows by title, and the photo, the mask and the schedule that it has."""
+    prompt = twin_of(name, server.object_info(), *changes)
     return {title: decoded(file) for title, (file,) in shown(server, with_inputs(prompt)).items()}
 
 
@@ -156,7 +142,7 @@ def side_by_side(row: Pictures, side: int, ground: str = "white", ink: str = "bl
     sheet = Image.new("RGB", size, ground)
     pen, left = ImageDraw.Draw(sheet), MARGIN
     for (label, picture), size in zip(row.items(), sizes):
-        way = Image.Resampling.NEAREST if picture.height < side else Image.Resampling.LANCZOS
+        way = Image.Resampling.LANCZOS if side % picture.height else Image.Resampling.NEAREST  # pixels stay whole
         sheet.paste(picture.resize(size, way), (left, MARGIN))
         pen.rectangle((left - 1, MARGIN - 1, left + size[0], MARGIN + side), outline="lightgrey")
         middle = (left + size[0] // 2, MARGIN + side + LABEL // 2 + 4)

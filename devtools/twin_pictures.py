@@ -1,4 +1,4 @@
-"""Every picture that the shapes twins of workflow files show. `python run.py twins` calls this.
+"""Every picture that the twins of workflow files show on the small models. `python run.py twins` calls this.
 
     python run.py twins                       all files
     python run.py twins 09 Photo              those whose names contain one of these words
@@ -6,7 +6,7 @@
                                               of the help pages, and the thumbnails of the workflow files
 
 Each picture becomes <out>/<workflow>/<title of the node that shows it>.png. Beside them lies prompt.json, which a
-ComfyUI with the shapes model opens (demo/README.md).
+ComfyUI with the model that it loads opens (demo/README.md).
 """
 
 from __future__ import annotations
@@ -24,26 +24,28 @@ if __name__ == "__main__":
     sys.path.append(str(REPO))
 
 from devtools import thumbnails  # noqa: E402
-from devtools.thumbnails import CARDS, MARGIN, PHOTO, SCHEDULE, Pictures, decoded, masked, seed, side_by_side  # noqa: E402
-from devtools.twins import SHAPES, shapes_server, shown, twin_of  # noqa: E402
+from devtools.thumbnails import CARDS, MARGIN, PHOTO, SCHEDULE, Pictures, decoded, masked, side_by_side  # noqa: E402
+from devtools.twins import MODELS, SHOWN, shown, twin_of, twin_server  # noqa: E402
 from devtools.workflows import Prompt, Substitutions  # noqa: E402
 
 DOCS, HELP, EFFECTS = (REPO / folder for folder in ("docs/looking", "web/docs/looking", "web/docs/effects"))
 HELP_WIDTH = 640
 
 _THINGS, _EDITED, _FADING, _PHOTO, _OUTPAINTED, _MAPS, _WEIGHTED, _SWEEP, _BEST = (
-    next(name for name in SHAPES if name.startswith(f"EBCA {number}"))
+    next(name for name in SHOWN if name.startswith(f"EBCA {number}"))
     for number in ("01", "03", "04", "05", "08", "09", "10", "11", "12")
 )
 #: Runs besides those of the cards: {name: (the file or variant, changes)}
 RUNS: dict[str, tuple[str, Substitutions]] = {
     "constant": ("one strength throughout", {}),
     "composed": ("a thing and a style", {}),
-    "updated": ("several concepts, as in the paper", seed(124)),
     "unweighted": (_WEIGHTED, {("EBCATokenWeights", "weights"): ""}),
     "inverted": (_PHOTO, {("EBCAEditContext", "alpha"): 0.0}),
-    "green cross": ("horse to zebra", {}),
-    "red circle": ("any animal to goat", {}),
+    "glasses": (_PHOTO, {
+        ("EBCAEditContext", "text"): {"dog": "a cat with a glasses", "cat": "cat"},
+        ("EBCAEditContext", "alpha"): {0.75: 0.75, 0.65: 0.0},
+    }),
+    "zebra": (_PHOTO, {("EBCAEditContext", "text"): {"dog": "zebra", "cat": "cat"}}),
 }
 _BOTH = {"without EBCA": "Without EBCA", "with EBCA": "With EBCA"}
 
@@ -59,9 +61,10 @@ def run(server, prompt: Prompt) -> Pictures:
 
 
 def fitting(row: Pictures) -> Image.Image:
-    """Pictures 64 high side by side, as large as the help panel allows with pixels that stay whole."""
-    width = sum(picture.width for picture in row.values())
-    return side_by_side(row, 64 * min(4, (HELP_WIDTH - MARGIN * (len(row) + 1)) // width))
+    """Pictures of one height side by side, as large as the help panel allows; pixels of small ones stay whole."""
+    height, width = next(iter(row.values())).height, sum(picture.width for picture in row.values())
+    scale = min(256 / height, (HELP_WIDTH - MARGIN * (len(row) + 1)) / width)
+    return side_by_side(row, int(height * (int(scale) if scale >= 2 else scale)))
 
 
 def of_docs(made: Mapping[str, Pictures]) -> Pictures:
@@ -101,11 +104,11 @@ def of_effects(made: Mapping[str, Pictures]) -> Pictures:
     rows = {
         "concepts": thumbnails.row(_BOTH, made[_THINGS]),
         "reroll": thumbnails.row({"without EBCA": "Without EBCA", "best of four": "With EBCA"}, made[_BEST]),
-        "context_update": thumbnails.row(_BOTH, made["updated"]),
+        "context_update": thumbnails.row(_BOTH, made["unweighted"]),
         "token_weights": {
             "without EBCA": weighted["Without EBCA"],
             "with EBCA": made["unweighted"]["With EBCA"],
-            "triangle = 2.5": weighted["With EBCA"],
+            "crown = 2.5": weighted["With EBCA"],
         },
         "edit_context": thumbnails.row(_BOTH, made[_EDITED]),
         "compose": thumbnails.row(_BOTH, made["composed"]),
@@ -113,8 +116,8 @@ def of_effects(made: Mapping[str, Pictures]) -> Pictures:
             "the photo": photo[PHOTO], "without EBCA": made["inverted"]["With EBCA"], "with EBCA": photo["With EBCA"]
         },
         "one_inversion": {
-            "the photo": photo[PHOTO], "blue circle": photo["With EBCA"],
-            "green cross": made["green cross"]["With EBCA"], "red circle": made["red circle"]["With EBCA"],
+            "the photo": photo[PHOTO], "dog": photo["With EBCA"], "glasses": made["glasses"]["With EBCA"],
+            "zebra": made["zebra"]["With EBCA"],
         },
         "repaint": {"the photo, masked": masked(outpainted), "painted": outpainted["With EBCA"]},
     }  # fmt: skip
@@ -131,19 +134,22 @@ def write(pictures: Pictures, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the twins and write their pictures; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"parts of the names of: {', '.join(SHAPES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"parts of the names of: {', '.join(SHOWN)}")
     parser.add_argument("--comfyui", type=Path, required=True, help="the folder with ComfyUI's main.py")
     parser.add_argument("--out", type=Path, default=REPO / "output" / "twins", help="folder for the pictures")
+    parser.add_argument("--checkpoint", type=Path, default=MODELS["things.safetensors"], help="a things model")
     parser.add_argument("--docs", action="store_true", help="draw the pictures of the documents and the thumbnails")
     options = parser.parse_args(argv)
-    chosen = [name for name in SHAPES if not options.names or any(part in name for part in options.names)]
-    unknown = [part for part in options.names if not any(part in name for name in SHAPES)]
+    chosen = [name for name in SHOWN if not options.names or any(part in name for part in options.names)]
+    unknown = [part for part in options.names if not any(part in name for name in SHOWN)]
     if unknown:
-        parser.error(f"no workflow file with {', '.join(unknown)} in its name; there are {', '.join(SHAPES)}")
+        parser.error(f"no workflow file with {', '.join(unknown)} in its name; there are {', '.join(SHOWN)}")
     if options.docs and options.names:
         parser.error(f"--docs draws from all files, but got {', '.join(options.names)}; leave the names out")
+    if not options.checkpoint.is_file():
+        parser.error(f"there is no things model at {options.checkpoint}; train it (research/README.md)")
     print("Starting ComfyUI ...", flush=True)
-    with shapes_server(options.comfyui) as server:
+    with twin_server(options.comfyui, options.checkpoint) as server:
         if options.docs:
             draw(server)
         else:

@@ -1,8 +1,11 @@
 """What the files in `workflows/` become when they run on other models than those they name. Needs the tools installed.
 
 A twin has the nodes and wires of its file and other widget values: tables for `workflows.substitute`. Where it edits or
-paints a photo, that is the one of INPUTS. Variants are twins of what the notes of a file propose. Files for
-transformers have no twin: the shapes model is a U-Net.
+paints a photo, that is one of INPUTS. Variants are twins of what the notes of a file propose. Files for transformers
+have no twin: the shapes model and the things model are U-Nets.
+
+The tests count what the twins for the shapes model (SHAPES) show. The thumbnails and the pictures of the documents are
+made by those for the things model (THINGS) where there is one.
 """
 
 from collections.abc import Mapping
@@ -16,7 +19,11 @@ _REPO = Path(__file__).absolute().parents[1]
 WORKFLOWS = _REPO / "workflows"
 
 #: {name in the server's input folder: the picture}. Every ComfyUI has an example.png; here it is a red square, drawn.
-INPUTS = {"example.png": _REPO / "demo" / "example.png"}
+#: The photo of the things model is a drawn cat, in a style that this model was not trained on.
+INPUTS = {name: _REPO / "demo" / name for name in ("example.png", "cat.png")}
+
+#: {name of a checkpoint: the file}, the small models that the twins run on.
+MODELS = {name: _REPO / "demo" / name for name in ("shapes.safetensors", "things.safetensors")}
 
 _CHECKPOINT = ("CheckpointLoaderSimple", "ckpt_name")
 _TEXT = ("CLIPTextEncode", "text")
@@ -143,6 +150,72 @@ SHAPES: dict[str, Substitutions] = {
     },
 }  # fmt: skip
 
+# The setting in which the things model is measured (research/worlds.py), with twice the steps.
+_USUAL_CFG = 3.0
+_THINGS_SAMPLING: Substitutions = {
+    _CHECKPOINT: "things.safetensors",
+    ("EmptyLatentImage", "width"): 128,
+    ("EmptyLatentImage", "height"): 128,
+    **steps(20),
+    ("KSampler", "cfg"): _USUAL_CFG,
+    ("KSampler", "sampler_name"): "dpmpp_2m",
+    ("KSampler", "scheduler"): "normal",
+}
+
+# The photo of a cat, in the 128 x 128 pixels that the things model makes.
+_CAT: Substitutions = {
+    _CHECKPOINT: "things.safetensors",
+    ("LoadImage", "image"): "cat.png",
+    **_photo_divided_by(4),
+}
+# Without the terms that make the noise look like random noise: with them, the cat comes back in another style.
+_CAT_INVERTED: Substitutions = _CAT | {
+    **steps(25),
+    ("EBCAInvert", "fixed_point_iterations"): 1,
+    ("EBCAInvert", "lambda_auto_corr"): 0.0,
+    ("EBCAInvert", "lambda_kl"): 0.0,
+    ("CFGGuider", "cfg"): _USUAL_CFG,
+    **_start(0.3),
+    _TEXT: {"a cat sitting on a bench": "a cat"},
+}
+
+#: {name of the file: what makes it its twin for the things model}, with the file's own seed. The things model has no
+#: words for a style, and its things are wider than what is outpainted: those two files have none.
+THINGS: dict[str, Substitutions] = {
+    "EBCA 01 Several things (SD 1.5)": _THINGS_SAMPLING,
+    "EBCA 02 Several things (SDXL)": _THINGS_SAMPLING | {
+        ("EBCAConcepts", "prompt"): "a lion, a rabbit and a turtle",
+    },
+    "EBCA 03 Add and remove (SD 1.5)": _THINGS_SAMPLING | {
+        _TEXT: {"a cat sitting on a bench": "a cat and a bench", "": ""},
+        **_start(0.15),
+    },
+    "EBCA 05 Photo cat to dog (SD 1.5)": _CAT_INVERTED,
+    "EBCA 06 Photo with mask (SD 1.5)": _CAT_INVERTED,
+    "EBCA 07 Inpainting (SD 1.5)": _THINGS_SAMPLING | _CAT | {
+        _TEXT: {"a teddy bear sitting on the grass": "a bear", "": ""},
+    },
+    # Gammas that can be seen in the plot and in the pictures: far above those that one would take.
+    "EBCA 09 Attention maps (SDXL)": _THINGS_SAMPLING | {
+        ("EBCAContextUpdate", "gamma_attn"): 0.2,
+        ("EBCAContextUpdate", "gamma_norm"): 0.1,
+    },
+    "EBCA 10 Context update (SD 1.5)": _THINGS_SAMPLING | {
+        ("PrimitiveStringMultiline", "value"): "a lion with a crown",
+        ("EBCATokenWeights", "weights"): "crown = 2.5",
+        ("EBCAContextUpdate", "gamma_attn"): 0.2,
+        ("EBCAContextUpdate", "gamma_norm"): 0.3,
+    },
+    "EBCA 11 Sweep (SDXL)": _THINGS_SAMPLING | {
+        ("EBCASweep", "x_values"): "0, 0.1, 0.2, 0.4",
+        ("EBCASweep", "y_values"): "0, 0.1, 0.3, 0.8",
+    },
+    "EBCA 12 Best of four (SD 1.5)": _THINGS_SAMPLING,
+}  # fmt: skip
+
+#: The twins that the thumbnails and the pictures of the documents show.
+SHOWN = SHAPES | THINGS
+
 #: The files for transformers.
 TRANSFORMERS = (
     "EBCA 13 Several things in a video (Wan 2.2)",
@@ -153,7 +226,7 @@ TRANSFORMERS = (
     "EBCA 18 Remove at cfg 1 (Z-Image)",
 )
 
-#: What the notes say to change, as changes to the twin: {what it becomes: (the file, the changes)}
+#: What the notes say to change, as changes to the shapes twin: {what it becomes: (the file, the changes)}
 VARIANTS: dict[str, tuple[str, Substitutions]] = {
     "a thing and a style": ("EBCA 03 Add and remove (SD 1.5)", {
         _TEXT: {"a red square": "a red circle on a white background", "": ""},
@@ -232,10 +305,11 @@ _CHARTS = {
 }
 
 
-def shapes_server(comfyui: Path, checkpoint: Path = _REPO / "demo" / "shapes.safetensors") -> Server:
-    """A server on which the twins of SHAPES run."""
+def twin_server(comfyui: Path, things: Path = MODELS["things.safetensors"]) -> Server:
+    """A server on which the twins run. things: another things model."""
     packs = {PACK: _REPO, "shapes_family": _REPO / "demo" / "shapes_family"}
-    return Server(comfyui, packs=packs, models={"checkpoints/shapes.safetensors": checkpoint}, inputs=INPUTS)
+    models = {f"checkpoints/{name}": file for name, file in (MODELS | {"things.safetensors": things}).items()}
+    return Server(comfyui, packs=packs, models=models, inputs=INPUTS)
 
 
 def prompt_of(name: str, object_info: Mapping[str, Any], *tables: Substitutions) -> Prompt:
@@ -246,10 +320,18 @@ def prompt_of(name: str, object_info: Mapping[str, Any], *tables: Substitutions)
     return prompt
 
 
+def tables_of(name: str) -> tuple[str, tuple[Substitutions, ...]]:
+    """The file and the substitutions that make the twin of SHOWN of a file, or the shapes twin of one of VARIANTS."""
+    if name in VARIANTS:
+        file, changes = VARIANTS[name]
+        return file, (SHAPES[file], changes)
+    return name, (SHOWN[name],)
+
+
 def twin_of(name: str, object_info: Mapping[str, Any], *tables: Substitutions) -> Prompt:
-    """The shapes twin of a file, or of one of VARIANTS, with further substitutions."""
-    file, changes = VARIANTS.get(name, (name, {}))
-    return prompt_of(file, object_info, SHAPES[file], changes, *tables)
+    """The prompt of `tables_of` a file or a variant, with further substitutions."""
+    file, own = tables_of(name)
+    return prompt_of(file, object_info, *own, *tables)
 
 
 def pictures(prompt: Prompt) -> dict[str, str]:

@@ -28,7 +28,7 @@ import_package("devtools")
 from devtools import inprocess  # noqa: E402
 from devtools.environment import NEWEST, tree  # noqa: E402
 from devtools.server import PACK, Server  # noqa: E402
-from devtools.twins import INPUTS  # noqa: E402
+from devtools.twins import INPUTS, MODELS  # noqa: E402
 
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or tree(NEWEST))
 if not (COMFYUI / "main.py").is_file():
@@ -42,7 +42,6 @@ import_package("ebca_core")
 from support import global_state, host  # noqa: E402
 
 SHAPES_FAMILY = REPO / "demo" / "shapes_family"
-SHAPES_MODEL = REPO / "demo" / "shapes.safetensors"
 
 
 def pytest_addoption(parser):
@@ -87,9 +86,10 @@ def run_prompt(comfy):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """A running ComfyUI with the pack, the shapes model and a checkpoint of random weights in SD 1.5's layout.
+    """A running ComfyUI with the pack, the twins' models and a checkpoint of random weights in SD 1.5's layout.
 
-    Its checkpoints are shapes.safetensors and random_sd15.ckpt, and its input folder holds the twins' example.png.
+    Its checkpoints are shapes.safetensors, things.safetensors and random_sd15.ckpt; its input folder holds the twins'
+    photos.
     Its loaders for transformers are in `support.stand_ins`. Tests with this fixture carry the mark `server`.
     """
     from support import stand_ins
@@ -101,7 +101,7 @@ def server(tmp_path_factory):
         "shapes_family": SHAPES_FAMILY,
         "stand_ins": stand_ins.write_pack(tmp_path_factory.mktemp("stand_ins")),
     }
-    models = {"checkpoints/random_sd15.ckpt": random_sd15, "checkpoints/shapes.safetensors": SHAPES_MODEL}
+    models = {f"checkpoints/{name}": file for name, file in {random_sd15.name: random_sd15, **MODELS}.items()}
     with Server(COMFYUI, packs=packs, models=models, inputs=INPUTS) as running:
         yield running
 

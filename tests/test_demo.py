@@ -7,26 +7,31 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from alignment.results import Cell
 from before_after import CONCEPTS, EDIT, GREEN, RED, SIDE, Outcome, concepts_graph, report, sheet, strip
-from shapes.drawing import draw
-from shapes.world import Picture, Thing
 from support.shapes import DEMO
+from things.captions import scenes
+from things.scenes import draw
+from things.texts import TEXTS
+from things.world import OBJECTS, Picture, Thing
 
 
-def drawn(*pairs: tuple[str, str]):
-    """A picture with these objects side by side."""
-    things = tuple(Thing(colour, shape, 0.25 + 0.5 * i, 0.5, 0.2) for i, (colour, shape) in enumerate(pairs))
-    return draw(Picture(things, "white"))
+def drawn(*things: str) -> np.ndarray:
+    """A picture with these things side by side; a word before one is its colour, or what an animal wears."""
+    placed = []
+    for number, thing in enumerate(things):
+        *before, kind = thing.split()
+        colour, worn = ((before or [None])[0], None) if kind in OBJECTS else (None, (before or [None])[0])
+        placed.append(Thing(kind, colour, worn, 0.25 + 0.5 * number, 0.5, 0.4))
+    return draw(Picture(tuple(placed), "noto", "lime"))
 
 
-def outcome(*edited: list[tuple[str, str]]) -> Outcome:
-    """The edit's outcome: a red square for each seed, and these pictures."""
-    plain = [drawn(("red", "square")) for _ in edited]
-    return Outcome(EDIT, (np.stack(plain), np.stack([drawn(*pairs) for pairs in edited])))
+def outcome(*edited: list[str]) -> Outcome:
+    """The edit's outcome: a cat for each seed, and these pictures."""
+    plain = [drawn("cat") for _ in edited]
+    return Outcome(EDIT, (np.stack(plain), np.stack([drawn(*things) for things in edited])))
 
 
-RIGHT, WRONG = [("blue", "circle")], [("red", "square")]
+RIGHT, WRONG = ["dog"], ["cat"]
 
 
 def test_it_passes_where_the_edit_is(capsys):
@@ -37,9 +42,10 @@ def test_it_passes_where_the_edit_is(capsys):
 @pytest.mark.parametrize(
     ("edited", "said"),
     [
-        ([("red", "square")], "red square   x  object missing"),
-        ([("blue", "circle"), ("red", "square")], "blue circle, red square   x  something extra"),
-        ([("blue", "square")], "blue square   x  object missing"),
+        (["cat"], "cat   x  thing missing"),
+        (["dog", "cat"], "cat, dog   x  something extra"),
+        (["crown dog"], "dog with a crown   x  something extra"),
+        (["red bowl"], "red bowl   x  thing missing"),
         ([], "nothing   x"),
     ],
 )
@@ -47,7 +53,7 @@ def test_it_fails_and_says_what_it_saw(capsys, edited, said):
     assert not report(outcome(edited))
     out = capsys.readouterr().out
     assert said in out
-    assert "FAILED: a blue circle and nothing else is in 0 of 1 pictures" in out
+    assert "FAILED: a dog and nothing else is in 0 of 1 pictures" in out
 
 
 @pytest.mark.parametrize(("right", "passes"), [(2, True), (1, False)])
@@ -78,13 +84,14 @@ def test_the_sheet_has_the_strips_one_above_the_other():
     assert (two.width, two.height) == (one.width, 2 * one.height)
 
 
-def test_prompts_and_seeds_are_the_first_that_are_counted():
-    cell = Cell("three objects", "plain", {}, False, 6)
+def test_prompts_and_seeds_are_the_first_of_a_set_that_is_counted():
+    expected = scenes("three things", 6)
     graphs = [concepts_graph(seed) for seed in range(6)]
-    assert [graph["positive"]["inputs"]["text"] for graph in graphs] == [scene.caption() for scene in cell.scenes()]
-    assert [graph["plain latent"]["inputs"]["seed"] for graph in graphs] == cell.seeds()
-    assert graphs[0]["with"]["inputs"]["concepts"] == "a red circle\na green square\na yellow triangle"
-    assert CONCEPTS.wanted(0) == ("a red circle, a green square and a yellow triangle",) * 2
+    assert [graph["positive"]["inputs"]["text"] for graph in graphs] == [scene.caption() for scene in expected]
+    concepts = [graph["with"]["inputs"]["concepts"].splitlines() for graph in graphs]
+    assert concepts == list(map(TEXTS["objects"], expected))
+    assert [graph["plain latent"]["inputs"]["seed"] for graph in graphs] == list(range(6))
+    assert CONCEPTS.wanted(4) == (expected[4], expected[4])
 
 
 @pytest.mark.server

@@ -1,4 +1,4 @@
-"""The thumbnails of the workflow files and the pictures of the documents show what the shapes twins make."""
+"""The thumbnails of the workflow files and the pictures of the documents show what the twins make."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageFont
 from devtools import thumbnails
 from devtools.thumbnails import CARDS, HEIGHT, MARGIN, MASK, PHOTO, SCHEDULE, WIDTH, WORDS
 from devtools.twin_pictures import HELP_WIDTH, RUNS, of_docs, of_effects, of_help
-from devtools.twins import SHAPES, TRANSFORMERS, VARIANTS, WORKFLOWS, pictures, twin_of
+from devtools.twins import TRANSFORMERS, WORKFLOWS, pictures, tables_of, twin_of
 
 REPO = Path(__file__).resolve().parents[1]
 HELP = REPO / "web" / "docs"
@@ -22,9 +22,8 @@ def made(workflow_runs):
 
     def made(name: str) -> thumbnails.Pictures:
         twin, changes = RUNS.get(name, (name, {}))
-        file, variant = VARIANTS.get(twin, (twin, {}))
-        card = CARDS[twin].changes if twin in CARDS else {}
-        shown = workflow_runs(file, SHAPES[file], variant, card, changes)
+        file, tables = tables_of(twin)
+        shown = workflow_runs(file, *tables, changes)
         return {title: first for title, (first, *_) in shown.items()}
 
     return made

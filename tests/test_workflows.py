@@ -12,20 +12,24 @@ import torch
 from comfy.sd import load_checkpoint_guess_config
 from PIL import Image
 
+import things.scenes
+import things.world
 from devtools import workflows
 from devtools.environment import OLDEST
 from devtools.server import PACK
-from devtools.thumbnails import CARDS
-from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, TRANSFORMERS, VARIANTS, WORKFLOWS, steps
+from devtools.twins import INPUTS, OFF, RANDOM, SHAPES, SMALL, THINGS, TRANSFORMERS, VARIANTS, WORKFLOWS, steps
 from ebca_core import count_model_calls, repaint_levels
 from shapes.drawing import draw
 from shapes.scorer import read, verdict
 from shapes.world import Picture, Thing
 from support.checkpoints import write_checkpoint
 from support.workflow_runs import ADDED, CELLS, unsampled
+from worlds import MODELS
 
 FILES = {path.stem: path for path in sorted(WORKFLOWS.glob("*.json"))}
 QUICK = steps(8)
+# Gammas far above useful ones.
+SEEN = {("EBCAContextUpdate", "gamma_attn"): 0.2, ("EBCAContextUpdate", "gamma_norm"): 0.3}
 SAMPLERS = {"KSampler", "SamplerCustom", "SamplerCustomAdvanced"}
 LOADERS = {"CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "VAELoader"}
 
@@ -197,6 +201,23 @@ def test_every_file_that_paints_says_what_its_twin_shows():
 def test_the_twins_photo_is_a_drawing():
     drawing = draw(Picture((Thing("red", "square", x=0.5, y=0.5, radius=0.22),), "white"))
     assert np.array_equal(photo(), (drawing * 255).round())
+
+
+def test_the_photo_of_the_things_twins_is_a_cat_in_the_style_that_no_model_has_seen():
+    cat = things.world.Thing("cat", None, None, x=0.5, y=0.5, size=0.45)
+    drawing = things.scenes.draw(things.world.Picture((cat,), things.world.HELD_OUT, "lime"))
+    with Image.open(INPUTS["cat.png"]) as picture:
+        assert distance(np.asarray(picture.convert("RGB")), (drawing * 255).round()).max() <= 1
+
+
+def test_things_twins_are_sampled_as_the_things_model_is_measured():
+    world = MODELS["things"].world
+    sampler = {"cfg": world.cfg, "sampler_name": world.sampler["name"], "scheduler": world.sampler["scheduler"]}
+    for name, table in THINGS.items():
+        if name in INVERTING:
+            assert table["CFGGuider", "cfg"] == world.cfg
+        else:
+            assert {setting: table["KSampler", setting] for setting in sampler} == sampler
 
 
 @every_file
@@ -385,7 +406,7 @@ def test_template_browser_has_every_file_with_its_thumbnail(server):
 @pytest.mark.server
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_twin_gives_a_picture_with_and_one_without(run, name):
-    images = run(name, SHAPES[name], CARDS[name].changes)  # the run of its thumbnail
+    images = run(name, SHAPES[name], SEEN if name == UPDATE else {})
     assert all(map(is_a_picture, images.values()))
     if name in INVERTING:
         images["Without EBCA"] = photo()
