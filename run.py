@@ -1,6 +1,6 @@
 """Everything one does with a checkout, in one command each (Python 3.11 to 3.13, standard library only).
 
-    python run.py demo                        before/after pictures on the model that ships with the repository
+    python run.py demo                        before/after pictures on a model that ships with the repository
     python run.py demo --count 6              the same for seeds 0 to 5, all of them drawn and counted
     python run.py test                        tier 1, for every push: the newest ComfyUI, the interfaces of the oldest
                                               (a quarter of an hour on two cores)
@@ -9,7 +9,7 @@
                                               fast tests on those between (over an hour)
     python run.py test tests/test_host.py     what pytest is told, on the newest ComfyUI only
     python run.py test --host 0.24.1          all tests on another version of ComfyUI
-    python run.py twins                       every workflow file on that model, and the pictures it shows
+    python run.py twins                       every workflow file on such a model, and the pictures it shows
     python run.py twins 09                    the file with 09 in its name
     python run.py twins --docs                the thumbnails of the files, the pictures of README and of the help pages
     python run.py comfyui_tests               ComfyUI's own execution tests, with the pack installed

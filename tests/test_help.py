@@ -7,6 +7,8 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "web" / "docs"
 PAGES = {path.stem: path for path in sorted(FOLDER.glob("*.md"))}
+#: The pictures that the things model has no words for.
+OF_SHAPES = ("effects/compose.png", "effects/repaint.png", "looking/schedule.png")
 every_page = pytest.mark.parametrize("node_id", PAGES)
 
 
@@ -23,7 +25,9 @@ def test_it_names_every_input_of_its_node(comfy, node_id):
 def test_it_has_a_picture_and_says_what_is_seen(node_id):
     pictures = shown(PAGES[node_id])
     assert pictures
-    assert all(len(text.split()) >= 4 and "shapes model" in caption for text, _, caption in pictures)
+    for text, file, caption in pictures:
+        assert len(text.split()) >= 4
+        assert ("shapes model" if file in OF_SHAPES else "things model") in caption
 
 
 def test_its_pictures_are_all_there_and_small():
