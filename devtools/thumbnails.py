@@ -58,8 +58,10 @@ def _tile(number: int) -> Callable[[Pictures], Image.Image]:
     """One of the two tiles of EBCA Attention Maps, without its caption."""
 
     def crop(pictures: Pictures) -> Image.Image:
-        side = pictures["Words"].width // 2
-        return pictures["Words"].crop((number * side, 0, (number + 1) * side, side))
+        sheet, gap = pictures["Words"], 8
+        side = (sheet.width - 3 * gap) // 2
+        left = gap + number * (side + gap)
+        return sheet.crop((left, gap, left + side, gap + side))
 
     return crop
 

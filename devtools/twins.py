@@ -179,6 +179,9 @@ _CAT_INVERTED: Substitutions = _CAT | {
     _TEXT: {"a cat sitting on a bench": "a cat"},
 }
 
+# Gammas that can be seen in the plot: far above those that one would take.
+_FAR_ABOVE: Substitutions = {("EBCAContextUpdate", "gamma_attn"): 0.2, ("EBCAContextUpdate", "gamma_norm"): 0.1}
+
 #: {name of the file: what makes it its twin for the things model}, with the file's own seed. The things model has no
 #: words for a style, and its things are wider than what is outpainted: those two files have none.
 THINGS: dict[str, Substitutions] = {
@@ -195,16 +198,10 @@ THINGS: dict[str, Substitutions] = {
     "EBCA 07 Inpainting (SD 1.5)": _THINGS_SAMPLING | _CAT | {
         _TEXT: {"a teddy bear sitting on the grass": "a bear", "": ""},
     },
-    # Gammas that can be seen in the plot and in the pictures: far above those that one would take.
-    "EBCA 09 Attention maps (SDXL)": _THINGS_SAMPLING | {
-        ("EBCAContextUpdate", "gamma_attn"): 0.2,
-        ("EBCAContextUpdate", "gamma_norm"): 0.1,
-    },
-    "EBCA 10 Context update (SD 1.5)": _THINGS_SAMPLING | {
+    "EBCA 09 Attention maps (SDXL)": _THINGS_SAMPLING | _FAR_ABOVE,
+    "EBCA 10 Context update (SD 1.5)": _THINGS_SAMPLING | _FAR_ABOVE | {
         ("PrimitiveStringMultiline", "value"): "a lion with a crown",
         ("EBCATokenWeights", "weights"): "crown = 2.5",
-        ("EBCAContextUpdate", "gamma_attn"): 0.2,
-        ("EBCAContextUpdate", "gamma_norm"): 0.3,
     },
     "EBCA 11 Sweep (SDXL)": _THINGS_SAMPLING | {
         ("EBCASweep", "x_values"): "0, 0.1, 0.2, 0.4",
