@@ -62,6 +62,25 @@ class Sampler:
             disable_pbar=True, seed=seeds[0])
         return self.decoded(latent)
 
+    def redrawn(self, images: np.ndarray, captions: list[str], seed: int, share: float, steps: int) -> np.ndarray:
+        """Images [b h w 3] with noise added for the last `share` of so many steps, and removed with their captions.
+
+        share 0: they only pass through the VAE.
+        """
+        import comfy.sample
+        import comfy.samplers
+        import torch
+        latent = self.vae.encode(torch.from_numpy(images))
+        number = round(share * steps)
+        if number:
+            schedule = comfy.samplers.calculate_sigmas(
+                self.model.get_model_object("model_sampling"), self.world.sampler["scheduler"], steps)
+            noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+            latent = comfy.sample.sample(
+                self.model, noise, number, self.world.cfg, self.world.sampler["name"], "", self.encode(captions),
+                self.encode([""]), latent, sigmas=schedule[-number - 1:], disable_pbar=True, seed=seed)
+        return self.decoded(latent)
+
     def decoded(self, samples) -> np.ndarray:
         """Images [b h w 3] of latents [b c h w]."""
         return self.vae.decode(samples).detach().float().clamp(0, 1).numpy()

@@ -167,7 +167,7 @@ ARCHITECTURES = {
         zero=("img_mod.lin", "txt_mod.lin", "modulation.lin", "final_layer.linear", "final_layer.adaLN_modulation.1"),
         primer=(0.26, 0.38, 0.12), start=DEMO / "shapes_transformer.safetensors", vae=None, joint=True),
     ("things", "unet"): Architecture(
-        THINGS, latent_unet, "Things", "things.safetensors", steps=8000, batch=48, rate=8e-4,
+        THINGS, latent_unet, "Things", "things.safetensors", steps=5000, batch=48, rate=8e-4,
         ends=("input_blocks.0.", "out."), zero=("out_layers.3", "proj_out", "denoiser.out.2"),
         primer=(0.70, 0.85, 0.06), start=None, vae=DEMO / "training" / "things_vae.safetensors"),
 }

@@ -50,13 +50,6 @@ def encode(vae: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     return latents.contiguous().clone()
 
 
-def decode(vae: torch.nn.Module, latents: torch.Tensor) -> np.ndarray:
-    """Pictures [b h w 3] in 0..1 of latents, as VAE Decode gives them but for rounding."""
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        images = vae.decode(latents.to(memory_format=torch.channels_last)).float()
-    return ((images + 1) / 2).clamp(0, 1).movedim(1, -1).contiguous().numpy()
-
-
 def windows(seed: int, step: int, count: int = BATCH) -> torch.Tensor:
     """Parts of drawn pictures [count 3 WINDOW WINDOW] in 0..1, each around a thing."""
     rng = np.random.default_rng([seed, step])

@@ -65,12 +65,12 @@ class Trained:
     world: World
 
 
-def _world(package: ModuleType, **more: Any) -> World:
-    """The world of a package: modules of the same names, with the same functions. more: what differs."""
+def _world(package: ModuleType, steps: int, **more: Any) -> World:
+    """The world of a package: modules of the same names, with the same functions. steps, more: what differs."""
     captions, texts, scorer, world = package.captions, package.texts, package.scorer, package.world
     return World(
         side=world.SIDE,
-        sampler={"name": "dpmpp_2m", "scheduler": "normal", "steps": 10},  # chosen for speed (docs/alignment.md)
+        sampler={"name": "dpmpp_2m", "scheduler": "normal", "steps": steps},
         rows=list(captions.ROWS),
         scenes=captions.scenes,
         tuning_scenes=captions.tuning_scenes,
@@ -86,6 +86,7 @@ def _world(package: ModuleType, **more: Any) -> World:
 
 SHAPES = _world(
     shapes,
+    steps=10,  # chosen for speed (docs/alignment.md)
     cfg=1.25,
     complete="right and in place, size, ground",
     letters="rmseu",
@@ -93,7 +94,8 @@ SHAPES = _world(
 )
 THINGS = _world(
     things,
-    cfg=1.5,  # until the model is trained
+    steps=20,
+    cfg=3.0,
     complete="right and in place",
     letters="rmxceu",
     errors={"missing": "m", "mixture": "x", "wrong colour": "c", "extra": "e", "unreadable": "u"},

@@ -22,7 +22,7 @@ MIXTURE, BLOT = len(KINDS), len(KINDS) + 1  # what a region may show beside the 
 NOTHING = len(WORN)  # the last class of what is worn
 MARK = 30.0  # a pixel further than this from the ground (each channel 0..255) is not ground
 REACH = 2  # pixels around a thing that belong to it: parts that lie less than twice this apart are one region
-SPECK = 24  # regions of fewer pixels are dust
+SPECK = 100  # regions of fewer pixels are dust; drawn things have 500 and more
 WIDTHS = (32, 64, 112, 160)
 
 

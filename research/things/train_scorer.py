@@ -1,10 +1,11 @@
 """Trains the network of the scorer on drawn scenes and writes scorer.safetensors.
 
-    .host/venv/bin/python research/things/train_scorer.py --state scorer.pt --vae things_vae.safetensors
+    .host/venv/bin/python research/things/train_scorer.py --state scorer.pt
 
 It sees the drawings of all four styles, those of the style held out too: it judges pictures and makes none. At the end
-half of the pictures have passed through the VAE of the things model, as all that this model draws has. Every step's
-cut-outs come from (seed, step), so a run that was stopped goes on from its state.
+half of the pictures are redrawn by the things model: noise is added and removed again, so that what they show is known
+and looks as the model draws it. Every step's cut-outs come from (seed, step), so a run that was stopped goes on from
+its state.
 """
 from __future__ import annotations
 
@@ -26,24 +27,27 @@ from torch.nn import functional
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import comfy_host
-import train_vae
+import plain_model
 from learning import restore, save_state
 from things import reader, scenes
 from things.drawings import drawing
+from things.grammar import describe
 from things.reader import BLOT, CROP, MIXTURE, NOTHING, Reader
-from things.world import COLOURS, GROUNDS, KINDS, SIDE, STYLES, WORN, Picture, Thing
+from things.world import COLOURS, GROUNDS, HELD_OUT, KINDS, SIDE, STYLES, WORN, Picture, Thing
 
-STEPS = 2000
+STEPS = 3000
 REVISION = 1000  # from this step on, many animals wear something
-DECODED = 1600  # from this step on, half of the pictures have passed through the VAE
-PHASES = (0, REVISION, DECODED, STEPS)  # in each of which the learning rate falls to zero
+REDRAWN = 1600  # from this step on, the things model redraws half of the pictures
+PHASES = (0, REVISION, REDRAWN, STEPS)  # in each of which the learning rate falls to zero
 WEARING = 0.6  # share of the animals that do, from then on
 BATCH = 160  # cut-outs of a step
 ROUND = 16  # steps that share drawn pictures, each time disturbed in another way
+REDRAWN_ROUND = 32  # the same, from REDRAWN on
 SCENES, WRONG = 256, 160  # pictures of a round: scenes, and single regions that show nothing that has a name
 RATE = 2e-3
 WARMUP = 50
-MOST_NOISE = 0.3  # in latents, whose deviation is 1: a model's are not exact
+NOISES = (0.0, 0.25, 0.42)  # how much of a picture is redrawn: where in the noise schedule that begins
+REDRAWING_STEPS = 12  # of a whole schedule
 UNKNOWN = -1  # in labels: not asked
 
 Array = np.ndarray
@@ -137,22 +141,36 @@ def found_in(picture: Picture, pixels: Array) -> list[tuple[reader.Region, Thing
     return pairs
 
 
-def decoded(vae: torch.nn.Module, images: Array, rng: np.random.Generator) -> Array:
-    """Pictures [b SIDE SIDE 3], 0..1, as a VAE gives them back from latents that are not exact."""
-    latents = train_vae.encode(vae, torch.from_numpy(images).movedim(-1, 1) * 2 - 1)
-    noise = rng.uniform(0, MOST_NOISE, (len(images), 1, 1, 1)) * rng.standard_normal(latents.shape)
-    return train_vae.decode(vae, latents + torch.from_numpy(noise.astype(np.float32)))
+def redrawn(
+    sampler: plain_model.Sampler, images: Array, pictures: list[Picture], rng: np.random.Generator
+) -> Array:
+    """Drawn pictures [b SIDE SIDE 3], 0..1, with noise of one of NOISES added to the latents and removed by the model.
+
+    Those of the style that it does not know only pass through its VAE.
+    """
+    captions = [describe(picture, rng).caption() for picture in pictures]
+    known = np.array([picture.style != HELD_OUT for picture in pictures])
+    out, share = np.empty_like(images), known * rng.choice(len(NOISES), len(images))
+    for index, noise in enumerate(NOISES):
+        some = np.flatnonzero(share == index)
+        if len(some):
+            seed, asked = int(rng.integers(2**31)), [captions[i] for i in some]
+            with torch.autocast("cpu", torch.bfloat16):
+                out[some] = sampler.redrawn(images[some], asked, seed, noise, REDRAWING_STEPS)
+    return out
 
 
-def examples(seed: int, number: int, vae: torch.nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut-outs [n 4 CROP CROP] and classes [n 3] of a round; vae: through which every second picture passes."""
+def examples(
+    seed: int, number: int, sampler: plain_model.Sampler | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut-outs [n 4 CROP CROP] and classes [n 3] of a round; sampler: its model redraws every second picture."""
     rng = np.random.default_rng([seed, number])
     crops, labels = [], []
     wearing = WEARING if number * ROUND >= REVISION else scenes.WEARING
     pictures = [scenes.random_picture(rng, 1 + index % 3, STYLES, wearing) for index in range(SCENES)]
     images = np.stack([scenes.draw(picture) for picture in pictures])
-    if vae is not None:
-        images[::2] = decoded(vae, images[::2], rng)
+    if sampler is not None:
+        images[::2] = redrawn(sampler, images[::2], pictures[::2], rng)
     for picture, image in zip(pictures, images, strict=True):
         for region, thing in found_in(picture, image * 255):
             crops.append(region.crop)
@@ -211,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--state", type=Path, required=True, help="file to go on from; made where it is not there")
-    parser.add_argument("--vae", type=Path, required=True, help="file of train_vae.py")
+    parser.add_argument("--checkpoint", type=Path, help="of the things model (default: the one in demo/)")
     parser.add_argument("--comfyui", help="folder of ComfyUI (default: COMFYUI_PATH)")
     parser.add_argument("--out", type=Path, default=reader.WEIGHTS)
     args = parser.parse_args(argv)
@@ -224,11 +242,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.state.is_file():
         state = torch.load(args.state, weights_only=True)
         first = restore(state, model=model, optimiser=optimiser)
-    vae = train_vae.load(args.vae)
+    sampler = plain_model.Sampler("things", args.checkpoint) if args.steps > REDRAWN else None
     since, losses = time.monotonic(), []
     for step in range(first, args.steps):
-        if step == first or step % ROUND == 0:
-            crops, labels = examples(args.seed, step // ROUND, vae if step >= DECODED else None)
+        into_round = step % (REDRAWN_ROUND if step >= REDRAWN else ROUND)
+        if step == first or into_round == 0:
+            model_of_things = sampler if step >= REDRAWN else None
+            crops, labels = examples(args.seed, (step - into_round) // ROUND, model_of_things)
         generator = torch.Generator().manual_seed(1_000_003 * args.seed + step)
         some = torch.randperm(len(crops), generator=generator)[:BATCH]
         loss = loss_of(model, disturbed(crops[some], generator), labels[some])

@@ -1,0 +1,81 @@
+"""A hundred pictures of the things model, read by the scorer and by an eye: docs/things_scorer.png.
+
+    .host/venv/bin/python research/things/compare_with_eye.py --comfyui .host/ComfyUI-0.30.0
+
+The eye saw pictures and captions, and not what the scorer says. It said of each picture whether all that the caption
+asks for is there and nothing else, in outlines that a person recognises.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import comfy_host
+import plain_model
+from worlds import THINGS
+
+SETS = ("one thing", "animal-animal", "animal-object", "object-object")
+FIRST, COUNT = 100, 25  # of each set: the first of its images here, and how many
+#: The pictures, counted over all sets, of which the eye said no.
+NOT_RIGHT = frozenset({
+    3, 8, 15,
+    25, 26, 35, 38, 39, 47,
+    50, 53, 58, 64,
+    78, 81, 84, 86, 87, 90, 91, 92, 93, 95, 96, 98, 99,
+})  # fmt: skip
+SHEET = plain_model.DEMO.parent / "docs" / "things_scorer.png"
+TILE, TEXT = 128, 56
+GREEN, RED = "#1a7f37", "#cf222e"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--comfyui", help="folder of ComfyUI (default: COMFYUI_PATH)")
+    parser.add_argument("--checkpoint", type=Path, help="of the things model (default: the one in demo/)")
+    args = parser.parse_args(argv)
+    comfy_host.start(args.comfyui)
+    torch.set_num_threads(1)
+    sampler = plain_model.Sampler("things", args.checkpoint)
+    scenes, pictures = [], []
+    for name in SETS:
+        some = THINGS.scenes(name, FIRST + COUNT)[FIRST:]
+        seeds = range(FIRST, FIRST + COUNT)
+        with torch.autocast("cpu", torch.bfloat16):  # as the alignment bench samples
+            pictures += [*sampler.images([s.caption() for s in some], [*seeds], cfg=THINGS.cfg, **THINGS.sampler)]
+        scenes += some
+    verdicts = [THINGS.verdict(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+    by_eye = [number not in NOT_RIGHT for number in range(len(pictures))]
+    for start, name in enumerate(SETS):
+        part = slice(start * COUNT, (start + 1) * COUNT)
+        by_scorer = sum(verdict.complete for verdict in verdicts[part])
+        print(f"{name}: {sum(by_eye[part])} of {COUNT} right by eye, {by_scorer} by the scorer")
+    agreed = sum(v.complete == right for v, right in zip(verdicts, by_eye, strict=True))
+    stricter = sum(right and not v.complete for v, right in zip(verdicts, by_eye, strict=True))
+    print(f"The two agree in {agreed} of {len(pictures)}; in {stricter} of the others the scorer is the stricter one.")
+    sheet(scenes, pictures, verdicts, by_eye).save(SHEET, optimize=True)
+
+
+def sheet(scenes: list, pictures: list[np.ndarray], verdicts: list, by_eye: list[bool]) -> Image.Image:
+    """The pictures with their captions, what the eye said and what the scorer said; red where they differ."""
+    columns = 10
+    page = Image.new("RGB", (columns * (TILE + 6), -(-len(pictures) // columns) * (TILE + TEXT)), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(9)
+    for number, (scene, picture, verdict, right) in enumerate(zip(scenes, pictures, verdicts, by_eye, strict=True)):
+        left, top = number % columns * (TILE + 6), number // columns * (TILE + TEXT)
+        page.paste(Image.fromarray((picture * 255).round().astype(np.uint8)), (left, top))
+        said = f"eye: {'right' if right else 'not right'}\nscorer: {verdict.label}"
+        pen.text((left, top + TILE + 2), textwrap.fill(scene.caption(), 24), "black", font)
+        pen.text((left, top + TILE + 27), said, GREEN if verdict.complete == right else RED, font)
+    return page
+
+
+if __name__ == "__main__":
+    main()
