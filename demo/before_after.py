@@ -1,11 +1,11 @@
-"""Pictures with and without EBCA, by a real ComfyUI server, on the things model. `python run.py demo` calls this.
+"""Pictures with and without EBCA, by a real ComfyUI server, on two small models. `python run.py demo` calls this.
 
     python run.py demo                  seed 0
     python run.py demo --count 6        seeds 0 to 5, all of them: docs/six_seeds.png
 
-Two strips, one above the other, with a column for each seed: EBCA Concepts on prompts with three things, and an edit
-by EBCA Compose. The scorer reads every picture and marks it with a tick or a cross. Neither prompts nor seeds are
-selected. The exit code is 1 if fewer than half of the pictures show the edit.
+Two strips, one above the other, with a column for each seed: EBCA Concepts on prompts with three objects on the shapes
+model, and an edit by EBCA Compose on the things model. The model's scorer reads every picture and marks it with a tick
+or a cross. Neither prompts nor seeds are selected. The exit code is 1 if fewer than half of the pictures show the edit.
 """
 
 from __future__ import annotations
@@ -28,30 +28,35 @@ if __name__ == "__main__":
 from devtools import twins  # noqa: E402
 from devtools.server import Server  # noqa: E402
 from devtools.workflows import Prompt  # noqa: E402
-from things.grammar import Scene, parse, wanted_of  # noqa: E402
-from things.scorer import Reading, Verdict, verdict  # noqa: E402
-from worlds import MODELS  # noqa: E402
+from shapes.captions import scenes  # noqa: E402
+from shapes.grammar import Scene, parse  # noqa: E402
+from things.grammar import wanted_of  # noqa: E402
+from worlds import MODELS, Trained  # noqa: E402
 
-CHECKPOINT, WORLD = MODELS["things"].checkpoint, MODELS["things"].world
-
-CAPTIONS = "three things"  # the set of captions that the prompts of EBCA Concepts are the first of
-SIDE, GAP, LINE = WORLD.side, 16, 20  # of a strip, in pixels: a picture, the space between two, a line of text
+SHAPES, THINGS = MODELS["unet"], MODELS["things"]
+SIDE, GAP, LINE = 128, 16, 20  # of a strip, in pixels: a picture, the space between two, a line of text
 GREEN, RED = "#1a7f37", "#cf222e"
 OLD, NEW, START = "a cat", "a dog", 0.15  # of the edit: what it removes and adds, and where both begin
 
 
-def scene(seed: int) -> Scene:
-    """What the prompt of EBCA Concepts asks for: image number `seed` of a set that `bench plain_model` counts."""
-    return WORLD.scenes(CAPTIONS, seed + 1)[seed]
+def caption(seed: int) -> str:
+    """The prompt of EBCA Concepts: image number `seed` of the three-object set that docs/alignment.md counts."""
+    return scenes("three objects", seed + 1)[seed].caption()
+
+
+def concepts(seed: int) -> list[str]:
+    """The objects of that prompt."""
+    return [Scene((thing,)).caption() for thing in parse(caption(seed)).objects]
 
 
 def concepts_graph(seed: int) -> Prompt:
-    """A prompt without EBCA and with EBCA Concepts at its own defaults."""
+    """A prompt without EBCA and with EBCA Concepts. Prompt, noise, sampler and cfg are those of docs/alignment.md."""
+    # "a blue cross" is not found in a prompt, because "a cross" can be a mixture of two things: hence the box
     node = _node(
-        "EBCAConcepts", model=MODEL, clip=CLIP, prompt=scene(seed).caption(),
-        concepts="\n".join(WORLD.texts["objects"](scene(seed))), strength=0.1, empty_prompt=0.2, end_percent=0.5,
+        "EBCAConcepts", model=MODEL, clip=CLIP, prompt=caption(seed), concepts="\n".join(concepts(seed)), strength=0.1,
+        empty_prompt=0.2, end_percent=0.5,
     )  # fmt: skip
-    return _graph({"with": node}, ["with", 0], ["with", 1], scene(seed).caption(), seed)
+    return _graph(SHAPES, {"with": node}, ["with", 0], ["with", 1], caption(seed), seed, latent=512, cfg=3.0)
 
 
 def edit_graph(seed: int) -> Prompt:
@@ -70,26 +75,29 @@ def edit_graph(seed: int) -> Prompt:
         "remove": edit(OLD, "remove", 0.65, 0.0005),
         "with": _node("EBCACompose", model=MODEL, **{"edits.edit0": ["add", 0], "edits.edit1": ["remove", 0]}),
     }
-    return _graph(nodes, ["with", 0], ["positive", 0], OLD, seed)
+    return _graph(THINGS, nodes, ["with", 0], ["positive", 0], OLD, seed, THINGS.world.side, THINGS.world.cfg)
 
 
-def _graph(nodes: Prompt, model: list, positive: list, prompt: str, seed: int) -> Prompt:
+def _graph(
+    of: Trained, nodes: Prompt, model: list, positive: list, prompt: str, seed: int, latent: int, cfg: float
+) -> Prompt:
     """The prompt sampled without the nodes, and with the model and the positive conditioning that they give.
 
-    Sampler and cfg are those with which the model is measured (research/worlds.py).
+    The sampler is that with which the trained model is measured (research/worlds.py). latent: the empty latent's side.
     """
+    sampler = of.world.sampler
     graph = {
-        "model": _node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "model": _node("CheckpointLoaderSimple", ckpt_name=of.checkpoint),
         "positive": _node("CLIPTextEncode", clip=CLIP, text=prompt),
         "negative": _node("CLIPTextEncode", clip=CLIP, text=""),
-        "latent": _node("EmptyLatentImage", width=WORLD.side, height=WORLD.side, batch_size=1),
+        "latent": _node("EmptyLatentImage", width=latent, height=latent, batch_size=1),
         **nodes,
     }
     for name, *sources in (("plain", MODEL, ["positive", 0]), ("edited", model, positive)):
         graph[f"{name} latent"] = _node(
             "KSampler", model=sources[0], positive=sources[1], negative=["negative", 0], latent_image=["latent", 0],
-            seed=seed, cfg=WORLD.cfg, sampler_name=WORLD.sampler["name"], scheduler=WORLD.sampler["scheduler"],
-            steps=WORLD.sampler["steps"], denoise=1.0,
+            seed=seed, cfg=cfg, sampler_name=sampler["name"], scheduler=sampler["scheduler"], steps=sampler["steps"],
+            denoise=1.0,
         )  # fmt: skip
         graph[f"{name} image"] = _node("VAEDecode", samples=[f"{name} latent", 0], vae=["model", 2])
         graph[name] = _node("SaveImage", images=[f"{name} image", 0], filename_prefix=f"ebca/demo_{name}")
@@ -107,26 +115,36 @@ def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
 class Scenario:
     """Pictures without and with EBCA.
 
-    graph: the prompt for a seed. labels: of the two rows. wanted: what the two pictures of a seed are to show.
+    graph: the prompt for a seed. labels: of the two rows. wanted: what the two pictures of a seed are to show, as
+    captions. things: what the prompt of a seed names. named: a thing that the scorer has found, in words.
     must_succeed: the demo fails if fewer than half of the pictures with EBCA show it.
     """
 
+    model: Trained
     graph: Callable[[int], Prompt]
     labels: tuple[str, str]
-    wanted: Callable[[int], tuple[Scene, Scene]]
+    wanted: Callable[[int], tuple[str, str]]
+    things: Callable[[int], Sequence[str]]
+    named: Callable[[Any], str]
     must_succeed: bool
 
 
 CONCEPTS = Scenario(
+    model=SHAPES,
     graph=concepts_graph,
     labels=("without EBCA", "with EBCA Concepts"),
-    wanted=lambda seed: (scene(seed), scene(seed)),
+    wanted=lambda seed: (caption(seed), caption(seed)),
+    things=concepts,
+    named=lambda found: f"{found.colour} {found.shape}",
     must_succeed=False,
 )
 EDIT = Scenario(
+    model=THINGS,
     graph=edit_graph,
     labels=("without EBCA", f"with EBCA Compose: add {NEW}, remove {OLD}"),
-    wanted=lambda seed: (parse(OLD), parse(NEW)),
+    wanted=lambda seed: (OLD, NEW),
+    things=lambda seed: [OLD],
+    named=lambda found: wanted_of(found).words(article=False),
     must_succeed=True,
 )
 
@@ -138,8 +156,9 @@ class Outcome:
     scenario: Scenario
     pictures: tuple[np.ndarray, np.ndarray]
 
-    def verdicts(self) -> tuple[list[Verdict], list[Verdict]]:
+    def verdicts(self) -> tuple[list[Any], list[Any]]:
         """What the scorer finds in each picture."""
+        verdict = self.scenario.model.world.verdict
         return tuple(
             [verdict(picture, self.scenario.wanted(seed)[row]) for seed, picture in enumerate(pictures)]
             for row, pictures in enumerate(self.pictures)
@@ -161,17 +180,17 @@ def _decoded(file: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), np.float32) / 255
 
 
-def described(reading: Reading) -> str:
+def described(scenario: Scenario, reading: Any) -> str:
     """What the scorer reads, in words."""
-    names = sorted(wanted_of(found).words(article=False) for found in reading.found)
-    names += ["a mixture of two"] * (reading.mixtures > 0) + ["something unclear"] * (reading.blots > 0)
+    names = sorted(map(scenario.named, reading.found))
+    names += ["a mixture of two"] * bool(getattr(reading, "mixtures", 0)) + ["something unclear"] * bool(reading.blots)
     return ", ".join(names) or "nothing"
 
 
 def strip(outcome: Outcome) -> Image.Image:
     """A column for each seed: its prompt, and a picture of each row with the scorer's tick or cross under it."""
     count = len(outcome.pictures[0])
-    things = [outcome.scenario.wanted(seed)[0].things for seed in range(count)]
+    things = [outcome.scenario.things(seed) for seed in range(count)]
     top, row_height = LINE * (1 + max(map(len, things))) + GAP, SIDE + 3 * LINE
     width = max(GAP + count * (SIDE + GAP), 2 * GAP + 8 * max(map(len, outcome.scenario.labels)))
     image = Image.new("RGB", (width, top + 2 * row_height), "white")
@@ -179,7 +198,7 @@ def strip(outcome: Outcome) -> Image.Image:
         left = GAP + seed * (SIDE + GAP)
         _write(image, left, GAP // 2, f"seed {seed}", "dimgrey")
         for line, thing in enumerate(things[seed], 1):
-            _write(image, left, GAP // 2 + line * LINE, thing.words(article=False), "black", size=13)
+            _write(image, left, GAP // 2 + line * LINE, thing.split(" ", 1)[1], "black", size=13)
     for row, (label, pictures, verdicts) in enumerate(
         zip(outcome.scenario.labels, outcome.pictures, outcome.verdicts(), strict=True)
     ):
@@ -198,8 +217,9 @@ def sheet(outcomes: Sequence[Outcome]) -> Image.Image:
     return image
 
 
-def _draw_picture(image: Image.Image, left: int, top: int, picture: np.ndarray, judged: Verdict) -> None:
-    image.paste(Image.fromarray((picture * 255).round().astype(np.uint8)), (left, top))
+def _draw_picture(image: Image.Image, left: int, top: int, picture: np.ndarray, judged: Any) -> None:
+    whole = Image.fromarray((picture * 255).round().astype(np.uint8))
+    image.paste(whole.resize((SIDE, SIDE), Image.Resampling.NEAREST), (left, top))
     draw = ImageDraw.Draw(image)
     draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), outline="grey")
     x, y = left + 1, top + SIDE + 7
@@ -225,10 +245,10 @@ def report(outcome: Outcome) -> bool:
         print(f"\n{label}: {rights[-1]} of {len(verdicts)} right")
         for seed, judged in enumerate(verdicts):
             mark = "ok" if judged.right else f"x  {judged.label}"
-            print(f"    seed {seed}   {described(judged.reading)}   {mark}")
+            print(f"    seed {seed}   {described(scenario, judged.reading)}   {mark}")
     passed = not scenario.must_succeed or 2 * rights[1] >= len(outcome.pictures[1])
     if not passed:
-        wanted = scenario.wanted(0)[1].caption()
+        wanted = scenario.wanted(0)[1]
         print(f"FAILED: {wanted} and nothing else is in {rights[1]} of {len(outcome.pictures[1])} "
               "pictures with EBCA. Expected at least half.")  # fmt: skip
     return passed
@@ -240,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--comfyui", type=Path, required=True, help="the folder with ComfyUI's main.py")
     parser.add_argument("--out", type=Path, default=REPO / "output", help="folder for the strips")
     parser.add_argument("--count", type=int, default=1, help="how many seeds, from 0 on; all are drawn")
-    parser.add_argument("--checkpoint", type=Path, default=twins.MODELS[CHECKPOINT], help="a things model")
+    parser.add_argument("--checkpoint", type=Path, default=twins.MODELS[THINGS.checkpoint], help="a things model")
     options = parser.parse_args(argv)
     if options.count < 1:
         parser.error(f"--count is {options.count}. Set it to 1 or more.")

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from alignment.results import Cell
 from before_after import CONCEPTS, EDIT, GREEN, RED, SIDE, Outcome, concepts_graph, report, sheet, strip
 from support.shapes import DEMO
-from things.captions import scenes
 from things.scenes import draw
-from things.texts import TEXTS
 from things.world import OBJECTS, Picture, Thing
 
 
@@ -84,14 +83,13 @@ def test_the_sheet_has_the_strips_one_above_the_other():
     assert (two.width, two.height) == (one.width, 2 * one.height)
 
 
-def test_prompts_and_seeds_are_the_first_of_a_set_that_is_counted():
-    expected = scenes("three things", 6)
+def test_prompts_and_seeds_are_the_first_that_are_counted():
+    cell = Cell("three objects", "plain", {}, False, 6)
     graphs = [concepts_graph(seed) for seed in range(6)]
-    assert [graph["positive"]["inputs"]["text"] for graph in graphs] == [scene.caption() for scene in expected]
-    concepts = [graph["with"]["inputs"]["concepts"].splitlines() for graph in graphs]
-    assert concepts == list(map(TEXTS["objects"], expected))
-    assert [graph["plain latent"]["inputs"]["seed"] for graph in graphs] == list(range(6))
-    assert CONCEPTS.wanted(4) == (expected[4], expected[4])
+    assert [graph["positive"]["inputs"]["text"] for graph in graphs] == [scene.caption() for scene in cell.scenes()]
+    assert [graph["plain latent"]["inputs"]["seed"] for graph in graphs] == cell.seeds()
+    assert graphs[0]["with"]["inputs"]["concepts"] == "a red circle\na green square\na yellow triangle"
+    assert CONCEPTS.wanted(0) == ("a red circle, a green square and a yellow triangle",) * 2
 
 
 @pytest.mark.server

@@ -440,56 +440,65 @@ JOINT_PARTS = [
 ]
 TRANSFORMER_PARTS = [(part, method, other) for part, method, other in PARTS if method in TRANSFORMER_METHODS]
 
-# The things model. Until `--tune` has been run on it, the strengths of METHODS are those of the shapes models.
+# The things model.
 _SPLITS = ("animal-animal", "animal-object", "object-object")
+_MORE = 4.0  # a higher cfg than THINGS.cfg
 _THINGS_GAMMAS = [(0.03, 0.0), (0.1, 0.0), (0.3, 0.0), (0.0, 0.02), (0.0, 0.06), (0.0, 0.2), (0.03, 0.06)]
 _COARSE, _FINE = 8, 16  # sides of the grids that Attend-and-Excite reads
 THINGS_CANDIDATES = [
     PLAIN,
-    *(_cfg(cfg) for cfg in (1.0, 2.5, 4.0, 6.0)),
-    *(_words(weight, cfg=2.5) for weight in (1.1, 1.3)),
-    *(_excite(step, "nouns", side=side, cfg=2.5) for step in (5.0, 10.0, 20.0) for side in (_COARSE, _FINE)),
-    _composable(),
-    *(_composable(0.1, end, cfg=2.5) for end in (0.5, 1.0)),
-    *(_nag(scale, cfg=2.5) for scale in (0.5, 1.0, 3.0)),
+    *(_cfg(cfg) for cfg in (1.5, _MORE, 6.0)),
+    *(_words(weight, cfg=_MORE) for weight in (1.1, 1.3)),
+    *(_excite(step, "nouns", side=side, cfg=_MORE) for step in (5.0, 20.0) for side in (_COARSE, _FINE)),
+    *(_composable(0.1, end, cfg=_MORE) for end in (0.5, 1.0)),
+    _composable(0.2, 0.5, cfg=_MORE),
+    *(_nag(scale, cfg=_MORE) for scale in (0.5, 3.0)),
     AUTHORS,
     *(_ebca(*gammas) for gammas in _THINGS_GAMMAS),
-    _ebca(0.1, 0.0, "first half of the steps", end=0.5),
-    _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5),
-    _ebca(0.0, 0.06, "first half of the steps, cfg 2.5", end=0.5, cfg=2.5),
-    *(_objects(alpha, 0.0, 0.5, cfg=2.5) for alpha in (0.05, 0.1, 0.2)),
-    *(_texts(_part("nothing", alpha, 0.0, 0.5, "remove"), cfg=2.5) for alpha in (0.2, 0.4)),
-    *(_texts(_EACH, _AWAY, cfg=cfg) for cfg in (None, 2.5, 4.0)),
-    _texts(_EACH, _AWAY_THROUGHOUT, cfg=2.5),
-    _texts(_part("objects", 0.2, 0.0, 0.5), _part("nothing", 0.4, 0.0, 0.5, "remove"), cfg=2.5),
+    _ebca(0.0, 0.06, f"first half of the steps, cfg {_MORE:g}", end=0.5, cfg=_MORE),
+    *(_objects(alpha, 0.0, 0.5, cfg=_MORE) for alpha in (0.05, 0.1, 0.2, 0.4)),
+    *(_texts(_part("nothing", alpha, 0.0, 0.5, "remove"), cfg=_MORE) for alpha in (0.2, 0.4)),
+    *(_texts(_EACH, _AWAY, cfg=cfg) for cfg in (None, _MORE)),
+    _texts(_EACH, _AWAY_THROUGHOUT, cfg=_MORE),
+    _texts(_part("objects", 0.2, 0.0, 0.5), _part("nothing", 0.2, 0.0, 0.5, "remove"), cfg=_MORE),
+    _texts(_part("objects", 0.2, 0.0, 0.5), _part("nothing", 0.4, 0.0, 0.5, "remove"), cfg=_MORE),
 ]
-_EXCITE_THINGS, _EXCITE_THINGS_HIGHER = (_excite(5.0, "nouns", side=_FINE, **_given(cfg)) for cfg in (None, 2.5))
+_THINGS_HIGHER = _cfg(_MORE)
+_THINGS_WORDS = _words(1.3, cfg=_MORE)
+_THINGS_EXCITE = _excite(5.0, "nouns", side=_FINE, cfg=_MORE)
+_THINGS_AVERAGED = _composable(0.1, 0.5, cfg=_MORE)
+_THINGS_NAG = _nag(3.0, cfg=_MORE)
+_THINGS_ATTENTION = _ebca(0.1, 0.0)
+_THINGS_NORM = _ebca(0.0, 0.06, f"first half of the steps, cfg {_MORE:g}", end=0.5, cfg=_MORE)
+_THINGS_COMPOSED = _objects(0.1, 0.0, 0.5, cfg=_MORE)
+_THINGS_EMPTY = _texts(_AWAY, cfg=_MORE)
+_THINGS_CONCEPTS = _texts(_EACH, _AWAY, cfg=_MORE)
 THINGS_METHODS = [
     PLAIN,
-    HIGHER,
-    HIGHEST,
-    _words(1.3),
-    _words(1.3, cfg=2.5),
-    _EXCITE_THINGS,
-    _EXCITE_THINGS_HIGHER,
-    _composable(0.1),
-    AVERAGED,
-    AVERAGED_HIGHEST,
-    _nag(0.5),
-    _nag(3.0),
+    _THINGS_HIGHER,
+    _THINGS_WORDS,
+    _THINGS_EXCITE,
+    _THINGS_AVERAGED,
+    _THINGS_NAG,
     AUTHORS,
-    _ebca(0.1, 0.0),
-    _ebca(0.0, 0.06),
-    NORM_EARLY,
-    COMPOSED,
-    _EMPTY_ALONE,
-    AWAY,
-    AWAY_HIGHEST,
+    _THINGS_ATTENTION,
+    _THINGS_NORM,
+    _THINGS_COMPOSED,
+    _THINGS_EMPTY,
+    _THINGS_CONCEPTS,
+    _texts(_EACH, _AWAY),
 ]
 THINGS_COMPARED = [
-    (AWAY_HIGHEST, HIGHEST), (AWAY_HIGHEST, AVERAGED_HIGHEST), (AWAY, HIGHER), (AWAY, _EXCITE_THINGS_HIGHER),
-    (AWAY, AVERAGED), (AWAY, COMPOSED), (COMPOSED, HIGHER), (COMPOSED, _EXCITE_THINGS_HIGHER), (COMPOSED, AVERAGED),
-    (_EMPTY_ALONE, HIGHER), (_EXCITE_THINGS_HIGHER, HIGHER), (AVERAGED, HIGHER), (NORM_EARLY, HIGHER),
+    *((_THINGS_CONCEPTS, other) for other in (_THINGS_HIGHER, _THINGS_EXCITE, _THINGS_AVERAGED, _THINGS_COMPOSED)),
+    *((_THINGS_COMPOSED, other) for other in (_THINGS_HIGHER, _THINGS_EXCITE, _THINGS_AVERAGED)),
+    *((one, _THINGS_HIGHER) for one in (_THINGS_EMPTY, _THINGS_EXCITE, _THINGS_AVERAGED, _THINGS_NORM)),
+    (_texts(_EACH, _AWAY), PLAIN),
+]
+THINGS_PARTS = [
+    (f"cfg {_MORE:g} (no EBCA)", _THINGS_HIGHER, PLAIN), (AUTHORS_UPDATE, AUTHORS, PLAIN),
+    (ATTENTION_TERM, _THINGS_ATTENTION, PLAIN), (NORM_TERM, _THINGS_NORM, _THINGS_HIGHER),
+    (EACH_OBJECT, _THINGS_COMPOSED, _THINGS_HIGHER), (EMPTY_REMOVED, _THINGS_CONCEPTS, _THINGS_COMPOSED),
+    (f"both (EBCA Concepts), cfg {_MORE:g}", _THINGS_CONCEPTS, _THINGS_HIGHER),
 ]  # fmt: skip
 STUDIES = {
     UNET: Study(CANDIDATES, METHODS, COMPARED, FIGURE, PARTS),
@@ -503,7 +512,7 @@ STUDIES = {
     ),
     "things": Study(
         THINGS_CANDIDATES, THINGS_METHODS, THINGS_COMPARED,
-        [PLAIN, HIGHER, _EXCITE_THINGS_HIGHER, AUTHORS, COMPOSED, AWAY_HIGHEST], PARTS,
+        [PLAIN, _THINGS_HIGHER, _THINGS_EXCITE, AUTHORS, _THINGS_COMPOSED, _THINGS_CONCEPTS], THINGS_PARTS,
         scored=Columns(_SPLITS, _SPLITS, THINGS.errors), tuning=Columns(_SPLITS, _SPLITS, THINGS.errors),
         pictured="each of the three sets of prompts", document="things.md", results="things.jsonl",
     ),
