@@ -150,7 +150,7 @@ SHAPES: dict[str, Substitutions] = {
     },
 }  # fmt: skip
 
-# The setting in which the things model is measured (research/worlds.py), with twice the steps.
+# The setting in which the things model is measured (research/worlds.py).
 _USUAL_CFG = 3.0
 _THINGS_SAMPLING: Substitutions = {
     _CHECKPOINT: "things.safetensors",

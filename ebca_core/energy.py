@@ -211,7 +211,8 @@ def attention_over_both(first: Tensor, second: Tensor, first_sum: Tensor, second
     o1 + sigmoid(L2 - L1) (o2 - o1), in which nothing overflows.
     """
     share = torch.sigmoid(second_sum - first_sum).unsqueeze(-1)
-    return torch.lerp(first, second, share.to(first.dtype))
+    precise = torch.promote_types(first.dtype, share.dtype)
+    return torch.lerp(*(one.to(precise) for one in (first, second, share))).to(first.dtype)
 
 
 def similarity(keys: Tensor, queries: Tensor, heads: int) -> Tensor:

@@ -23,7 +23,7 @@ SHIPPED = [REPO / "__init__.py", *(path for name in OWN for path in sorted((REPO
 STANDARD_LIBRARY = set(sys.stdlib_module_names)
 IN_ARCHIVE = {
     "__init__.py", *OWN, "workflows", "subgraphs", "web", "locales",
-    "pyproject.toml", "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE",
+    "pyproject.toml", "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE", "PICTURES.md",
 }  # fmt: skip
 
 # ComfyUI's own modules that a pack may import, and the packages that ComfyUI itself requires.
@@ -51,6 +51,19 @@ def imports(path: Path) -> set[str]:
 
 def pyproject() -> dict:
     return tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_the_licences_of_the_pictures_are_shipped():
+    """The sets of drawings are those that the sheet names, with the texts that their licences ask for."""
+    sources = REPO / "research" / "things"
+    shipped = (REPO / "PICTURES.md").read_text(encoding="utf-8")
+    named = (sources / "LICENSES.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+` \|[^|]+\|[^|]+\|[^|]+)\|", named, re.MULTILINE)
+    assert len(rows) == 4
+    assert all(row in shipped for row in rows)
+    apache = (sources / "APACHE-2.0.txt").read_text(encoding="utf-8")
+    assert "".join(apache.split()) in "".join(shipped.split())
+    assert "Copyright (c) Microsoft Corporation." in shipped
 
 
 def test_there_is_something_to_ship():

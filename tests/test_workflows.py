@@ -212,7 +212,8 @@ def test_the_photo_of_the_things_twins_is_a_cat_in_the_style_that_no_model_has_s
 
 def test_things_twins_are_sampled_as_the_things_model_is_measured():
     world = MODELS["things"].world
-    sampler = {"cfg": world.cfg, "sampler_name": world.sampler["name"], "scheduler": world.sampler["scheduler"]}
+    sampler = {"cfg": world.cfg, "sampler_name": world.sampler["name"], "scheduler": world.sampler["scheduler"],
+               "steps": world.sampler["steps"]}
     for name, table in THINGS.items():
         if name in INVERTING:
             assert table["CFGGuider", "cfg"] == world.cfg

@@ -104,7 +104,7 @@ class SharedLayerCall:
         of_each = (plain.sizes, plain.key_sizes, plain.key_sizes)
         self._queries = tensors[0]
         self._pieces = [one.split(sizes, dim=2) for one, sizes in zip(tensors, of_each, strict=True)]
-        #: What `_all_of_image` returns, by the first of the rows.
+        #: What `_all_of_image` returns, by the first of the rows: those of two prompts do not overlap.
         self._of_image: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def attend(self, text: int, rows: slice, query_owners: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
@@ -139,9 +139,9 @@ class SharedLayerCall:
         """
         try:
             return all(
-                _are_close(piece, plain)
+                place == same_place and _are_close(piece, plain)
                 for text in texts
-                for (_, piece), (_, plain) in zip(
+                for (place, piece), (same_place, plain) in zip(
                     self.attend(text, rows), self._plain.attend(text, rows), strict=True
                 )
             )

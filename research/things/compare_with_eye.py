@@ -8,6 +8,7 @@ asks for is there and nothing else, in outlines that a person recognises.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import textwrap
 from pathlib import Path
@@ -20,10 +21,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import comfy_host
 import plain_model
-from worlds import THINGS
+from worlds import MODELS, THINGS
 
 SETS = ("one thing", "animal-animal", "animal-object", "object-object")
 FIRST, COUNT = 100, 25  # of each set: the first of its images here, and how many
+#: The checkpoint whose pictures they are.
+SEEN = "dea430ecc817"
 #: The pictures, counted over all sets, of which the eye said no.
 NOT_RIGHT = frozenset({
     3, 8, 15,
@@ -39,11 +42,13 @@ GREEN, RED = "#1a7f37", "#cf222e"
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--comfyui", help="folder of ComfyUI (default: COMFYUI_PATH)")
-    parser.add_argument("--checkpoint", type=Path, help="of the things model (default: the one in demo/)")
     args = parser.parse_args(argv)
     comfy_host.start(args.comfyui)
     torch.set_num_threads(1)
-    sampler = plain_model.Sampler("things", args.checkpoint)
+    checkpoint = plain_model.DEMO / MODELS["things"].checkpoint
+    if hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12] != SEEN:
+        raise SystemExit("The eye has seen pictures of another model: look at those of this one, and set NOT_RIGHT.")
+    sampler = plain_model.Sampler("things", checkpoint)
     scenes, pictures = [], []
     for name in SETS:
         some = THINGS.scenes(name, FIRST + COUNT)[FIRST:]

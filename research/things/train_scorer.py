@@ -1,6 +1,6 @@
 """Trains the network of the scorer on drawn scenes and writes scorer.safetensors.
 
-    .host/venv/bin/python research/things/train_scorer.py --state scorer.pt
+    .host/venv/bin/python research/things/train_scorer.py --state scorer.pt --comfyui .host/ComfyUI-0.30.0
 
 It sees the drawings of all four styles, those of the style held out too: it judges pictures and makes none. At the end
 half of the pictures are redrawn by the things model: noise is added and removed again, so that what they show is known
@@ -150,9 +150,9 @@ def redrawn(
     """
     captions = [describe(picture, rng).caption() for picture in pictures]
     known = np.array([picture.style != HELD_OUT for picture in pictures])
-    out, share = np.empty_like(images), known * rng.choice(len(NOISES), len(images))
+    out, which = np.empty_like(images), known * rng.choice(len(NOISES), len(images))
     for index, noise in enumerate(NOISES):
-        some = np.flatnonzero(share == index)
+        some = np.flatnonzero(which == index)
         if len(some):
             seed, asked = int(rng.integers(2**31)), [captions[i] for i in some]
             with torch.autocast("cpu", torch.bfloat16):
@@ -233,6 +233,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--comfyui", help="folder of ComfyUI (default: COMFYUI_PATH)")
     parser.add_argument("--out", type=Path, default=reader.WEIGHTS)
     args = parser.parse_args(argv)
+    if args.steps > STEPS:
+        parser.error(f"--steps is {args.steps}: the learning rate is planned for {STEPS}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     comfy_host.start(args.comfyui)
     torch.set_num_threads(args.threads)
@@ -247,8 +249,8 @@ def main(argv: list[str] | None = None) -> None:
     for step in range(first, args.steps):
         into_round = step % (REDRAWN_ROUND if step >= REDRAWN else ROUND)
         if step == first or into_round == 0:
-            model_of_things = sampler if step >= REDRAWN else None
-            crops, labels = examples(args.seed, (step - into_round) // ROUND, model_of_things)
+            redrawer = sampler if step >= REDRAWN else None
+            crops, labels = examples(args.seed, (step - into_round) // ROUND, redrawer)
         generator = torch.Generator().manual_seed(1_000_003 * args.seed + step)
         some = torch.randperm(len(crops), generator=generator)[:BATCH]
         loss = loss_of(model, disturbed(crops[some], generator), labels[some])
