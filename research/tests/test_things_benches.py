@@ -88,7 +88,7 @@ def untrained(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("script", "options", "rows"),
     [
-        ("alignment/compare.py", ["--captions", "animal-object", "--method", "side 16, cfg", "NAG 3", "0.5, cfg 3"], 5),
+        ("alignment/compare.py", ["--captions", "animal-object", "--method", "side 16, cfg", "NAG 3", "0.5, cfg 4"], 7),
         ("editing.py", ["--edit", "cat_with_glasses", "--steps", "2", "--method", "tuned", "mask"], 4),
     ],
 )
