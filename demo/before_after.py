@@ -79,15 +79,15 @@ def edit_graph(seed: int) -> Prompt:
 
 
 def _graph(
-    of: Trained, nodes: Prompt, model: list, positive: list, prompt: str, seed: int, latent: int, cfg: float
+    trained: Trained, nodes: Prompt, model: list, positive: list, prompt: str, seed: int, latent: int, cfg: float
 ) -> Prompt:
     """The prompt sampled without the nodes, and with the model and the positive conditioning that they give.
 
     The sampler is that with which the trained model is measured (research/worlds.py). latent: the empty latent's side.
     """
-    sampler = of.world.sampler
+    sampler = trained.world.sampler
     graph = {
-        "model": _node("CheckpointLoaderSimple", ckpt_name=of.checkpoint),
+        "model": _node("CheckpointLoaderSimple", ckpt_name=trained.checkpoint),
         "positive": _node("CLIPTextEncode", clip=CLIP, text=prompt),
         "negative": _node("CLIPTextEncode", clip=CLIP, text=""),
         "latent": _node("EmptyLatentImage", width=latent, height=latent, batch_size=1),
@@ -115,8 +115,9 @@ def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
 class Scenario:
     """Pictures without and with EBCA.
 
-    graph: the prompt for a seed. labels: of the two rows. wanted: what the two pictures of a seed are to show, as
-    captions. things: what the prompt of a seed names. named: a thing that the scorer has found, in words.
+    model: which draws them; its world's scorer reads them. graph: the prompt for a seed. labels: of the two rows.
+    wanted: what the two pictures of a seed are to show, as captions. things: what the prompt of a seed names. named: a
+    thing that the scorer has found, in words.
     must_succeed: the demo fails if fewer than half of the pictures with EBCA show it.
     """
 
@@ -191,14 +192,14 @@ def strip(outcome: Outcome) -> Image.Image:
     """A column for each seed: its prompt, and a picture of each row with the scorer's tick or cross under it."""
     count = len(outcome.pictures[0])
     things = [outcome.scenario.things(seed) for seed in range(count)]
-    top, row_height = LINE * (1 + max(map(len, things))) + GAP, SIDE + 3 * LINE
+    top, row_height = LINE * (1 + len(things[0])) + GAP, SIDE + 3 * LINE
     width = max(GAP + count * (SIDE + GAP), 2 * GAP + 8 * max(map(len, outcome.scenario.labels)))
     image = Image.new("RGB", (width, top + 2 * row_height), "white")
     for seed in range(count):
         left = GAP + seed * (SIDE + GAP)
         _write(image, left, GAP // 2, f"seed {seed}", "dimgrey")
         for line, thing in enumerate(things[seed], 1):
-            _write(image, left, GAP // 2 + line * LINE, thing.split(" ", 1)[1], "black", size=13)
+            _write(image, left, GAP // 2 + line * LINE, thing.split(" ", 1)[1], "black")
     for row, (label, pictures, verdicts) in enumerate(
         zip(outcome.scenario.labels, outcome.pictures, outcome.verdicts(), strict=True)
     ):
@@ -230,10 +231,8 @@ def _draw_picture(image: Image.Image, left: int, top: int, picture: np.ndarray, 
         _write(image, left + 20, top + SIDE + 4, judged.label, RED)
 
 
-def _write(
-    image: Image.Image, left: int, top: int, text: str, colour: str, bold: bool = False, size: int = 15
-) -> None:
-    font = ImageFont.load_default(size)
+def _write(image: Image.Image, left: int, top: int, text: str, colour: str, bold: bool = False) -> None:
+    font = ImageFont.load_default(15)
     ImageDraw.Draw(image).text((left, top), text, colour, font, stroke_width=0.5 if bold else 0, stroke_fill=colour)
 
 

@@ -73,12 +73,13 @@ class Sampler:
         latent = self.vae.encode(torch.from_numpy(images))
         number = round(share * steps)
         if number:
+            name, scheduler = self.world.sampler["name"], self.world.sampler["scheduler"]
             schedule = comfy.samplers.calculate_sigmas(
-                self.model.get_model_object("model_sampling"), self.world.sampler["scheduler"], steps)
+                self.model.get_model_object("model_sampling"), scheduler, steps)
             noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
             latent = comfy.sample.sample(
-                self.model, noise, number, self.world.cfg, self.world.sampler["name"], "", self.encode(captions),
-                self.encode([""]), latent, sigmas=schedule[-number - 1:], disable_pbar=True, seed=seed)
+                self.model, noise, number, self.world.cfg, name, scheduler, self.encode(captions), self.encode([""]),
+                latent, sigmas=schedule[-number - 1:], disable_pbar=True, seed=seed)
         return self.decoded(latent)
 
     def decoded(self, samples) -> np.ndarray:

@@ -236,7 +236,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.steps > STEPS:
         parser.error(f"--steps is {args.steps}: the learning rate is planned for {STEPS}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    comfy_host.start(args.comfyui)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     model, first = Reader(), 0
@@ -244,7 +243,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.state.is_file():
         state = torch.load(args.state, weights_only=True)
         first = restore(state, model=model, optimiser=optimiser)
-    sampler = plain_model.Sampler("things", args.checkpoint) if args.steps > REDRAWN else None
+    sampler = None
+    if args.steps > REDRAWN:
+        comfy_host.start(args.comfyui)
+        sampler = plain_model.Sampler("things", args.checkpoint)
     since, losses = time.monotonic(), []
     for step in range(first, args.steps):
         into_round = step % (REDRAWN_ROUND if step >= REDRAWN else ROUND)
