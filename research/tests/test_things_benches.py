@@ -84,7 +84,7 @@ def untrained(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.nightly  # no model ships yet that these commands work on
+@pytest.mark.nightly  # tier 1 samples the same commands on the shapes model
 @pytest.mark.parametrize(
     ("script", "options", "rows"),
     [
