@@ -29,6 +29,13 @@ CASES = {
 }
 
 
+#: The one that tier 1 tries on the oldest ComfyUI too.
+FULLEST = "update and carried edits"
+each_case = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.interface if name == FULLEST else ()) for name in CASES]
+)
+
+
 def alone(case: Ebca, image: int) -> Ebca:
     """The case with what belongs to one image of the batch."""
 
@@ -73,7 +80,7 @@ def little_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [2, 5])
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_image_of_a_batch_equals_the_image_alone(comfy, pack, name, count):
     model, case = toy.model(), CASES[name]
     together = run(case.on(comfy, pack, model), slice(0, count))
@@ -83,6 +90,7 @@ def test_image_of_a_batch_equals_the_image_alone(comfy, pack, name, count):
     assert relative_error(together, run(model, slice(0, count))) > 100 * TOLERANCE
 
 
+@pytest.mark.interface
 def test_every_image_of_a_batch_has_its_own_prompt(comfy, pack):
     model = Ebca(UPDATE.updates, EDITS).on(comfy, pack, toy.model())
     prompts = toy.conditioning(1, batch=3)
@@ -92,7 +100,7 @@ def test_every_image_of_a_batch_has_its_own_prompt(comfy, pack):
         assert relative_error(together[image : image + 1], run(model, slice(image, image + 1), prompt)) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_positive_and_negative_in_one_call_or_apart(comfy, pack, little_memory, name):
     model = CASES[name].on(comfy, pack, toy.model())
     sizes = batch_sizes(model)
@@ -103,7 +111,7 @@ def test_positive_and_negative_in_one_call_or_apart(comfy, pack, little_memory, 
 
 
 @pytest.mark.parametrize(("positive", "negative"), [(77, 154), (154, 77), (154, 231), (77, 308)])
-@pytest.mark.parametrize("name", ["update", "update and carried edits"])
+@pytest.mark.parametrize("name", ["update", pytest.param(FULLEST, marks=pytest.mark.interface)])
 def test_prompts_of_different_lengths_in_one_call_or_apart(comfy, pack, little_memory, name, positive, negative):
     model = CASES[name].on(comfy, pack, toy.model())
     prompts = dict(positive=toy.conditioning(1, positive), negative=toy.conditioning(99, negative))
@@ -122,6 +130,7 @@ def test_longer_prompt_next_to_it_equals_the_computation_by_hand(comfy, pack, na
     assert relative_error(run(case.on(comfy, pack, model), slice(0, 2), **prompts), expected) < TOLERANCE
 
 
+@pytest.mark.interface
 @pytest.mark.parametrize("tokens", [77, 154])
 def test_words_are_weighted_in_a_repeated_prompt(comfy, pack, little_memory, tokens):
     """The positive prompt of 77 tokens is repeated next to a negative one of 154; one of 154 is not."""
@@ -133,7 +142,9 @@ def test_words_are_weighted_in_a_repeated_prompt(comfy, pack, little_memory, tok
 
 
 @pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("name", ["update with words and masks", "carried edits", "update and carried edits"])
+@pytest.mark.parametrize(
+    "name", ["update with words and masks", "carried edits", pytest.param(FULLEST, marks=pytest.mark.interface)]
+)
 def test_several_positive_prompts_equal_the_computation_by_hand(comfy, pack, little_memory, name, apart):
     case = alone(CASES[name], 0)
     model, positive = toy.model(), toy.conditioning(1) + toy.conditioning(2, strength=0.5) + toy.conditioning(3)
@@ -156,7 +167,7 @@ def test_any_latent_size_equals_the_computation_by_hand(comfy, pack, name, heigh
     assert relative_error(sample(case.on(comfy, pack, model), toy.conditioning(1), **options), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["update", "carried edits"])
+@pytest.mark.parametrize("name", ["update", pytest.param("carried edits", marks=pytest.mark.interface)])
 def test_guidance_of_one_equals_the_computation_by_hand(comfy, pack, name):
     """ComfyUI then leaves the negative prompt out."""
     model, case = toy.model(), CASES[name]
@@ -168,6 +179,7 @@ def test_guidance_of_one_equals_the_computation_by_hand(comfy, pack, name):
     assert sizes == [2, 2, 2]
 
 
+@pytest.mark.interface
 def test_apply_to_positive_leaves_the_negative_prompt_alone(comfy, pack):
     both = first_rows(UPDATE.on(comfy, pack, toy.model()))
     positive_only = first_rows(UPDATE.on(comfy, pack, toy.model(), apply_to="positive"))

@@ -21,6 +21,11 @@ class Row(NamedTuple):
     warns: str
 
 
+#: In tier 1, the oldest ComfyUI has one of the orders.
+in_both_orders = pytest.mark.parametrize(
+    "neighbour_first",
+    [pytest.param(True, id="neighbour first"), pytest.param(False, id="EBCA first", marks=pytest.mark.interface)],
+)
 REPLACED = "whose forward pass another node has replaced"
 NOT_THERE = "EBCA had no effect"
 UNREAD = "ignores the prompt it is given"
@@ -73,7 +78,7 @@ def sampled_with_warnings(comfy, caplog, scene: Scene) -> tuple[torch.Tensor, li
     return samples, messages(caplog)
 
 
-@pytest.mark.parametrize("neighbour_first", [True, False], ids=["neighbour first", "EBCA first"])
+@in_both_orders
 @pytest.mark.parametrize("name", TABLE)
 def test_left_out_with_one_warning(comfy, pack, caplog, name, neighbour_first):
     row, scene = TABLE[name], other_packs.scene()
@@ -90,6 +95,7 @@ def test_left_out_with_one_warning(comfy, pack, caplog, name, neighbour_first):
     assert row.warns in warnings[0]
 
 
+@pytest.mark.interface
 def test_negative_prompt_rests_with_the_edits_where_prompts_run_apart(comfy, pack, caplog):
     """With hooks, or with little memory, ComfyUI calls the model for each prompt alone, the negative prompt first.
 
@@ -104,7 +110,7 @@ def test_negative_prompt_rests_with_the_edits_where_prompts_run_apart(comfy, pac
     assert len(warnings) == 1, warnings
 
 
-@pytest.mark.parametrize("neighbour_first", [True, False], ids=["neighbour first", "EBCA first"])
+@in_both_orders
 @pytest.mark.parametrize("asks", ["update", "edit"])
 def test_one_replaced_layer_leaves_the_others_at_work(comfy, pack, caplog, asks, neighbour_first):
     key, scene = ("middle", 0, 0), other_packs.scene()
@@ -126,7 +132,7 @@ def test_one_replaced_layer_leaves_the_others_at_work(comfy, pack, caplog, asks,
     assert REPLACED in warnings[0]
 
 
-@pytest.mark.parametrize("neighbour_first", [True, False], ids=["neighbour first", "EBCA first"])
+@in_both_orders
 @pytest.mark.parametrize("asks", ["update", "edit"])
 def test_forward_pass_replaced_on_the_class(comfy, pack, caplog, monkeypatch, asks, neighbour_first):
     """ComfyUI would call a replacement of the attention in place of it."""

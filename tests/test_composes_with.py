@@ -8,9 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from comfyui_version import __version__
 
-from devtools.environment import OLDEST
 from support import oracle, other_packs, toy
 from support.host import node
 from support.log_messages import messages
@@ -189,21 +187,26 @@ def wired(comfy, pack, name: str, order: str, methods: Sequence[str], **window: 
     return second(comfy, first(comfy, plain(name)))
 
 
-def in_orders(cases: Sequence[tuple[str, ...]]) -> list:
-    """Cases that end in an order. On the oldest ComfyUI tier 1 tries one, which shows what its interfaces are."""
-    later = pytest.mark.nightly if __version__ == OLDEST else ()
-    return [pytest.param(*case, id="-".join(case), marks=() if case[-1] == ONE[0] else later) for case in cases]
+def marked(cases: Sequence[tuple[str, ...]], interface: Callable[..., bool]) -> list:
+    """Cases with their names; those for which `interface` holds have that mark."""
+    marks = {True: pytest.mark.interface, False: ()}
+    return [pytest.param(*case, id="-".join(case), marks=marks[interface(*case)]) for case in cases]
+
+
+def is_fullest(name: str, method: str, order: str = ONE[0]) -> bool:
+    """The last method of a row goes deepest into ComfyUI: `compose` has an update and edits."""
+    return method == TABLE[name].only[-1] and order == ONE[0]
 
 
 METHODS = [(name, method) for name, row in TABLE.items() for method in row.only]
-NAMES_AND_ORDERS = in_orders([(name, order) for name, row in TABLE.items() for order in row.orders])
-CASES = in_orders([(name, method, order) for name, method in METHODS for order in TABLE[name].orders])
+NAMES_AND_ORDERS = [(name, order) for name, row in TABLE.items() for order in row.orders]
+CASES = [(name, method, order) for name, method in METHODS for order in TABLE[name].orders]
 #: Images of a batch do not feel each other, so that a batch may be split as one likes.
 WINDOWED = ("context windows", "context windows, anchored", "AnimateDiff's windows")
 UNFELT = (*WINDOWED, "block of its own", "arguments by name")
 
 
-@pytest.mark.parametrize(("name", "method", "order"), CASES)
+@pytest.mark.parametrize(("name", "method", "order"), marked(CASES, is_fullest))
 def test_equals_the_independent_computation(comfy, pack, caplog, name, method, order):
     got = wired(comfy, pack, name, order, [method]).sampled(comfy)
     assert relative_error(got, by_hand_run(comfy, name, method)) < TABLE[name].tolerance
@@ -212,13 +215,15 @@ def test_equals_the_independent_computation(comfy, pack, caplog, name, method, o
     assert TABLE[name].warns in "".join(warnings)
 
 
-@pytest.mark.parametrize(("name", "order"), NAMES_AND_ORDERS)
+@pytest.mark.parametrize(
+    ("name", "order"), marked(NAMES_AND_ORDERS, lambda name, order: name in CROWD and order == ONE[0])
+)
 def test_outside_its_window_is_the_neighbour_alone(comfy, pack, name, order):
     got = wired(comfy, pack, name, order, ["words", "compose"], **BETWEEN_STEPS).sampled(comfy)
     assert torch.equal(got, alone(comfy, name))
 
 
-@pytest.mark.parametrize(("name", "method"), METHODS, ids=map("-".join, METHODS))
+@pytest.mark.parametrize(("name", "method"), marked(METHODS, is_fullest))
 def test_both_are_felt(comfy, pack, name, method):
     """Else the equality above would say nothing."""
     together, felt = by_hand_run(comfy, name, method), 50 * TABLE[name].tolerance
@@ -228,6 +233,7 @@ def test_both_are_felt(comfy, pack, name, method):
         assert relative_error(together, ebca_alone(comfy, pack, row.family, method, len(together), steps)) > felt
 
 
+@pytest.mark.interface
 @pytest.mark.parametrize("neighbour", [other_packs.attention_of_one_length, other_packs.override_of_one_length])
 def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, caplog, neighbour):
     """The prompt keeps the pack's attention, and the edit has ComfyUI's."""

@@ -20,6 +20,13 @@ WITH_A_SERVER = {f"test_{name}.py" for name in (
 )}  # fmt: skip
 
 
+#: The files that have tests with the mark `interface`.
+WITH_AN_INTERFACE = {f"test_{name}.py" for name in (
+    "batches", "composes_not", "composes_with", "families", "joint_runs", "projection", "reference", "reroll",
+    "schemas", "transformer_runs", "transformer_update", "workflows",
+)}  # fmt: skip
+
+
 def marks(part: tiers.Part) -> str:
     """The expression that selects the part's tests."""
     arguments = list(part.arguments)
@@ -42,8 +49,8 @@ def test_tier_1_is_all_but_the_nightly_tests_on_the_newest_and_the_interfaces_of
     in_process, with_server = "not server and not nightly", "server and not nightly"
     assert [marks(part) for part in on_newest] == [in_process, with_server, "not nightly", in_process, "not nightly"]
     (oldest,) = (part for part in parts.values() if part.version == OLDEST)
-    assert marks(oldest) == "not nightly"
-    assert {"test_batches.py", "test_composes_with.py", "test_projection.py"} < files(oldest)
+    assert marks(oldest) == "interface and not nightly"
+    assert files(oldest) >= WITH_AN_INTERFACE
 
 
 def test_the_nightly_tier_is_everything_at_both_ends_the_fast_tests_between_and_the_newest_front_end():
@@ -76,16 +83,6 @@ def test_each_file_of_tests_is_in_one_part_without_a_server():
     assert files(parts["with a server"]) >= WITH_A_SERVER
     assert not named["with a server"] & tools
     assert not {"research", "tools"} & set(tiers.parts("tier 1", newest=None, tools=False))
-
-
-def test_what_tier_1_names_is_there():
-    oldest = tiers.parts("tier 1")[f"interfaces on {OLDEST}"]
-    names = [argument for argument in oldest.arguments if argument.endswith(".py")]
-    assert len(names) == len(tiers._ON_OLDEST)
-    file, _, test = tiers._ONE_WORKFLOW.partition("::")
-    name, _, case = test.partition("[")
-    assert f"def {name}(" in (REPO / file).read_text(encoding="utf-8")
-    assert (REPO / "workflows" / f"{case.removesuffix(']')}.json").is_file()
 
 
 # --- when the tests of the tools are left out -------------------------------------------------------------------------

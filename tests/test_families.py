@@ -13,6 +13,8 @@ from support import toy, toy_dit_more
 from support.host import node
 from support.sampling import relative_error, sample
 
+pytestmark = pytest.mark.interface
+
 META = torch.device("meta")
 
 

@@ -17,6 +17,7 @@ from support.probes import rows_of_calls
 from support.sampling import relative_error
 
 TOLERANCE = 1e-5
+interface = pytest.mark.interface
 
 each_family = pytest.mark.parametrize("family", toy_joint.FAMILIES)
 each_form = pytest.mark.parametrize("shared", [False, True], ids=["plain form", "shared form"])
@@ -48,7 +49,9 @@ def plain_and_edited(family: str, cfg: float) -> tuple[torch.Tensor, torch.Tenso
 
 
 @each_family
-@pytest.mark.parametrize(("cfg", "shared"), [(1.0, False), (4.0, False), (4.0, True)])
+@pytest.mark.parametrize(
+    ("cfg", "shared"), [(1.0, False), pytest.param(4.0, False, marks=interface), (4.0, True)]
+)
 def test_run_equals_the_loop_over_texts(comfy, pack, caplog, family, cfg, shared):
     model = composed(comfy, pack, toy_joint.model(family), edits(family), shared_attention=shared)
     plain, edited = plain_and_edited(family, cfg)
@@ -128,7 +131,9 @@ def without_masks(comfy, pack, family: str) -> torch.Tensor:
 
 
 @each_family
-@pytest.mark.parametrize(("count", "shared"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    ("count", "shared"), [(1, False), (2, False), pytest.param(2, True, marks=interface)]
+)
 def test_masks_equal_the_loop(comfy, pack, family, count, shared):
     """One mask for all images of a batch, and one for each."""
     masks = masks_of(family, count)
@@ -147,6 +152,7 @@ def test_a_black_mask_changes_nothing(comfy, pack, family):
 # --- rows of a batch -------------------------------------------------------------------------------------------------
 
 
+@interface
 @each_kind
 def test_positive_and_negative_in_one_call_or_apart(comfy, pack, monkeypatch, family):
     model = composed(comfy, pack, toy_joint.model(family), edits(family))
@@ -195,6 +201,7 @@ def test_image_of_a_batch_equals_the_image_alone(comfy, pack, family):
     assert relative_error(together[:1], alone) > 100 * TOLERANCE
 
 
+@interface
 @each_family
 def test_prompts_of_unequal_length_equal_the_loop(comfy, pack, family):
     prompts = dict(positive=toy_joint.conditioning(family, 1, 19), negative=toy_joint.conditioning(family, 2, 4))
@@ -217,7 +224,9 @@ def masked(family: str, seed: int, tokens: int, hidden: int) -> list:
 
 
 @pytest.mark.parametrize("family", toy_joint.named(has_text_mask=True))
-@pytest.mark.parametrize(("of_prompts", "of_edits"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("of_prompts", "of_edits"), [pytest.param(True, True, marks=interface), (True, False), (False, True)]
+)
 def test_masked_tokens_are_not_read(comfy, pack, family, of_prompts, of_edits):
     prompts = dict(positive=masked(family, 1, 12, 4), negative=masked(family, 2, 12, 2)) if of_prompts else {}
     added, removed = edits(family)
@@ -226,6 +235,7 @@ def test_masked_tokens_are_not_read(comfy, pack, family, of_prompts, of_edits):
     equals_the_loop(comfy, pack, toy_joint.model(family), family, [added, removed], **prompts)
 
 
+@interface
 def test_a_mask_of_text_and_image_is_the_prompts_alone(comfy, pack):
     """Flux with a style model: a mask that hides words is as if they were not there, since its texts have no places."""
     model = composed(comfy, pack, toy_joint.model("flux"), edits("flux"))
@@ -239,7 +249,7 @@ def test_a_mask_of_text_and_image_is_the_prompts_alone(comfy, pack):
 
 
 @pytest.mark.parametrize("family", [f for f in toy_joint.FAMILIES if toy_joint.TOYS[f].references])
-@pytest.mark.parametrize("with_masks", [False, True])
+@pytest.mark.parametrize("with_masks", [False, pytest.param(True, marks=interface)])
 def test_reference_images_equal_the_loop(comfy, pack, family, with_masks):
     """Weights act on all tokens of the image; masks are those of the picture, and 0 on the references."""
     references = [toy.noise(*shape, seed=seed) for seed, shape in enumerate(toy_joint.TOYS[family].references)]
@@ -265,6 +275,7 @@ def beside() -> dict[str, list]:
     }
 
 
+@interface
 def test_a_picture_beside_the_image_equals_the_loop(comfy, pack):
     equals_the_loop(comfy, pack, toy_joint.model("hidream"), "hidream", edits("hidream"), **beside())
 

@@ -20,6 +20,8 @@ from support import toy
 from support.host import node
 from support.sampling import relative_error, sample
 
+pytestmark = pytest.mark.interface
+
 KEYS, WIDTH = 64, 256  # W_k is [KEYS, WIDTH]; the quantised layouts want powers of two
 FLOAT = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]

@@ -23,6 +23,7 @@ from support.one_place import score_by_loops
 from support.probes import described, watched
 from support.sampling import sample
 
+interface = pytest.mark.interface
 PROMPT = "a red bear, a blue bench and two cats"
 #: The places of their words among the prompt's tokens.
 WORDS = [[2, 3], [6, 7]]
@@ -86,7 +87,7 @@ def scores_by_hand(comfy, model, seeds, step, **options):
 
 
 @pytest.mark.parametrize("seed", [0, 2])
-@pytest.mark.parametrize(("at", "step"), [(0.5, 1), (0.25, 0), (1.0, 3)])
+@pytest.mark.parametrize(("at", "step"), [pytest.param(0.5, 1, marks=interface), (0.25, 0), (1.0, 3)])
 def test_the_best_is_kept_by_the_attention_of_the_step(comfy, kept, seed, at, step):
     model = toy.model()
     got = ksampler(comfy, rerolled(comfy, model, at=at), seed=seed)
@@ -111,7 +112,7 @@ def test_a_threshold_takes_the_first_that_reaches_it(comfy, kept):
         assert torch.equal(got, ksampler(comfy, model, seed=kept[0].seed))
 
 
-@pytest.mark.parametrize("policy", ["best", "threshold"])
+@pytest.mark.parametrize("policy", [pytest.param("best", marks=interface), "threshold"])
 def test_previews_judge_runs_of_fewer_steps(comfy, kept, policy):
     """Every second sigma of a run of 8 steps."""
     model, options = toy.model(), dict(steps=8)
@@ -142,6 +143,7 @@ MORE = (
 )  # fmt: skip
 
 
+@interface
 @pytest.mark.parametrize("sampler", [*SAMPLERS, *(pytest.param(one, marks=pytest.mark.nightly) for one in MORE)])
 def test_kept_picture_is_the_plain_run_of_its_seed(comfy, kept, sampler):
     model = toy.model()
@@ -157,6 +159,7 @@ def test_samplers_that_choose_their_own_steps_keep_some_try(comfy, kept, sampler
     assert torch.equal(got, ksampler(comfy, model, seed=kept[0].seed, sampler_name=sampler, steps=6))
 
 
+@interface
 @pytest.mark.parametrize("family", ["sdxl", "sd2"])
 def test_other_models(comfy, kept, family):
     model, options = toy.model(family), dict(family=family)
@@ -176,6 +179,7 @@ def custom_advanced(comfy, model, seed, latent, sampler="euler_ancestral"):
     )  # fmt: skip
 
 
+@interface
 def test_custom_sampling_with_both_of_its_outputs(comfy, kept):
     model, latent = toy.model(), toy.latent(2, **SMALL)
     got = custom_advanced(comfy, rerolled(comfy, model), SEED, latent)
@@ -185,7 +189,7 @@ def test_custom_sampling_with_both_of_its_outputs(comfy, kept):
             assert torch.equal(out["samples"][image : image + 1], wanted["samples"])
 
 
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("sampler", ["euler", pytest.param("dpmpp_2m_sde", marks=interface)])
 @pytest.mark.parametrize("size", [(8, 8), (9, 7)], ids=str)
 def test_images_of_a_batch_are_each_as_if_alone(comfy, kept, sampler, size):
     """9 x 7: ComfyUI draws other noise for Latent From Batch than for the whole batch there."""
@@ -197,6 +201,7 @@ def test_images_of_a_batch_are_each_as_if_alone(comfy, kept, sampler, size):
         assert torch.equal(got[image : image + 1], alone)
 
 
+@interface
 def test_part_of_a_batch_keeps_its_places(comfy, kept):
     model, latent = toy.model(), toy.latent(5, **SMALL)
     part = node(comfy, "LatentFromBatch").execute(samples=latent, batch_index=2, length=2)[0]
@@ -211,7 +216,7 @@ def pictures(images=2):
     return {"samples": toy.noise(images, 4, 8, 8, seed=7), "noise_mask": mask}
 
 
-@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "ddim"])
+@pytest.mark.parametrize("sampler", ["euler", pytest.param("euler_ancestral", marks=interface), "ddim"])
 def test_image_to_image_with_a_mask_for_each_image(comfy, kept, sampler):
     model, latent, options = toy.model(), pictures(), dict(denoise=0.7, sampler_name=sampler)
     got = ksampler(comfy, rerolled(comfy, model), latent=latent, **options)
@@ -220,6 +225,7 @@ def test_image_to_image_with_a_mask_for_each_image(comfy, kept, sampler):
         assert torch.equal(got[image : image + 1], alone)
 
 
+@interface
 def test_inpainting_model_with_a_picture_for_each_image(comfy, kept):
     model, latent, prompt = toy.model("sd1_inpaint"), pictures(), encoded(comfy)
 
@@ -243,6 +249,7 @@ def advanced(comfy, model, latent, start, end, seed=SEED):
     )[0]  # fmt: skip
 
 
+@interface
 def test_of_two_stages_the_first_is_tried_and_the_second_goes_on(comfy, kept, caplog):
     model = toy.model()
     reroll = rerolled(comfy, model)
@@ -254,6 +261,7 @@ def test_of_two_stages_the_first_is_tried_and_the_second_goes_on(comfy, kept, ca
     assert torch.equal(got["samples"], advanced(comfy, model, stage, 4, 6, one.seed)["samples"])
 
 
+@interface
 @pytest.mark.parametrize("cache_node", ["EasyCache", "LazyCache"])
 @pytest.mark.parametrize("is_first", [True, False])
 def test_caches_of_other_nodes_start_anew_with_each_try(comfy, kept, cache_node, is_first):
@@ -273,7 +281,7 @@ def test_largest_seed_is_followed_by_the_first(comfy, kept):
     assert torch.equal(got, ksampler(comfy, model, seed=kept[0].seed))
 
 
-@pytest.mark.parametrize("cfg", [1.0, 4.0])
+@pytest.mark.parametrize("cfg", [pytest.param(1.0, marks=interface), 4.0])
 def test_without_guidance_and_with_little_memory(comfy, kept, monkeypatch, cfg):
     model, apart = toy.model(), toy.model()
     monkeypatch.setattr(apart.model, "memory_required", lambda *args, **kwargs: float("inf"))
@@ -323,6 +331,7 @@ def test_masks_and_texts_for_each_image_go_with_it(comfy, kept):
         assert torch.equal(got[rows], alone)
 
 
+@interface
 def test_trace_holds_the_kept_runs_of_all_images(comfy, kept):
     def traced(model):
         return node(comfy, "EBCATrace").execute(model=model, attention_maps=True)
@@ -368,7 +377,7 @@ def test_second_run_is_as_the_first_and_the_model_stays_as_it_was(comfy, kept):
     assert described(model) == before
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 9])
+@pytest.mark.parametrize("step", [1, 3, pytest.param(4, marks=interface), 9])
 def test_interrupt_stops_at_once_and_leaves_nothing(comfy, monkeypatch, step):
     model = rerolled(comfy, toy.model())
     fresh = ksampler(comfy, model)
@@ -381,7 +390,7 @@ def test_interrupt_stops_at_once_and_leaves_nothing(comfy, monkeypatch, step):
     assert torch.equal(ksampler(comfy, model), fresh)
 
 
-@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("images", [1, pytest.param(2, marks=interface)])
 def test_progress_counts_all_tries_and_ends_at_its_total(comfy, monkeypatch, images):
     seen = progress.recorded(monkeypatch)
     ksampler(comfy, rerolled(comfy, toy.model()), latent=toy.latent(images, **SMALL))
@@ -434,6 +443,7 @@ def in_metadata(outputs):
         return json.loads(picture.text["prompt"])["reroll"]["_meta"]["ebca_reroll"]
 
 
+@interface
 def test_picture_says_which_seed_was_kept_also_where_the_node_is_reused(graph, run_prompt, kept):
     executor = new_executor()
     for seed in (SEED, SEED + 10):
@@ -446,6 +456,7 @@ def test_picture_says_which_seed_was_kept_also_where_the_node_is_reused(graph, r
         assert [one["batch_index"] for one in said] == [0, 1]
 
 
+@interface
 def test_graph_of_a_picture_that_is_sent_again_has_the_entries_of_the_new_run_alone(graph, run_prompt):
     graph["reroll"]["_meta"] = {"ebca_reroll": [{"prompt_id": "an earlier run", "seed": 1, "scores": [0.5]}]}
     said = in_metadata(run_prompt(graph))
@@ -475,6 +486,7 @@ def test_node_and_log_say_what_was_kept_and_what_is_not_scored(comfy, kept, capl
     assert "not scored: `two cats`: several of a kind" in message
 
 
+@interface
 def test_attention_that_cannot_be_read_keeps_the_first(comfy, kept, caplog):
     """Another node merges the image tokens in every layer."""
     model = node(comfy, "TomePatchModel").execute(model=toy.model(), ratio=0.5)[0]
@@ -536,6 +548,7 @@ def combined():
     return toy.conditioning(1) + toy.conditioning(2)
 
 
+@interface
 @pytest.mark.parametrize(("options", "words"), [
     ({"positive": combined}, ("2 positive prompts", "Conditioning Combine")),
     ({"positive": lambda: toy.conditioning(1, area=(4, 4, 0, 0))}, ("an area",)),
@@ -548,6 +561,7 @@ def test_runs_that_cannot_be_tried_anew_are_refused(comfy, options, words):
     refused(lambda: ksampler(comfy, model, positive=options["positive"](), latent=latent), *words)
 
 
+@interface
 def test_control_pictures_for_each_image_are_refused(comfy):
     control = ControlBase()
     control.cond_hint_original = torch.zeros(2, 3, 8, 8)
@@ -556,6 +570,7 @@ def test_control_pictures_for_each_image_are_refused(comfy):
     refused(lambda: ksampler(comfy, model, positive=prompt, latent=toy.latent(2, **SMALL)), "ControlNet")
 
 
+@interface
 def test_noise_of_other_nodes_is_refused(comfy):
     from comfy.sample import sample_custom
     from comfy.samplers import sampler_object

@@ -67,6 +67,7 @@ def schemas(classes) -> dict:
     return {node: schema_of(cls) for node, cls in sorted(classes.items())}
 
 
+@pytest.mark.interface
 def test_saved_workflows_keep_loading(classes, schemas, request):
     old = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     required = {(node, name) for node, cls in classes.items() for name, _ in part_of(cls, "required")}
@@ -82,6 +83,7 @@ def test_saved_workflows_keep_loading(classes, schemas, request):
         )
 
 
+@pytest.mark.interface
 def test_optional_inputs_have_one_default(classes):
     """Workflow files hold the schema's; an API workflow that leaves an input out gets that of `execute`."""
     compared = 0

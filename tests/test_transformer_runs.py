@@ -14,6 +14,7 @@ from support.sampling import relative_error
 from support.transformer_runs import Ebca, ebca, edits, run, update
 
 TOLERANCE = 1e-5
+interface = pytest.mark.interface
 
 each_family = pytest.mark.parametrize("family", toy_dit.FAMILIES)
 
@@ -37,7 +38,7 @@ CASES = {
 
 
 @each_family
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["update", "edits", pytest.param("both", marks=interface)])
 def test_run_equals_the_loop_over_texts(comfy, pack, family, name):
     model = toy_dit.model(family)
     got = equals_the_loop(comfy, pack, model, family, CASES[name](family))
@@ -63,6 +64,7 @@ def test_windows_and_gammas_of_their_own_equal_the_loop(comfy, pack, family):
 # --- rows of a batch -------------------------------------------------------------------------------------------------
 
 
+@interface
 @each_family
 def test_positive_and_negative_in_one_call_or_apart(comfy, pack, monkeypatch, family):
     model = ebca(family).on(comfy, pack, toy_dit.model(family))
@@ -84,6 +86,7 @@ def test_image_of_a_batch_equals_the_image_alone(comfy, pack, family):
     assert relative_error(together[:1], alone) > 100 * TOLERANCE
 
 
+@interface
 @each_family
 def test_prompts_of_unequal_length_equal_the_loop(comfy, pack, family):
     positive, negative = toy_dit.conditioning(family, 1, 19), toy_dit.conditioning(family, 2, 15)
@@ -98,6 +101,7 @@ def test_an_edit_with_a_text_for_each_image_equals_the_loop(comfy, pack, family)
     equals_the_loop(comfy, pack, toy_dit.model(family), family, case, batch=2, steps=2)
 
 
+@interface
 @pytest.mark.parametrize("family", ["kandinsky5", "hydit", "pixart"])
 def test_prompts_with_areas_equal_the_loop(comfy, pack, family):
     height, width = toy_dit.shape(family)[-2:]
@@ -108,6 +112,7 @@ def test_prompts_with_areas_equal_the_loop(comfy, pack, family):
     equals_the_loop(comfy, pack, toy_dit.model(family), family, ebca(family), positive=positive, steps=2)
 
 
+@interface
 @pytest.mark.parametrize("family", ["wan", "predict2", "ltxv"])
 def test_area_of_a_video_equals_the_loop(comfy, pack, family):
     (area,) = node(comfy, "ConditioningSetAreaPercentageVideo").execute(
@@ -121,6 +126,7 @@ def test_area_of_a_video_equals_the_loop(comfy, pack, family):
 # --- several calls a step, several runs a picture --------------------------------------------------------------------
 
 
+@interface
 @pytest.mark.parametrize("family", ["wan", "predict2", "ltxv"])
 def test_context_windows_over_frames_equal_the_loop(comfy, pack, family):
     (model,) = node(comfy, "ContextWindowsManual").execute(
@@ -131,7 +137,9 @@ def test_context_windows_over_frames_equal_the_loop(comfy, pack, family):
     assert len(rows) > 2 * 2
 
 
-@pytest.mark.parametrize("layers", ["1", "0"], ids=["a block", "the first block"])
+@pytest.mark.parametrize(
+    "layers", [pytest.param("1", id="a block"), pytest.param("0", id="the first block", marks=interface)]
+)
 @pytest.mark.parametrize("family", ["wan", "wan_vace", "ltxv", "hydit"])
 def test_skip_layer_guidance_in_both_orders_equals_the_loop(comfy, pack, family, layers):
     """It calls the model twice at one noise level, and blocks are left out in the second call."""
@@ -163,6 +171,7 @@ def test_two_stages_are_two_runs(comfy, pack, family):
     assert relative_error(got, expected) < TOLERANCE
 
 
+@interface
 def test_pooled_text_beside_an_edit_is_the_prompts(comfy, pack):
     """Kandinsky 5 modulates the text of an edit by it: what the edit's CLIP has pooled changes nothing."""
     model, (added, removed) = toy_dit.model("kandinsky5"), edits("kandinsky5")

@@ -79,6 +79,7 @@ def gradient(call, family, row, gamma_attn, gamma_norm):
 PADDING = {"predict2": 3, "ltxv": 3, "kandinsky5": 0, "hydit": 1}
 
 
+@pytest.mark.interface
 @each_family
 def test_step_of_every_layer_is_the_scaled_gradient_and_padding_takes_none(comfy, pack, family):
     gammas = (0.05, 0.02)

@@ -405,7 +405,9 @@ def test_template_browser_has_every_file_with_its_thumbnail(server):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.interface if name == ADD_AND_REMOVE else ()) for name in SHAPES]
+)
 def test_shapes_twin_gives_a_picture_with_and_one_without(run, name):
     images = run(name, SHAPES[name], SEEN if name == UPDATE else {})
     assert all(map(is_a_picture, images.values()))
