@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -235,16 +233,14 @@ ONE_OF_EACH_KIND = [*{method.kind: method for method in [*METHODS, PLAIN]}.value
 @pytest.mark.parametrize(
     "methods", [ONE_OF_EACH_KIND, pytest.param(METHODS, marks=pytest.mark.nightly)], ids=["one of each kind", "all"]
 )
-def test_command_samples_once_and_writes_its_table(comfyui_root, monkeypatch, capsys, tmp_path, methods):
+def test_command_samples_once_and_writes_its_table(comfyui_root, run_command, monkeypatch, capsys, tmp_path, methods):
     document = tmp_path / "alignment.md"
     document.write_text("<!-- scores: written by the command above -->\n<!-- end of scores -->\n")
     options = ["--comfyui", comfyui_root, "--threads", "1", "--images", "2", "--captions", "two objects",
                "--results", tmp_path / "results", "--document", document,
                "--method", *(method.name for method in methods if method is not PLAIN)]  # fmt: skip
-    call = [sys.executable, compare.__file__, *options]
-    printed = subprocess.run(call, capture_output=True, text=True, timeout=600, check=True).stdout
     count = len(methods)
-    assert f"{count} of {count}" in printed
+    assert f"{count} of {count}" in run_command("alignment.compare", *options)
     monkeypatch.setattr(compare, "boot", lambda options: None)
     monkeypatch.setattr(compare, "SmallModel", lambda name, checkpoint: None)  # with it nothing can be sampled
     compare.main(list(map(str, options)))

@@ -1,8 +1,6 @@
 """The commands that count on the shapes model: they run, and print a row for each method."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,10 +26,9 @@ def test_every_name_of_bench_has_its_script():
         ("round_trip", ["--images", "2", "--steps", "2", "--samplers", "0"], 5),
     ],
 )
-def test_command_prints_a_row_for_each_method(comfyui_root, tmp_path, name, options, rows):
+def test_command_prints_a_row_for_each_method(comfyui_root, run_command, tmp_path, name, options, rows):
     options = [tmp_path / KEPT if option == KEPT else option for option in options]
-    command = [sys.executable, RESEARCH / f"{name}.py", "--comfyui", comfyui_root, *options, "--threads", "1"]
-    printed = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+    printed = run_command(name, "--comfyui", comfyui_root, *options, "--threads", "1")
     lines = [line for line in printed.splitlines() if line.startswith("| ") and not line.startswith(("| m", "| i"))]
     assert len(lines) >= rows, printed
     assert all(any(character.isdigit() for character in line) for line in lines)

@@ -1,4 +1,4 @@
-"""The benchmark of real checkpoints, from a server to the table, on random weights in SD 1.5's layout."""
+"""The benchmark of real checkpoints, from a server to the table, on the shapes model."""
 
 import json
 
@@ -111,8 +111,8 @@ def test_agreement_is_that_of_ranks_and_within_prompts_leaves_their_means_out():
 @pytest.mark.slow
 def test_from_servers_to_the_table_and_on_where_it_stopped(server, tmp_path, comfyui_root, capsys):
     out, clip = tmp_path / "run", clip_folder(tmp_path / "clip", comfyui_root)
-    call = ["--servers", server.url, NOBODY, server.url, "--checkpoint", "random_sd15.ckpt", "--out", str(out),
-            "--prompts", "1", "--seeds", "2", "--size", "64", "--steps", "2", "--clip", str(clip)]  # fmt: skip
+    call = ["--servers", server.url, NOBODY, server.url, "--checkpoint", "shapes.safetensors", "--out", str(out),
+            "--prompts", "1", "--seeds", "2", "--size", "512", "--steps", "2", "--clip", str(clip)]  # fmt: skip
     assert real_checkpoints.main(call) == 0
     first = capsys.readouterr().out
     files = sorted(out.rglob("*.png"))

@@ -1,4 +1,4 @@
-"""The paper's edits of photographs: from a folder and a server to the table, on random weights in SD 1.5's layout."""
+"""The paper's edits of photographs: from a folder and a server to the table, on the shapes model."""
 
 import itertools
 import json
@@ -155,7 +155,7 @@ def test_from_photos_to_the_table_and_on_where_it_stopped(server, tmp_path, comf
     mask.paste(255, (60, 0, 100, 96))
     mask.save(folder / "tom.mask.png")
     clip = scoring_models.clip_folder(tmp_path / "clip", comfyui_root)
-    call = ["--servers", server.url, "--checkpoint", "random_sd15.ckpt", "--out", str(out), "--images", str(folder),
+    call = ["--servers", server.url, "--checkpoint", "shapes.safetensors", "--out", str(out), "--images", str(folder),
             "--size", "64", "--steps", "2", "--start", "0", "--edit"]  # fmt: skip
     models = ["--clip", str(clip), "--dino", str(scoring_models.dino_folder(tmp_path / "dino")),
               "--lpips", *map(str, scoring_models.lpips_files(tmp_path))]  # fmt: skip

@@ -29,8 +29,9 @@ def pictures(count: int, seed: int = 0, **options):
 # Scorer
 
 
-def test_drawn_pictures_are_read_right():
-    judged = [verdict(draw(drawn), scene) for drawn, scene in pictures(2100, rare=True)]
+@pytest.mark.parametrize("count", [300, pytest.param(2100, marks=pytest.mark.nightly)])
+def test_drawn_pictures_are_read_right(count):
+    judged = [verdict(draw(drawn), scene) for drawn, scene in pictures(count, rare=True)]
     assert np.mean([v.complete for v in judged]) >= 0.995
 
 

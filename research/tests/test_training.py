@@ -135,6 +135,11 @@ def test_trained_network_is_the_one_that_comfyui_loads(words, architecture, untr
         assert torch.equal(latents, images.movedim(-1, 1) * 2 - 1)
 
 
+#: One that starts from another model, and one that reads pictures by a VAE; the others differ by their networks alone.
+@pytest.mark.parametrize("architecture", [
+    pytest.param(names, id="-".join(names), marks=() if known.vae or names[1] == "transformer" else pytest.mark.nightly)
+    for names, known in train.ARCHITECTURES.items()
+], indirect=True)  # fmt: skip
 def test_stopping_and_going_on_changes_nothing(architecture, untrained_vae, monkeypatch, tmp_path):
     ((world, name),) = (names for names, known in train.ARCHITECTURES.items() if known is architecture)
     train_vae.export(untrained_vae, tmp_path / "vae.safetensors")
