@@ -63,9 +63,7 @@ def parts(tier: str, newest: str | None = NEWEST, tools: bool = True, repo: Path
         if newest:
             marks = f"{_INTERFACE} and not nightly"
             made[f"interfaces on {OLDEST}"] = Part(OLDEST, [*_with_mark(repo, _INTERFACE), "-m", marks])
-        made[_name("tools", newest)] = made.pop(_name("tools", newest))  # the shortest: little is left to do alone
-        left_out = () if tools else (_name("research", newest), _name("tools", newest))
-        return {name: part for name, part in made.items() if name not in left_out}
+        return {name: part for name, part in made.items() if tools or name != _name("tools", newest)}
     made = _whole(newest, repo, cases=_CASES[NEWEST])
     if newest:
         made |= _whole(OLDEST, repo, cases=_CASES[OLDEST])
@@ -79,16 +77,16 @@ def parts(tier: str, newest: str | None = NEWEST, tools: bool = True, repo: Path
 
 def _whole(version: str | None, repo: Path, marks: str = "", cases: int | None = None) -> dict[str, Part]:
     """All tests that have these marks: in the process of the tests, with a server, and of the tools. The longest come
-    first, so that both processes end at about the same time."""
+    first, so that both processes end at about the same time. Each part imports ComfyUI, and those with servers start
+    them, so that more and shorter parts would take longer."""
     more = ["--cases", str(cases)] if cases else []
     of_tools = ["-m", marks.removeprefix(" and ")] if marks else []
-    transformers, research = _files(repo, _TRANSFORMERS), str(repo / "research" / "tests")
+    transformers = _files(repo, _TRANSFORMERS)
     selected = {
         "in process": [*_product(repo, but=transformers), "-m", f"not server{marks}", *more],
         "with a server": [*_with_mark(repo, "server"), "-m", f"server{marks}"],
-        "research": [research, *of_tools],
+        "tools": [*_tool_tests(repo), *of_tools],
         "transformers": [*transformers, "-m", f"not server{marks}"],
-        "tools": [*(path for path in _tool_tests(repo) if path != research), *of_tools],
     }
     return {_name(name, version): Part(version, arguments) for name, arguments in selected.items()}
 

@@ -47,7 +47,7 @@ def test_tier_1_is_all_but_the_nightly_tests_on_the_newest_and_the_interfaces_of
     parts = tiers.parts("tier 1")
     on_newest = [part for part in parts.values() if part.version == NEWEST]
     in_process, with_server = "not server and not nightly", "server and not nightly"
-    assert [marks(part) for part in on_newest] == [in_process, with_server, "not nightly", in_process, "not nightly"]
+    assert [marks(part) for part in on_newest] == [in_process, with_server, "not nightly", in_process]
     (oldest,) = (part for part in parts.values() if part.version == OLDEST)
     assert marks(oldest) == "interface and not nightly"
     assert files(oldest) >= WITH_AN_INTERFACE
@@ -55,8 +55,8 @@ def test_tier_1_is_all_but_the_nightly_tests_on_the_newest_and_the_interfaces_of
 
 def test_the_nightly_tier_is_everything_at_both_ends_the_fast_tests_between_and_the_newest_front_end():
     parts = tiers.parts("nightly", tools=False).values()
-    assert [part.version for part in parts] == [*[NEWEST] * 5, *[OLDEST] * 5, *BETWEEN, NEWEST]
-    whole = ["not server", "server", "", "not server", ""]
+    assert [part.version for part in parts] == [*[NEWEST] * 4, *[OLDEST] * 4, *BETWEEN, NEWEST]
+    whole = ["not server", "server", "", "not server"]
     assert [marks(part) for part in parts] == [*whole * 2, *["not slow and not server"] * 3, ""]
     assert [part.arguments[-2:] for part in parts if "--cases" in part.arguments] == [
         ["--cases", "2000"], ["--cases", "480"],
@@ -70,19 +70,20 @@ def test_a_comfyui_of_the_users_own_is_the_only_one():
 
 def test_each_file_of_tests_is_in_one_part_without_a_server():
     parts = tiers.parts("tier 1", newest=None)
-    assert list(parts) == ["in process", "with a server", "research", "transformers", "tools"]
+    assert list(parts) == ["in process", "with a server", "tools", "transformers"]
     ignored = {name: {argument.removeprefix("--ignore=") for argument in part.arguments if "--ignore=" in argument}
                for name, part in parts.items()}  # fmt: skip
     named = {name: set(map(str, part.arguments)) for name, part in parts.items()}
     transformers = {path for path in named["transformers"] if path.endswith(".py")}
-    tools = (named["tools"] | named["research"]) - {"-m", "not nightly"}
+    tools = named["tools"] - {"-m", "not nightly"}
     assert {"test_demo.py", "test_devtools_tiers.py"} < files(parts["tools"])
+    assert str(REPO / "research" / "tests") in tools
     assert "test_joint_runs.py" in files(parts["transformers"])
     assert not transformers & tools
     assert ignored["in process"] == transformers | tools
     assert files(parts["with a server"]) >= WITH_A_SERVER
     assert not named["with a server"] & tools
-    assert not {"research", "tools"} & set(tiers.parts("tier 1", newest=None, tools=False))
+    assert "tools" not in tiers.parts("tier 1", newest=None, tools=False)
 
 
 # --- when the tests of the tools are left out -------------------------------------------------------------------------
