@@ -3,6 +3,7 @@
 The sizes of the models are chosen for speed: 32 and 64 channels, two resolutions, cross-attention width WIDTH.
 """
 
+import functools
 from typing import Any
 
 import comfy.latent_formats
@@ -66,17 +67,25 @@ REFUSED = ["svd", "x4_upscaler", "hunyuan_video"]
 
 def fill(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Fill every parameter, in the order of the names; ComfyUI's layers start as uninitialised memory."""
-    generator = torch.Generator().manual_seed(seed)
+    filled = [(name, one) for name, one in sorted(module.named_parameters()) if one.ndim and one.is_floating_point()]
+    values = _weights(tuple((name, one.shape) for name, one in filled), seed)
     with torch.no_grad():
-        for name, parameter in sorted(module.named_parameters()):
-            if parameter.ndim == 0 or not parameter.is_floating_point():
-                continue
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:
-                parameter.copy_(0.02 * noise + (1.0 if name.endswith("weight") else 0.0))
-            else:
-                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+        for (_, parameter), value in zip(filled, values, strict=True):
+            parameter.copy_(value)
     return module
+
+
+@functools.lru_cache(maxsize=16)  # drawing the numbers takes longer than copying them, and most tests make a model
+def _weights(named: tuple[tuple[str, torch.Size], ...], seed: int) -> list[torch.Tensor]:
+    """The weights of parameters by their names and shapes, in order."""
+    generator, weights = torch.Generator().manual_seed(seed), []
+    for name, shape in named:
+        noise = torch.randn(shape, generator=generator)
+        if len(shape) == 1:
+            weights.append(0.02 * noise + (1.0 if name.endswith("weight") else 0.0))
+        else:
+            weights.append(noise * shape[1:].numel() ** -0.5)
+    return weights
 
 
 def patcher(model: torch.nn.Module) -> comfy.model_patcher.ModelPatcher:
