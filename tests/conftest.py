@@ -48,7 +48,7 @@ def pytest_addoption(parser):
     help_text = "run the workflow files on random weights in the size and steps they ship with (long)"
     parser.addoption("--full-size", action="store_true", help=help_text)
     parser.addoption("--update-schemas", action="store_true", help="see tests/test_schemas.py")
-    parser.addoption("--cases", type=int, default=160, help="how many random prompts tests/test_bad_input.py tries")
+    parser.addoption("--cases", type=int, default=80, help="how many random prompts tests/test_bad_input.py tries")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -187,15 +187,22 @@ def wired(comfy, pack, name: str, order: str, methods: Sequence[str], **window: 
     return second(comfy, first(comfy, plain(name)))
 
 
-def marked(cases: Sequence[tuple[str, ...]], interface: Callable[..., bool]) -> list:
-    """Cases with their names; those for which `interface` holds have that mark."""
-    marks = {True: pytest.mark.interface, False: ()}
-    return [pytest.param(*case, id="-".join(case), marks=marks[interface(*case)]) for case in cases]
+def marked(cases: Sequence[tuple[str, ...]], mark_of: Callable[..., Any]) -> list:
+    """Cases with their names and their marks."""
+    return [pytest.param(*case, id="-".join(case), marks=mark_of(*case)) for case in cases]
 
 
-def is_fullest(name: str, method: str, order: str = ONE[0]) -> bool:
-    """The last method of a row goes deepest into ComfyUI: `compose` has an update and edits."""
-    return method == TABLE[name].only[-1] and order == ONE[0]
+def of_method(name: str, method: str, order: str = ONE[0]) -> Any:
+    """The last method of a row goes deepest into ComfyUI: `compose` has an update and edits. It is the one that every
+    push tries on the oldest ComfyUI too, and behind the neighbour."""
+    is_deepest = method == TABLE[name].only[-1]
+    if order == ONE[0]:
+        return pytest.mark.interface if is_deepest else ()
+    return () if is_deepest else pytest.mark.nightly
+
+
+def of_crowd(name: str, order: str) -> Any:
+    return pytest.mark.interface if name in CROWD and order == ONE[0] else ()
 
 
 METHODS = [(name, method) for name, row in TABLE.items() for method in row.only]
@@ -206,7 +213,7 @@ WINDOWED = ("context windows", "context windows, anchored", "AnimateDiff's windo
 UNFELT = (*WINDOWED, "block of its own", "arguments by name")
 
 
-@pytest.mark.parametrize(("name", "method", "order"), marked(CASES, is_fullest))
+@pytest.mark.parametrize(("name", "method", "order"), marked(CASES, of_method))
 def test_equals_the_independent_computation(comfy, pack, caplog, name, method, order):
     got = wired(comfy, pack, name, order, [method]).sampled(comfy)
     assert relative_error(got, by_hand_run(comfy, name, method)) < TABLE[name].tolerance
@@ -215,15 +222,13 @@ def test_equals_the_independent_computation(comfy, pack, caplog, name, method, o
     assert TABLE[name].warns in "".join(warnings)
 
 
-@pytest.mark.parametrize(
-    ("name", "order"), marked(NAMES_AND_ORDERS, lambda name, order: name in CROWD and order == ONE[0])
-)
+@pytest.mark.parametrize(("name", "order"), marked(NAMES_AND_ORDERS, of_crowd))
 def test_outside_its_window_is_the_neighbour_alone(comfy, pack, name, order):
     got = wired(comfy, pack, name, order, ["words", "compose"], **BETWEEN_STEPS).sampled(comfy)
     assert torch.equal(got, alone(comfy, name))
 
 
-@pytest.mark.parametrize(("name", "method"), marked(METHODS, is_fullest))
+@pytest.mark.parametrize(("name", "method"), marked(METHODS, of_method))
 def test_both_are_felt(comfy, pack, name, method):
     """Else the equality above would say nothing."""
     together, felt = by_hand_run(comfy, name, method), 50 * TABLE[name].tolerance
