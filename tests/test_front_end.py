@@ -41,7 +41,6 @@ HELP = {path.stem: path for path in sorted((REPO / "web" / "docs").glob("*.md"))
 BLUEPRINTS = {path.stem: path for path in sorted((REPO / "subgraphs").glob("*.json"))}
 # Older front ends are tried with less, which takes less time.
 not_on_the_oldest = pytest.mark.skipif(__version__ == OLDEST, reason="ComfyUI's oldest front end")
-every_file = pytest.mark.parametrize("name", FILES)
 # What runs: between them, they have the nodes that show a text or a picture, and a photo with its mask.
 RUN = ("EBCA 01 Several things (SD 1.5)", "EBCA 06 Photo with mask (SD 1.5)", "EBCA 09 Attention maps (SDXL)")
 # Below it, text can no longer be read on a screen of 1920 x 1080; classic nodes leave it out from 0.57 on.
@@ -251,8 +250,11 @@ def test_node_search_finds_ebca_concepts(front_end, words):
     assert any("EBCA Concepts" in title for title in found[:8]), found
 
 
+# At night also those that are dropped for every push: the test of that looks at the same canvas.
 @not_on_the_oldest
-@every_file
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if name in RUN else ()) for name in FILES]
+)
 @pytest.mark.usefixtures("closed_afterwards")
 def test_template_opens_readable_and_as_it_is(front_end, object_info, look, photograph, name):
     assert front_end("openTemplate", PACK, name) > READABLE
@@ -271,9 +273,12 @@ def test_template_opens_readable_and_as_it_is(front_end, object_info, look, phot
 def test_dropped_file_is_saved_unchanged_runs_and_shows_its_pictures(
     front_end, server, object_info, photograph, look, name
 ):
-    front_end("drop", str(FILES[name]))
+    zoom = front_end("drop", str(FILES[name]))
     canvas = front_end("canvas")
     check(canvas)
+    if __version__ != OLDEST:
+        assert zoom > READABLE
+        assert canvas["paths"] >= len(load(FILES[name])["links"])
     assert sent(front_end("prompt")) == sent(to_api(load(FILES[name]), object_info))
     saved = server.base / "user" / "default" / front_end("save")
     # The oldest keeps subgraphs in another form, and has fewer sockets on these nodes.

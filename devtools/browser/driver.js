@@ -115,14 +115,14 @@ const commands = {
     return opened(name, () => page.locator(`[data-testid="template-workflow-${name}"]`).dispatchEvent("click"));
   },
 
-  /** Drop a file onto the canvas. */
+  /** Drop a file onto the canvas; the zoom at which it opens. */
   async drop(file) {
     const data = await page.evaluateHandle(([name, text]) => {
       const data = new DataTransfer();
       data.items.add(new File([text], name, { type: "application/json" }));
       return data;
     }, [path.basename(file), fs.readFileSync(file, "utf8")]);
-    await opened(path.parse(file).name, async () => {
+    return opened(path.parse(file).name, async () => {
       for (const type of ["dragenter", "dragover", "drop"]) {
         await page.locator("#graph-canvas").dispatchEvent(type, { dataTransfer: data });
       }
