@@ -139,7 +139,7 @@ def test_update_asks_for_pytorchs_attention(comfy, monkeypatch):
     monkeypatch.setitem(attention.REGISTERED_ATTENTION_FUNCTIONS, "pytorch", pytorch)
     model = node(comfy, "EBCAContextUpdate").execute(model=toy.model(), gamma_norm=0.0)[0]
     sample(model, toy.conditioning(1), steps=1)
-    assert asked == [False] * 6  # the last of seven layers has no update
+    assert asked == [False] * 4  # the last of five layers has no update
 
 
 def test_update_without_a_register_of_attention_functions(comfy, monkeypatch):

@@ -174,7 +174,7 @@ def test_mask_of_the_images_size_or_smaller_says_nothing(comfy, caplog, size):
 
 
 @pytest.mark.parametrize(("blocks", "parts"), [
-    ("all", ("'all' in blocks is not a block", "d0-d2, m0, u1 or u0.4", "has d0, d1, m0, u0, u1, u2, u3")),
+    ("all", ("'all' in blocks is not a block", "d0-d2, m0, u1 or u0.4", "has d0, d1, m0, u0, u1")),
     (",", ("as in d0-d2, m0, u1 or u0.4",)),
     ("input_1", ("'input_1' in blocks",)),
     ("d0;d1", ("'d0;d1' in blocks",)),
@@ -188,10 +188,10 @@ def test_mask_of_the_images_size_or_smaller_says_nothing(comfy, caplog, size):
     ("u0-d0", ("the range u0-d0 ends before it begins",)),
 ])  # fmt: skip
 def test_impossible_blocks_are_refused_with_what_the_model_has(comfy, blocks, parts):
-    assert "u3" in refused(lambda: update(comfy, blocks=blocks), *parts)
+    assert "u1" in refused(lambda: update(comfy, blocks=blocks), *parts)
 
 
-@pytest.mark.parametrize("blocks", ["u3", "u3.0", "u3,u3-u3"])
+@pytest.mark.parametrize("blocks", ["u1", "u1.0", "u1,u1-u1"])
 def test_blocks_whose_update_nothing_reads_are_refused(comfy, blocks):
     refused(lambda: update(comfy, blocks=blocks), "only the model's last layer is chosen", "leave blocks empty")
 
@@ -559,7 +559,7 @@ PROMPTS = {
         dict(update=dict(start_percent=0.9, end_percent=0.1)), "start_percent is 0.9 and end_percent is 0.1: the start",
     ),
     "gamma": (dict(update=dict(gamma_attn=math.nan)), "gamma_attn is nan. Set it to a number from 0.0 to 1.0"),
-    "blocks": (dict(update=dict(blocks="d7")), "no attention block d7. It has d0, d1, m0, u0, u1, u2, u3"),
+    "blocks": (dict(update=dict(blocks="d7")), "no attention block d7. It has d0, d1, m0, u0, u1"),
     "mask": (dict(update=dict(mask=["mask", 0])), "mask has values from 255 to 255 instead of 0 to 1"),
     "area": (dict(setting=AREA, edit={}), "has an area: use the mask input"),
     "width": (dict(prompt="narrow", edit={}), "width 48.*width 64"),

@@ -309,7 +309,7 @@ def change_by_hand(context, queries, w_k, heads, gamma_attn, gamma_norm):
     return torch.stack([oracle.step(k, q, heads, gamma_attn, gamma_norm) for k, q in rows]) @ w_k
 
 
-BLOCKS = ["d0", "d1", "m0", "u0", "u1", "u2", "u3"]  # of toy.model("sd1"), one layer each
+BLOCKS = ["d0", "d1", "m0", "u0", "u1"]  # of toy.model("sd1"), one layer each
 
 
 @pytest.mark.parametrize("block", BLOCKS[:-1])  # nothing would read the last one's
@@ -332,4 +332,4 @@ def test_every_layer_adds_its_own_update(comfy):
 def test_blocks_that_are_all_named_are_all(comfy):
     named = updated(comfy, toy.model(), blocks=", ".join(BLOCKS))
     assert torch.equal(run(named), run(updated(comfy, toy.model())))
-    assert torch.equal(run(updated(comfy, toy.model(), blocks="d0-u3")), run(named))
+    assert torch.equal(run(updated(comfy, toy.model(), blocks="d0-u1")), run(named))

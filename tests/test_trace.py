@@ -22,7 +22,7 @@ from support.sampling import relative_error, sample
 
 ACTIVE = dict(gamma_attn=0.02, gamma_norm=0.02)
 SMALL = dict(latent=toy.latent(1, 8, 8))
-BLOCKS = ["d0.0", "d1.0", "m0.0", "u0.0", "u1.0", "u2.0", "u3.0"]  # of toy.model("sd1")
+BLOCKS = ["d0.0", "d1.0", "m0.0", "u0.0", "u1.0"]  # of toy.model("sd1")
 
 
 def updated(comfy, model, **inputs):
