@@ -79,8 +79,10 @@ def little_memory(monkeypatch):
     return starve
 
 
-@pytest.mark.parametrize("count", [2, 5])
-@each_case
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [*((name, 2) for name in CASES if name != FULLEST), pytest.param(FULLEST, 5, marks=pytest.mark.interface)],
+)
 def test_image_of_a_batch_equals_the_image_alone(comfy, pack, name, count):
     model, case = toy.model(), CASES[name]
     together = run(case.on(comfy, pack, model), slice(0, count))

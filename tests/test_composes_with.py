@@ -201,8 +201,11 @@ def of_method(name: str, method: str, order: str = ONE[0]) -> Any:
     return () if is_deepest else pytest.mark.nightly
 
 
-def of_crowd(name: str, order: str) -> Any:
-    return pytest.mark.interface if name in CROWD and order == ONE[0] else ()
+def of_window(name: str, order: str) -> Any:
+    """Behind core's nodes at night: the packs' patches are what a closed window meets there."""
+    if order == ONE[0]:
+        return pytest.mark.interface if name in CROWD else ()
+    return pytest.mark.nightly if name in CORE else ()
 
 
 METHODS = [(name, method) for name, row in TABLE.items() for method in row.only]
@@ -222,7 +225,7 @@ def test_equals_the_independent_computation(comfy, pack, caplog, name, method, o
     assert TABLE[name].warns in "".join(warnings)
 
 
-@pytest.mark.parametrize(("name", "order"), marked(NAMES_AND_ORDERS, of_crowd))
+@pytest.mark.parametrize(("name", "order"), marked(NAMES_AND_ORDERS, of_window))
 def test_outside_its_window_is_the_neighbour_alone(comfy, pack, name, order):
     got = wired(comfy, pack, name, order, ["words", "compose"], **BETWEEN_STEPS).sampled(comfy)
     assert torch.equal(got, alone(comfy, name))
