@@ -30,7 +30,7 @@ from alignment.results import Results
 from authors_edits import Edit
 from bootstrap import mean_of
 from edits import OBJECT, PAPER, Case, EditKind
-from small_model import REPO, SmallModel, bench_parser, boot, sheet
+from small_model import REPO, SmallModel, bench_parser, boot, in_precision, sheet
 from worlds import MODELS
 
 TUNING_SEED, SCORED_SEED = 1, 2
@@ -78,7 +78,7 @@ class Study:
     """What is edited with one trained model.
 
     tuned: for each of the kinds. alphas, starts, cfgs: of EBCA in --tune. images: pictures a method. document: in
-    docs/, for the tables; None where they are only printed.
+    docs/, for the tables; None where they are only printed. precision: as in small_model.in_precision.
     """
 
     kinds: Mapping[str, EditKind]
@@ -88,6 +88,7 @@ class Study:
     cfgs: Sequence[float] = (1.0, 1.25, 3.0)
     images: int = 200
     document: str | None = None
+    precision: torch.dtype = torch.float32
 
 
 # For the transformer only EBCA was tuned, with one fixed-point iteration at cfg 1.25; the denoise is the U-Net's. In
@@ -105,7 +106,7 @@ STUDIES = {
         PAPER,
         {name: Tuned({0: _ADDED, 1: _ADDED} if name == "cat_with_glasses" else {0: _LATER, 1: _LATE}, 0.75)
          for name in PAPER},
-        (0.1, 0.3), ((0.6, 0.5), (1.2, 1.1), (2.2, 2.1), (1.2, 0.0), (2.2, 0.0)), (_CFG,), 500, "things.md",
+        (0.1, 0.3), ((0.6, 0.5), (1.2, 1.1), (2.2, 2.1), (1.2, 0.0), (2.2, 0.0)), (_CFG,), 500, "things.md", torch.bfloat16,
     ),
 }  # fmt: skip
 
@@ -161,8 +162,8 @@ def score(cases: Sequence[Case], images: Sequence[np.ndarray]) -> tuple[np.ndarr
 class Editor:
     """Applies methods to pictures; an inversion is made once for all methods that want the same."""
 
-    def __init__(self, small: SmallModel, cases: Sequence[Case], steps: int):
-        self._small, self._steps = small, steps
+    def __init__(self, small: SmallModel, cases: Sequence[Case], steps: int, precision: torch.dtype):
+        self._small, self._steps, self._precision = small, steps, precision
         self._latent = small.latent([case.image for case in cases])
         self._prompts = {
             "caption": small.encode([case.before for case in cases]),
@@ -176,6 +177,10 @@ class Editor:
 
     def apply(self, method: Method) -> np.ndarray:
         """The edited pictures [b h w 3]."""
+        with in_precision(self._precision):
+            return self._edited(method)
+
+    def _edited(self, method: Method) -> np.ndarray:
         small, model = self._small, self._small.model
         positive, negative = self._prompts[method.positive], self._prompts[method.negative]
         settings = dict(steps=self._steps, cfg=method.cfg, sampler_name="euler", scheduler="normal")
@@ -236,6 +241,9 @@ class Bench:
     def kind(self) -> EditKind:
         return STUDIES[self.model].kinds[self.name]
 
+    def editor(self, small: SmallModel, cases: Sequence[Case]) -> Editor:
+        return Editor(small, cases, self.steps, STUDIES[self.model].precision)
+
     def cases(self) -> list[Case]:
         return self.kind.cases(self.images, self.seed)
 
@@ -248,7 +256,7 @@ class Bench:
         """Sample what is missing."""
         missing = [method for method in tried if self.results.get(self.key(method)) is None]
         cases = self.cases() if missing else []
-        editors = [Editor(small, cases[at : at + BATCH], self.steps) for at in range(0, len(cases), BATCH)]
+        editors = [self.editor(small, cases[at : at + BATCH]) for at in range(0, len(cases), BATCH)]
         for method in missing:
             marks, moved = score(cases, np.concatenate([editor.apply(method) for editor in editors]))
             kept = ["".join("-" if np.isnan(mark) else str(int(mark)) for mark in column) for column in marks.T]
@@ -299,7 +307,7 @@ def _percent(values: np.ndarray, sign: str = "") -> str:
 def picture(small: SmallModel, bench: Bench, tried: Sequence[Method], path: Path) -> None:
     """The first cases with every method, framed by their last mark."""
     cases = bench.cases()[:SHOWN]
-    editor = Editor(small, cases, bench.steps)
+    editor = bench.editor(small, cases)
     shown = {"drawn": [framed(case.image, bool(case.marks(case.image)[-1])) for case in cases]}
     for method in tried:
         shown[method.name] = [framed(image, bool(case.marks(image)[-1]))

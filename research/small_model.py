@@ -44,6 +44,11 @@ def boot(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
 
 
+def in_precision(precision: torch.dtype) -> torch.autocast:
+    """A context in which convolutions and matrix products are of that type, and everything else float32."""
+    return torch.autocast("cpu", precision, enabled=precision != torch.float32)
+
+
 def pack_module(name: str) -> ModuleType:
     """A module of the pack as ComfyUI has loaded it, by its dotted name."""
     pack = next(name for name, module in sys.modules.items() if getattr(module, "__path__", None) == [str(REPO)])

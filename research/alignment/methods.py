@@ -15,7 +15,7 @@ from alignment.settings import Method
 from baselines.attend_and_excite import AttendAndExcite
 from baselines.composable import combined
 from baselines.normalised_attention_guidance import normalised_attention_guidance
-from small_model import SmallModel
+from small_model import SmallModel, in_precision
 
 Scenes = Sequence[Any]
 """Of the model's world, one for each image."""
@@ -29,7 +29,7 @@ class Guided:
     positive: list
     cfg: float
     sampler: Mapping[str, Any]
-    #: Of convolutions and matrix products; everything else is float32.
+    #: As in small_model.in_precision.
     precision: torch.dtype = torch.bfloat16
 
 
@@ -171,7 +171,7 @@ def guided(small: SmallModel, method: Method, scenes: Scenes) -> Guided:
 
 def pictures(small: SmallModel, way: Guided, seeds: Sequence[int], model: Any = None) -> np.ndarray:
     """Pictures [b h w 3] of a batch; model: in the place of the way's own."""
-    with torch.autocast("cpu", way.precision, enabled=way.precision != torch.float32):
+    with in_precision(way.precision):
         return small.sampled(
             model or way.model, way.positive, small.encode([""]), list(seeds), cfg=way.cfg, **way.sampler
         )
