@@ -13,9 +13,17 @@ Labels = Mapping[str, str]
 """{set of captions: a letter for each picture}"""
 
 
+RIGHT = "rR"  # letters of pictures that show what was asked for and nothing else
+
+
+def is_one_of(labels: str, letters: str) -> np.ndarray:
+    """1 for each picture that has one of these letters."""
+    return np.array([letter in letters for letter in labels], float)
+
+
 def is_right(labels: str) -> np.ndarray:
     """1 for each picture that shows what was asked for and nothing else, wherever it lies."""
-    return np.array([letter in "rR" for letter in labels], float)
+    return is_one_of(labels, RIGHT)
 
 
 def change(labels: Labels, plain: Labels) -> Estimate:
@@ -57,7 +65,7 @@ class Columns:
             if captions not in labels:
                 cells.append("-")
                 continue
-            right = f"{100 * share(labels[captions], 'rR'):.1f} %"
+            right = f"{100 * share(labels[captions], RIGHT):.1f} %"
             cells.append(right if is_plain else f"{right}, {percent(self._change([captions], labels, plain))}")
         if self.place:
             cells.append(f"{100 * share(labels[self.place], 'R'):.1f} %" if self.place in labels else "-")

@@ -27,8 +27,8 @@ import torch
 REPO = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPO / "research"))
 
-from alignment import parts_figure  # noqa: E402
-from alignment.columns import share  # noqa: E402
+from alignment import claims, parts_figure  # noqa: E402
+from alignment.columns import RIGHT, share  # noqa: E402
 from alignment.image_statistics import ImageStatistics  # noqa: E402
 from alignment.report import table, write_between  # noqa: E402
 from alignment.results import PATH, ROUNDS, TIMED_IMAGES, Cell, Results, time_key  # noqa: E402
@@ -101,7 +101,7 @@ def fill(small: SmallModel, results: Results, cells: Sequence[tuple[Cell, Method
         found = results.get(cell.key)
         print(
             f"{number:3} of {len(missing)}  {cell.captions:30} {method.name:50} "
-            f"{100 * share(found['labels'], 'rR'):5.1f} %  {found['seconds']:.3f} s", flush=True,
+            f"{100 * share(found['labels'], RIGHT):5.1f} %  {found['seconds']:.3f} s", flush=True,
         )  # fmt: skip
 
 
@@ -161,6 +161,9 @@ def main(arguments: Sequence[str]) -> int:
     text = table(results, methods, columns, options.tune, images, options.model)
     print(text)
     write_between(document, study.comments + ("candidates" if options.tune else "scores"), text)
+    if options.model == claims.REPEATED_ON and not options.tune:
+        shapes = claims.Sampled(Results(PATH), IMAGES)
+        write_between(document, "claims", claims.table(shapes, claims.Sampled(results, images)))
     shown = parts_figure.rows(results, study.scored.main, IMAGES)
     if shown and not options.tune and images == IMAGES:
         title = f"Change in correct images, in percentage points ({IMAGES} images of {study.pictured} each)"

@@ -297,6 +297,7 @@ EXCITE_HIGHER = _excite(5.0, cfg=2.5)
 AVERAGED = _composable(0.1, 0.5, cfg=2.5)
 AVERAGED_HIGHEST = _composable(0.1, 0.5, cfg=3.0)
 AUTHORS = _ebca(0.01, 0.02)
+WORDS_HIGHER = _words(1.3, cfg=2.5)
 NORM_HIGHER = _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5)
 NORM_EARLY = _ebca(0.0, 0.06, "first half of the steps, cfg 2.5", end=0.5, cfg=2.5)
 COMPOSED = _objects(0.1, 0.0, 0.5, cfg=2.5)
@@ -309,7 +310,7 @@ METHODS = [
     HIGHER,
     HIGHEST,
     _words(1.3),
-    _words(1.3, cfg=2.5),
+    WORDS_HIGHER,
     _excite(5.0),
     EXCITE_HIGHER,
     _composable(0.1),
@@ -463,42 +464,42 @@ THINGS_CANDIDATES = [
     _texts(_part("objects", 0.2, 0.0, 0.5), _part("nothing", 0.2, 0.0, 0.5, "remove"), cfg=_MORE),
     _texts(_part("objects", 0.2, 0.0, 0.5), _part("nothing", 0.4, 0.0, 0.5, "remove"), cfg=_MORE),
 ]
-_THINGS_HIGHER = _cfg(_MORE)
-_THINGS_WORDS = _words(1.3, cfg=_MORE)
-_THINGS_EXCITE = _excite(5.0, "nouns", side=_FINE, cfg=_MORE)
-_THINGS_AVERAGED = _composable(0.1, 0.5, cfg=_MORE)
-_THINGS_NAG = _nag(3.0, cfg=_MORE)
-_THINGS_ATTENTION = _ebca(0.1, 0.0)
-_THINGS_NORM = _ebca(0.0, 0.06, f"first half of the steps, cfg {_MORE:g}", end=0.5, cfg=_MORE)
-_THINGS_COMPOSED = _objects(0.1, 0.0, 0.5, cfg=_MORE)
-_THINGS_EMPTY = _texts(_AWAY, cfg=_MORE)
-_THINGS_CONCEPTS, _THINGS_CONCEPTS_USUAL = _texts(_EACH, _AWAY, cfg=_MORE), _texts(_EACH, _AWAY)
+THINGS_HIGHER = _cfg(_MORE)
+THINGS_WORDS = _words(1.3, cfg=_MORE)
+THINGS_EXCITE = _excite(5.0, "nouns", side=_FINE, cfg=_MORE)
+THINGS_AVERAGED = _composable(0.1, 0.5, cfg=_MORE)
+THINGS_NAG = _nag(3.0, cfg=_MORE)
+THINGS_ATTENTION = _ebca(0.1, 0.0)
+THINGS_NORM = _ebca(0.0, 0.06, f"first half of the steps, cfg {_MORE:g}", end=0.5, cfg=_MORE)
+THINGS_COMPOSED = _objects(0.1, 0.0, 0.5, cfg=_MORE)
+THINGS_EMPTY = _texts(_AWAY, cfg=_MORE)
+THINGS_CONCEPTS, THINGS_CONCEPTS_USUAL = _texts(_EACH, _AWAY, cfg=_MORE), _texts(_EACH, _AWAY)
 THINGS_METHODS = [
     PLAIN,
-    _THINGS_HIGHER,
-    _THINGS_WORDS,
-    _THINGS_EXCITE,
-    _THINGS_AVERAGED,
-    _THINGS_NAG,
+    THINGS_HIGHER,
+    THINGS_WORDS,
+    THINGS_EXCITE,
+    THINGS_AVERAGED,
+    THINGS_NAG,
     AUTHORS,
-    _THINGS_ATTENTION,
-    _THINGS_NORM,
-    _THINGS_COMPOSED,
-    _THINGS_EMPTY,
-    _THINGS_CONCEPTS,
-    _THINGS_CONCEPTS_USUAL,
+    THINGS_ATTENTION,
+    THINGS_NORM,
+    THINGS_COMPOSED,
+    THINGS_EMPTY,
+    THINGS_CONCEPTS,
+    THINGS_CONCEPTS_USUAL,
 ]
 THINGS_COMPARED = [
-    *((_THINGS_CONCEPTS, other) for other in (_THINGS_HIGHER, _THINGS_EXCITE, _THINGS_AVERAGED, _THINGS_COMPOSED)),
-    *((_THINGS_COMPOSED, other) for other in (_THINGS_HIGHER, _THINGS_EXCITE, _THINGS_AVERAGED)),
-    *((one, _THINGS_HIGHER) for one in (_THINGS_EMPTY, _THINGS_EXCITE, _THINGS_AVERAGED, _THINGS_NORM)),
-    (_THINGS_CONCEPTS_USUAL, PLAIN),
+    *((THINGS_CONCEPTS, other) for other in (THINGS_HIGHER, THINGS_EXCITE, THINGS_AVERAGED, THINGS_COMPOSED)),
+    *((THINGS_COMPOSED, other) for other in (THINGS_HIGHER, THINGS_EXCITE, THINGS_AVERAGED)),
+    *((one, THINGS_HIGHER) for one in (THINGS_EMPTY, THINGS_EXCITE, THINGS_AVERAGED, THINGS_NORM)),
+    (THINGS_CONCEPTS_USUAL, PLAIN),
 ]
 THINGS_PARTS = [
-    (f"cfg {_MORE:g} (no EBCA)", _THINGS_HIGHER, PLAIN), (AUTHORS_UPDATE, AUTHORS, PLAIN),
-    (ATTENTION_TERM, _THINGS_ATTENTION, PLAIN), (NORM_TERM, _THINGS_NORM, _THINGS_HIGHER),
-    (EACH_OBJECT, _THINGS_COMPOSED, _THINGS_HIGHER), (EMPTY_REMOVED, _THINGS_CONCEPTS, _THINGS_COMPOSED),
-    (f"both (EBCA Concepts), cfg {_MORE:g}", _THINGS_CONCEPTS, _THINGS_HIGHER),
+    (f"cfg {_MORE:g} (no EBCA)", THINGS_HIGHER, PLAIN), (AUTHORS_UPDATE, AUTHORS, PLAIN),
+    (ATTENTION_TERM, THINGS_ATTENTION, PLAIN), (NORM_TERM, THINGS_NORM, THINGS_HIGHER),
+    (EACH_OBJECT, THINGS_COMPOSED, THINGS_HIGHER), (EMPTY_REMOVED, THINGS_CONCEPTS, THINGS_COMPOSED),
+    (f"both (EBCA Concepts), cfg {_MORE:g}", THINGS_CONCEPTS, THINGS_HIGHER),
 ]  # fmt: skip
 STUDIES = {
     UNET: Study(CANDIDATES, METHODS, COMPARED, FIGURE, PARTS),
@@ -512,7 +513,7 @@ STUDIES = {
     ),
     "things": Study(
         THINGS_CANDIDATES, THINGS_METHODS, THINGS_COMPARED,
-        [PLAIN, _THINGS_HIGHER, _THINGS_EXCITE, AUTHORS, _THINGS_COMPOSED, _THINGS_CONCEPTS], THINGS_PARTS,
+        [PLAIN, THINGS_HIGHER, THINGS_EXCITE, AUTHORS, THINGS_COMPOSED, THINGS_CONCEPTS], THINGS_PARTS,
         scored=Columns(_SPLITS, _SPLITS, THINGS.errors), tuning=Columns(_SPLITS, _SPLITS, THINGS.errors),
         pictured="each of the three sets of prompts", document="things.md", results="things.jsonl",
     ),

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from alignment import compare, parts_figure, report
+from alignment import claims, compare, parts_figure, report
 from alignment.columns import Columns, change
 from alignment.image_statistics import ImageStatistics, distance
 from alignment.methods import KINDS
 from alignment.results import PATH, Cell, Results
-from alignment.settings import CANDIDATES, METHODS, PLAIN, SETS, STUDIES, TUNING
-from bootstrap import mean_of, statistic_of
+from alignment.settings import CANDIDATES, METHODS, PLAIN, SETS, STUDIES, TUNING, Method
+from bootstrap import Estimate, mean_of, statistic_of
 from worlds import MODELS, SHAPES, THINGS
 
 # --- intervals -------------------------------------------------------------------------------------------------------
@@ -89,6 +89,30 @@ def test_drawn_pictures_show_what_their_captions_say(world, rows, least):
     letters = [world.letter(one) for one in judged]
     assert letters.count("R") == sum(one.complete for one in judged) >= least * len(wanted)
     assert len({*world.letters, "R"}) == len(world.labels) + 1
+
+
+@pytest.mark.parametrize(
+    ("expected", "interval", "answer"),
+    [(1, (0.01, 0.05), "yes"), (1, (-0.01, 0.05), "not shown"), (1, (-0.05, -0.01), "no"), (-1, (-0.05, -0.01), "yes"),
+     (-1, (0.01, 0.05), "no"), (0, (-0.01, 0.05), "no difference here either"), (0, (0.01, 0.05), "no"),
+     (0, (-0.05, -0.01), "no")],
+)  # fmt: skip
+def test_a_finding_holds_where_the_interval_lies_on_its_side_of_zero(expected, interval, answer):
+    claim = claims.Claim("", expected, (PLAIN, PLAIN), (PLAIN, PLAIN))
+    assert claim.holds(Estimate(sum(interval) / 2, *interval)) == answer
+
+
+def test_a_finding_is_read_from_the_pictures_of_both_methods(tmp_path):
+    results, sets = Results(tmp_path / "results"), STUDIES["things"].scored.sets
+    ours, other = PLAIN, Method("other", "plain", {"cfg": 7.0})
+    made = [(PLAIN, ("RRee", "Remm", "ReRR")), (other, ("RRRR", "eeee", "mmmm"))]
+    for method, labels_of_sets in made:
+        assert claims.change("e", "things", (ours, other), claims.Sampled(results, 4)) is None
+        for captions, labels in zip(sets, labels_of_sets, strict=True):
+            results.add(Cell(captions, method.kind, method.settings, False, 4, "things").key, labels=labels)
+    found = {letters: claims.change(letters, "things", (ours, other), claims.Sampled(results, 4)).mean
+             for letters in ("rR", "e")}  # fmt: skip
+    assert found == pytest.approx({"rR": (-2 + 1 + 3) / 12, "e": (2 - 3 + 1) / 12})
 
 
 # --- cells and their results -----------------------------------------------------------------------------------------
