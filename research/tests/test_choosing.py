@@ -99,7 +99,7 @@ def test_mean_of_both_grids_counts_every_layer_once():
 
 def maps_by_hand(x, context, layer, heads):
     """Of one image: softmax over tokens and over pixels, each the mean over heads, [n, t]."""
-    q, k = (tensor.double().numpy() @ linear.weight.double().numpy().T
+    q, k = (tensor.double().numpy() @ linear.weight.detach().double().numpy().T
             for tensor, linear in ((x, layer.to_q), (context, layer.to_k)))  # fmt: skip
     found = []
     for part in np.split(np.arange(q.shape[1]), heads):
