@@ -100,7 +100,7 @@ def rows(model="things", name="cat_to_dog"):
 
 def test_what_is_there_is_not_sampled_again(tmp_path, monkeypatch):
     class Unchanged:
-        def __init__(self, shapes, cases, steps):
+        def __init__(self, small, cases, steps, precision):
             self._cases = cases
 
         def apply(self, method):

@@ -12,7 +12,7 @@ from comfy.sd1_clip import SD1Tokenizer
 import comfy_host
 import train
 import train_vae
-from alignment import methods
+from alignment import claims, methods
 from things import captions
 from things.grammar import RELATIONS, parse
 from worlds import THINGS
@@ -65,7 +65,7 @@ def test_weighted_words_are_whole_words():
 
 
 RESEARCH = Path(methods.__file__).parents[1]
-MARKS = ("scores", "edit cat_with_glasses")
+MARKS = ("scores", "claims", "edit cat_with_glasses")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,11 @@ def test_commands_sample_an_untrained_model_and_write_their_tables(
             "--checkpoint", untrained, "--images", "2", *options, "--results", tmp_path / "results",
             "--document", document]  # fmt: skip
     subprocess.run(call, capture_output=True, text=True, timeout=600, check=True)
-    lines = [line for line in document.read_text().splitlines() if line.startswith("| ") and "| method" not in line]
+    text = document.read_text()
+    findings = text[text.index("<!-- claims") : text.index("<!-- end of claims")]
+    lines = [line for line in text.replace(findings, "").splitlines()
+             if line.startswith("| ") and "| method" not in line]  # fmt: skip
     assert len(lines) == rows, lines
     assert all("%" in line for line in lines)
+    # A finding is of all three sets, of which one was sampled.
+    assert findings.count("| - | - |") == (len(claims.CLAIMS) if script == "alignment/compare.py" else 0)
