@@ -78,7 +78,8 @@ class Study:
     """What is edited with one trained model.
 
     tuned: for each of the kinds. alphas, starts, cfgs: of EBCA in --tune. images: pictures a method. document: in
-    docs/, for the tables; None where they are only printed. precision: as in small_model.in_precision.
+    docs/, for the tables; None where they are only printed. precision: of inversion and sampling, as in
+    small_model.in_precision.
     """
 
     kinds: Mapping[str, EditKind]
@@ -177,27 +178,28 @@ class Editor:
         self._inverted: dict[int, tuple] = {}
 
     def apply(self, method: Method) -> np.ndarray:
-        """The edited pictures [b h w 3]."""
+        """The edited pictures [b h w 3]. The VAE is as precise as for the original, from which they are measured."""
         with in_precision(self._precision):
-            return self._edited(method)
+            edited = self._edited(method)
+        return self._small.decode(edited)
 
-    def _edited(self, method: Method) -> np.ndarray:
+    def _edited(self, method: Method) -> dict[str, Tensor]:
+        """The LATENT of the edited pictures."""
         small, model = self._small, self._small.model
         positive, negative = self._prompts[method.positive], self._prompts[method.negative]
         settings = dict(steps=self._steps, cfg=method.cfg, sampler_name="euler", scheduler="normal")
         if method.denoise is not None:
-            (latent,) = small.node(
+            return small.node(
                 "KSampler", model=model, seed=0, positive=positive, negative=negative, latent_image=self._latent,
                 denoise=method.denoise, **settings,
-            )  # fmt: skip
-            return small.decode(latent)
+            )[0]  # fmt: skip
         inverted = self._invert(method.fixed_point_iterations)
         if method.edit is not None:
             model = self._composed(method.edit, self._mask if method.masked else None)
         if method.noise_masked:
             latent = self._latent | {"noise_mask": self._mask}
-            return small.decode(small.sample_custom(model, inverted[1], latent, positive, negative, **settings))
-        return small.decode(small.sample_inverted(model, inverted, self._latent, positive, negative, **settings))
+            return small.sample_custom(model, inverted[1], latent, positive, negative, **settings)
+        return small.sample_inverted(model, inverted, self._latent, positive, negative, **settings)
 
     def _invert(self, fixed_point_iterations: int) -> tuple:
         if fixed_point_iterations not in self._inverted:
@@ -249,9 +251,12 @@ class Bench:
         return self.kind.cases(self.images, self.seed)
 
     def key(self, method: Method) -> str:
+        """The first results are in float32 and do not name it."""
         settings = {name: value for name, value in asdict(method).items() if name != "name"}
         of = {name: getattr(self, name) for name in ("model", "name", "images", "seed", "steps")}
-        return json.dumps(of | {"method": settings}, sort_keys=True)
+        precision = STUDIES[self.model].precision
+        named = {} if precision == torch.float32 else {"precision": str(precision).removeprefix("torch.")}
+        return json.dumps(of | named | {"method": settings}, sort_keys=True)
 
     def fill(self, small: SmallModel, tried: Sequence[Method]) -> None:
         """Sample what is missing."""

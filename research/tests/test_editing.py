@@ -1,5 +1,7 @@
 """Edits counted on small models: marks are what the pictures show, and what has been sampled is kept."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -122,6 +124,14 @@ def test_every_setting_of_a_method_is_in_the_key(tmp_path):
     keys = [bench(tmp_path / "a", **of).key(method) for method in rows()
             for of in ({}, {"model": "unet"}, {"name": "object"}, {"seed": 2}, {"steps": 9})]  # fmt: skip
     assert len(set(keys)) == len(keys)
+
+
+def test_results_that_are_not_in_float32_name_their_precision(tmp_path):
+    method, *_ = rows()
+    kept = {model: json.loads(bench(tmp_path / "a", model=model).key(method)) for model in editing.STUDIES}
+    assert {model: of.get("precision") for model, of in kept.items()} == {
+        "unet": None, "transformer": None, "joint": None, "things": "bfloat16"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("model", editing.STUDIES)
