@@ -139,9 +139,9 @@ def _img2img(denoise: float) -> str:
 
 def candidates(study: Study, cfg: float) -> Iterator[Method]:
     """What --tune tries: the ways without EBCA, and EBCA."""
-    for strength, denoise in product((cfg, 3.0, 6.0), (0.6, 0.65, 0.7, 0.75, 0.8)):
+    for strength, denoise in product(dict.fromkeys((cfg, 3.0, 6.0)), (0.6, 0.65, 0.7, 0.75, 0.8)):
         yield Method(f"img2img {denoise}, cfg {strength:g}", strength, denoise=denoise)
-    for strength, inversion, negative in product((cfg, 3.0), (0, 1), ("", "caption")):
+    for strength, inversion, negative in product(dict.fromkeys((cfg, 3.0)), (0, 1), ("", "caption")):
         name = f"swap, cfg {strength:g}, inversion {inversion}, negative '{negative}'"
         yield Method(name, strength, inversion, negative=negative)
     for strength, inversion, alphas, start in product(study.cfgs, (0, 1), study.alphas, study.starts):
@@ -149,7 +149,7 @@ def candidates(study: Study, cfg: float) -> Iterator[Method]:
         name = f"EBCA, cfg {strength:g}, inversion {inversion}, {alphas} from {start}"
         yield Method(name, strength, inversion, edit=edit, **CAPTION)
     for gamma in (0.0, 2e-3):
-        edit = Edit((1.6, 1.5), 0.3, (gamma, gamma))
+        edit = Edit(study.alphas[1], 0.3, (gamma, gamma))
         yield Method(f"EBCA, inversion 1, gammas {gamma}", cfg, 1, edit=edit, **CAPTION)
 
 

@@ -12,7 +12,7 @@ from edits import OBJECT, PAPER
 from shapes.cases import cases
 from shapes.drawing import draw
 from things.grammar import Wanted, parse
-from worlds import THINGS
+from worlds import MODELS, THINGS
 
 
 def drawn(case, thing):
@@ -136,8 +136,8 @@ def test_results_that_are_not_in_float32_name_their_precision(tmp_path):
 
 @pytest.mark.parametrize("model", editing.STUDIES)
 def test_methods_and_candidates_have_names_of_their_own(model):
-    study = editing.STUDIES[model]
-    for tried in (list(editing.candidates(study, 1.25)), *(rows(model, name) for name in study.kinds)):
+    study, cfg = editing.STUDIES[model], MODELS[model].world.cfg
+    for tried in (list(editing.candidates(study, cfg)), *(rows(model, name) for name in study.kinds)):
         assert len({method.name for method in tried}) == len(tried)
         for method in tried:
             assert method.edit is None or (method.edit.alphas[0] > 0 and isinstance(method.edit, Edit))
