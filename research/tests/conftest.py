@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 
 # Pytest's own name for that file, which boots ComfyUI: where both folders are tested together, it must run once.
 _NAME = "tests.conftest"
+LONGEST = 600  # seconds of a script
 
 
 def _shared() -> ModuleType:
@@ -29,20 +31,24 @@ globals().update({name: value for name, value in vars(_shared()).items() if not 
 
 @pytest.fixture(scope="session")
 def run_command(comfyui_root) -> Callable[..., str]:
-    """A function that runs a command of research/ by its module and its arguments: what it has printed.
+    """A function that runs a script of research/ with its arguments: what it has printed.
 
-    All run in one process, as most of a command's time is that of importing ComfyUI. tests/test_choosing.py starts a
-    command as run.py does.
+    All run in one process, as most of a script's time is that of importing ComfyUI. test_choosing.py starts one as
+    run.py does.
     """
     call, pipe = [sys.executable, Path(__file__).with_name("command_process.py"), comfyui_root], subprocess.PIPE
     with subprocess.Popen(call, stdin=pipe, stdout=pipe, encoding="utf-8") as process:
 
-        def run(name: str, *arguments: object) -> str:
-            process.stdin.write(json.dumps([name, list(map(str, arguments))]) + "\n")
+        def run(script: str, *arguments: object) -> str:
+            process.stdin.write(json.dumps([script, *map(str, arguments)]) + "\n")
             process.stdin.flush()
+            limit = threading.Timer(LONGEST, process.kill)
+            limit.start()
             answer = process.stdout.readline()
-            assert answer, f"{name} failed, see above"
-            return json.loads(answer)
+            limit.cancel()
+            assert answer, f"The process of {script} is gone: it crashed, or was killed after {LONGEST} s."
+            printed, failure = json.loads(answer)
+            assert failure is None, failure
+            return printed
 
         yield run
-        process.stdin.close()

@@ -264,7 +264,7 @@ def test_command_samples_once_and_writes_its_table(comfyui_root, run_command, mo
                "--results", tmp_path / "results", "--document", document,
                "--method", *(method.name for method in methods if method is not PLAIN)]  # fmt: skip
     count = len(methods)
-    assert f"{count} of {count}" in run_command("alignment.compare", *options)
+    assert f"{count} of {count}" in run_command("alignment/compare.py", *options)
     monkeypatch.setattr(compare, "boot", lambda options: None)
     monkeypatch.setattr(compare, "SmallModel", lambda name, checkpoint: None)  # with it nothing can be sampled
     compare.main(list(map(str, options)))

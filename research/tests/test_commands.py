@@ -28,7 +28,7 @@ def test_every_name_of_bench_has_its_script():
 )
 def test_command_prints_a_row_for_each_method(comfyui_root, run_command, tmp_path, name, options, rows):
     options = [tmp_path / KEPT if option == KEPT else option for option in options]
-    printed = run_command(name, "--comfyui", comfyui_root, *options, "--threads", "1")
+    printed = run_command(f"{name}.py", "--comfyui", comfyui_root, *options, "--threads", "1")
     lines = [line for line in printed.splitlines() if line.startswith("| ") and not line.startswith(("| m", "| i"))]
     assert len(lines) >= rows, printed
     assert all(any(character.isdigit() for character in line) for line in lines)
