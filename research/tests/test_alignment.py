@@ -94,12 +94,20 @@ def test_drawn_pictures_show_what_their_captions_say(world, rows, least):
 @pytest.mark.parametrize(
     ("expected", "interval", "answer"),
     [(1, (0.01, 0.05), "yes"), (1, (-0.01, 0.05), "not shown"), (1, (-0.05, -0.01), "no"), (-1, (-0.05, -0.01), "yes"),
-     (-1, (0.01, 0.05), "no"), (0, (-0.01, 0.05), "no difference here either"), (0, (0.01, 0.05), "no"),
+     (-1, (0.01, 0.05), "no"), (0, (-0.01, 0.05), "none shown here either"), (0, (0.01, 0.05), "no"),
      (0, (-0.05, -0.01), "no")],
 )  # fmt: skip
 def test_a_finding_holds_where_the_interval_lies_on_its_side_of_zero(expected, interval, answer):
     claim = claims.Claim("", expected, (PLAIN, PLAIN), (PLAIN, PLAIN))
     assert claim.holds(Estimate(sum(interval) / 2, *interval)) == answer
+
+
+def test_kept_results_of_shapes_show_each_finding():
+    shapes = claims.Sampled(Results(PATH), compare.IMAGES)
+    found = {claim.text: claims.change(claim.letters, "unet", claim.shapes, shapes) for claim in claims.CLAIMS}
+    assert {text: claims.sign(one) for text, one in found.items()} == {
+        claim.text: claim.expected for claim in claims.CLAIMS
+    }  # fmt: skip
 
 
 def test_a_finding_is_read_from_the_pictures_of_both_methods(tmp_path):
