@@ -24,10 +24,11 @@ _USED_BY_TOOLS = ("run.py", "ebca_core/", "comfyui_binding/", "nodes/", "plots/"
 _TRANSFORMERS = ("transformer_*", "joint_*")
 #: Tests without a server, of which the whole takes less than a minute.
 _QUICK = ("core_*", "schemas", "locales", "help", "packaging", "global_state")
-#: What tier 1 runs on the oldest ComfyUI: tests of what may differ there, which is what ComfyUI calls, is given or
-#: hands over. Each model family, each neighbour, each way in which ComfyUI batches prompts or stores weights, and each
-#: thing that EBCA Reroll takes from a run has this mark once: in the case that uses most of it, and with EBCA's nodes
-#: before those of others. The method's numbers in all their settings are the same on both, and tested on the newest.
+#: The mark of what tier 1 runs on the oldest ComfyUI: tests of what may differ there, which is what ComfyUI calls, is
+#: given or hands over. Each model family, each node or pack of others, each way in which ComfyUI batches prompts or
+#: stores weights, and all that EBCA Reroll reads from a run has one test with this mark, in the setting that uses most
+#: of ComfyUI and with EBCA's nodes before those of others. The method itself does not depend on the version: its
+#: settings are tested on the newest.
 _INTERFACE = "interface"
 #: How many random prompts the nightly tier tries (tier 1: the default of tests/test_bad_input.py).
 _CASES = {NEWEST: 2000, OLDEST: 480}
@@ -77,8 +78,8 @@ def parts(tier: str, newest: str | None = NEWEST, tools: bool = True, repo: Path
 
 def _whole(version: str | None, repo: Path, marks: str = "", cases: int | None = None) -> dict[str, Part]:
     """All tests that have these marks: in the process of the tests, with a server, and of the tools. The longest come
-    first, so that both processes end at about the same time. Each part imports ComfyUI, and those with servers start
-    them, so that more and shorter parts would take longer."""
+    first, so that both processes end at about the same time. Each part imports ComfyUI, and those with tests on a
+    server start one: more and shorter parts would take longer."""
     more = ["--cases", str(cases)] if cases else []
     of_tools = ["-m", marks.removeprefix(" and ")] if marks else []
     transformers = _files(repo, _TRANSFORMERS)

@@ -107,7 +107,7 @@ def pushed(cases: list[tuple], but: set[tuple[str, str]]) -> list:
     return [pytest.param(*case, marks=pytest.mark.nightly if case[:2] in but else ()) for case in cases]
 
 
-# EBCA first is tried with core's node; that it runs again then, after the window, in the last test of this file.
+# EBCA first is tried with core's node; that compiled code runs again once its window ends, in this file's last test.
 @pytest.mark.parametrize(
     ("way", "order", "traced"), pushed(CASES, {("the U-Net swapped", EBCA_FIRST), ("blocks swapped", EBCA_FIRST)})
 )

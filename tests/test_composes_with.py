@@ -193,16 +193,16 @@ def marked(cases: Sequence[tuple[str, ...]], mark_of: Callable[..., Any]) -> lis
 
 
 def of_method(name: str, method: str, order: str = ONE[0]) -> Any:
-    """The last method of a row goes deepest into ComfyUI: `compose` has an update and edits. It is the one that every
-    push tries on the oldest ComfyUI too, and behind the neighbour."""
-    is_deepest = method == TABLE[name].only[-1]
+    """The last method of a row uses most of ComfyUI: `compose` has an update and edits. It is the one that every push
+    tries on the oldest ComfyUI too, and behind the neighbour."""
+    is_fullest = method == TABLE[name].only[-1]
     if order == ONE[0]:
-        return pytest.mark.interface if is_deepest else ()
-    return () if is_deepest else pytest.mark.nightly
+        return pytest.mark.interface if is_fullest else ()
+    return () if is_fullest else pytest.mark.nightly
 
 
 def of_window(name: str, order: str) -> Any:
-    """Behind core's nodes at night: the packs' patches are what a closed window meets there."""
+    """EBCA behind core's nodes runs at night; behind the packs, which patch more, for every push."""
     if order == ONE[0]:
         return pytest.mark.interface if name in CROWD else ()
     return pytest.mark.nightly if name in CORE else ()

@@ -250,7 +250,7 @@ def test_node_search_finds_ebca_concepts(front_end, words):
     assert any("EBCA Concepts" in title for title in found[:8]), found
 
 
-# At night also those that are dropped for every push: the test of that looks at the same canvas.
+# The files that every push drops onto the canvas, with the same checks, are opened as templates at night.
 @not_on_the_oldest
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.nightly if name in RUN else ()) for name in FILES]

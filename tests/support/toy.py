@@ -1,7 +1,7 @@
 """Tiny models made of ComfyUI's own classes, with deterministic random weights. Needs a booted host.
 
-The sizes of the models are chosen for speed: 32 and 64 channels, two resolutions, cross-attention width WIDTH, and no
-attention in every other block on the way up.
+The sizes of the models are chosen for speed: 32 and 64 channels, two resolutions, cross-attention width WIDTH. Every
+other block on the way up has no attention; those like SDXL have it at the lower resolution alone.
 """
 
 import functools
