@@ -22,7 +22,7 @@ from alignment.results import Cell
 from bootstrap import mean_of
 from shapes.grammar import Scene
 from shapes.scorer import read, verdict
-from small_model import SmallModel, bench_parser, boot
+from small_model import SmallModel, bench_parser, boot, in_precision
 from worlds import SHAPES
 
 IMAGES, TUNING_IMAGES = 200, 60
@@ -84,7 +84,7 @@ def sample(shapes: SmallModel, method: Method, scenes: Sequence[Scene], seeds: S
         )  # fmt: skip
         (model,) = shapes.node("EBCACompose", model=model, edits={"edit0": edit}, norm_limit=method.norm_limit)
     negative = shapes.encode(unwanted) if method.has_negative else empty
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), in_precision(torch.bfloat16):
         return shapes.sampled(
             model, shapes.encode(prompts[method.prompt]), negative, list(seeds), cfg=method.cfg, **SHAPES.sampler
         )
