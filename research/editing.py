@@ -137,19 +137,22 @@ def _img2img(denoise: float) -> str:
     return f"img2img with the new prompt, denoise {denoise}"
 
 
-def candidates(study: Study, cfg: float) -> Iterator[Method]:
-    """What --tune tries: the ways without EBCA, and EBCA."""
+def candidates(study: Study, name: str, cfg: float) -> Iterator[Method]:
+    """What --tune tries for one kind of edit: the ways without EBCA, and EBCA, which removes only where the tuned edits
+    do."""
+    removes = study.tuned[name].edits[1].alphas[1] > 0
+    strengths = [alphas for alphas in study.alphas if removes or alphas[1] == 0]
     for strength, denoise in product(dict.fromkeys((cfg, 3.0, 6.0)), (0.6, 0.65, 0.7, 0.75, 0.8)):
         yield Method(f"img2img {denoise}, cfg {strength:g}", strength, denoise=denoise)
     for strength, inversion, negative in product(dict.fromkeys((cfg, 3.0)), (0, 1), ("", "caption")):
-        name = f"swap, cfg {strength:g}, inversion {inversion}, negative '{negative}'"
-        yield Method(name, strength, inversion, negative=negative)
-    for strength, inversion, alphas, start in product(study.cfgs, (0, 1), study.alphas, study.starts):
+        said = f"swap, cfg {strength:g}, inversion {inversion}, negative '{negative}'"
+        yield Method(said, strength, inversion, negative=negative)
+    for strength, inversion, alphas, start in product(study.cfgs, (0, 1), strengths, study.starts):
         edit = Edit(alphas, start, (5e-4, 5e-4))
-        name = f"EBCA, cfg {strength:g}, inversion {inversion}, {alphas} from {start}"
-        yield Method(name, strength, inversion, edit=edit, **CAPTION)
+        said = f"EBCA, cfg {strength:g}, inversion {inversion}, {alphas} from {start}"
+        yield Method(said, strength, inversion, edit=edit, **CAPTION)
     for gamma in (0.0, 2e-3):
-        edit = Edit(study.alphas[1], 0.3, (gamma, gamma))
+        edit = Edit(strengths[1], 0.3, (gamma, gamma))
         yield Method(f"EBCA, inversion 1, gammas {gamma}", cfg, 1, edit=edit, **CAPTION)
 
 
@@ -351,7 +354,7 @@ def main(arguments: Sequence[str]) -> int:
         small = SmallModel(options.model, options.checkpoint)
     for name in names:
         bench = Bench(options.model, name, options.images or count, seed, options.steps, results)
-        tried = list(candidates(study, cfg)) if options.tune else methods(bench.kind, study.tuned[name], cfg)
+        tried = list(candidates(study, name, cfg)) if options.tune else methods(bench.kind, study.tuned[name], cfg)
         chosen = [method for method in tried if any(text in method.name for text in options.method)]
         if small:
             bench.fill(small, chosen)

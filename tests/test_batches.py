@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from support import oracle, toy
+from support.marks import with_mark
 from support.sampling import relative_error, sample, sample_sigmas
 from support.wiring import Ebca, text
 
@@ -31,9 +32,7 @@ CASES = {
 
 #: The one that tier 1 tries on the oldest ComfyUI too.
 FULLEST = "update and carried edits"
-each_case = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.interface if name == FULLEST else ()) for name in CASES]
-)
+each_case = pytest.mark.parametrize("name", with_mark(CASES, pytest.mark.interface, [FULLEST]))
 
 
 def alone(case: Ebca, image: int) -> Ebca:

@@ -102,15 +102,11 @@ def hand_made(comfy, update: oracle.Update = UPDATE) -> torch.Tensor:
         return scene.sampled(comfy)
 
 
-def pushed(cases: list[tuple], but: set[tuple[str, str]]) -> list:
-    """Cases that begin with a way and an order; in tier 1 without those of `but`."""
-    return [pytest.param(*case, marks=pytest.mark.nightly if case[:2] in but else ()) for case in cases]
-
-
-# EBCA first is tried with core's node; that compiled code runs again once its window ends, in this file's last test.
-@pytest.mark.parametrize(
-    ("way", "order", "traced"), pushed(CASES, {("the U-Net swapped", EBCA_FIRST), ("blocks swapped", EBCA_FIRST)})
-)
+# For every push EBCA first is tried with core's node.
+@pytest.mark.parametrize(("way", "order", "traced"), [
+    pytest.param(*case, marks=pytest.mark.nightly if case[1] == EBCA_FIRST and case[0] != "core's node" else ())
+    for case in CASES
+])  # fmt: skip
 def test_equals_the_hand_made_run(comfy, caplog, backend, way, order, traced):
     compiled, scene = WAYS[way], small_scene()
     plain = compiled(comfy, scene.model, backend)
@@ -129,8 +125,7 @@ def test_equals_the_hand_made_run(comfy, caplog, backend, way, order, traced):
 
 
 @pytest.mark.parametrize(
-    ("way", "order"),
-    pushed([*((way, COMPILE_FIRST) for way in WAYS), ("core's node", EBCA_FIRST)], {("core's node", EBCA_FIRST)}),
+    ("way", "order"), [*((way, COMPILE_FIRST) for way in WAYS), ("core's node", EBCA_FIRST)]
 )
 def test_outside_its_window_compiled_code_runs(comfy, caplog, backend, way, order):
     scene, window = small_scene(), dict(start_percent=0.1, end_percent=0.11)

@@ -12,6 +12,7 @@ import torch
 from support import oracle, other_packs, toy
 from support.host import node
 from support.log_messages import messages
+from support.marks import with_mark
 from support.oracle import Neighbour
 from support.other_packs import Scene, chain, on_the_model
 from support.sampling import relative_error
@@ -262,7 +263,7 @@ def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, caplog, ne
 
 
 @pytest.mark.parametrize("method", ["words", "compose"])
-@pytest.mark.parametrize("name", WINDOWED)
+@pytest.mark.parametrize("name", with_mark(WINDOWED, pytest.mark.interface, ["context windows"]))
 def test_windows_change_nothing_but_the_calls(comfy, pack, name, method):
     """Two windows of one step do not see each other's changes of an edit's context."""
     scene = wired(comfy, pack, name, "neighbour first", [method])

@@ -25,6 +25,7 @@ from devtools.inprocess import CPU_FLAGS
 from devtools.server import PACK, Server
 from devtools.twins import INPUTS, RANDOM, SHAPES, SMALL, TRANSFORMERS, WORKFLOWS, steps
 from devtools.workflows import Prompt, load, substitute, to_api
+from support.marks import with_mark
 
 REPO = Path(__file__).resolve().parents[1]
 SHAPES_MODEL = REPO / "demo" / "shapes.safetensors"
@@ -252,9 +253,7 @@ def test_node_search_finds_ebca_concepts(front_end, words):
 
 # The files that every push drops onto the canvas, with the same checks, are opened as templates at night.
 @not_on_the_oldest
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.nightly if name in RUN else ()) for name in FILES]
-)
+@pytest.mark.parametrize("name", with_mark(FILES, pytest.mark.nightly, RUN))
 @pytest.mark.usefixtures("closed_afterwards")
 def test_template_opens_readable_and_as_it_is(front_end, object_info, look, photograph, name):
     assert front_end("openTemplate", PACK, name) > READABLE
@@ -266,9 +265,7 @@ def test_template_opens_readable_and_as_it_is(front_end, object_info, look, phot
     assert sent(front_end("prompt")) == sent(to_api(load(FILES[name]), object_info))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in RUN else pytest.mark.nightly) for name in FILES]
-)
+@pytest.mark.parametrize("name", with_mark(FILES, pytest.mark.nightly, but=RUN))
 @pytest.mark.usefixtures("closed_afterwards")
 def test_dropped_file_is_saved_unchanged_runs_and_shows_its_pictures(
     front_end, server, object_info, photograph, look, name

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from support import oracle, reference
+from support.marks import with_mark
 from support.sampling import relative_error, sample_sigmas
 
 SETTINGS, TENSORS = reference.load("reference_a")
@@ -37,9 +38,7 @@ def edits(scenario: dict) -> list[oracle.Edit]:
 PUSHED = ("update_mask", "compose_update")
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=() if name in PUSHED else pytest.mark.nightly) for name in SETTINGS["scenarios"]
-])  # fmt: skip
+@pytest.mark.parametrize("name", with_mark(SETTINGS["scenarios"], pytest.mark.nightly, but=PUSHED))
 def test_hand_made_run_matches_the_reference(name):
     scenario, model = SETTINGS["scenarios"][name], reference.reference_model()
     prompts = [oracle.Prompt(TENSORS[role][0], role == "positive") for role in ("positive", "negative")]

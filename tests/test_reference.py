@@ -7,6 +7,7 @@ import torch
 
 from support import reference
 from support.host import node
+from support.marks import with_mark
 from support.sampling import relative_error, sample_sigmas
 
 SETTINGS, TENSORS = reference.load("reference_a")
@@ -58,10 +59,9 @@ def scenario_model(comfy, pack, model, scenario):
     return update(comfy, pack, model, scenario) if scenario else model
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.interface if name in ("update_mask", "compose_update") else ())
-    for name in SETTINGS["scenarios"]
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", with_mark(SETTINGS["scenarios"], pytest.mark.interface, ["update_mask", "compose_update"])
+)
 def test_scenario_matches_the_reference(comfy, pack, name):
     model = scenario_model(comfy, pack, reference.reference_model(), SETTINGS["scenarios"][name])
     outputs = []

@@ -10,6 +10,7 @@ from devtools import thumbnails
 from devtools.thumbnails import CARDS, HEIGHT, MARGIN, MASK, PHOTO, SCHEDULE, WIDTH, WORDS
 from devtools.twin_pictures import HELP_WIDTH, RUNS, of_docs, of_effects, of_help
 from devtools.twins import TRANSFORMERS, WORKFLOWS, pictures, tables_of, twin_of
+from support.marks import with_mark
 
 REPO = Path(__file__).resolve().parents[1]
 HELP = REPO / "web" / "docs"
@@ -84,9 +85,7 @@ SWEEP = "EBCA 11 Sweep (SDXL)"
 
 @pytest.mark.server
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.nightly if name == SWEEP else ()) for name in CARDS]
-)
+@pytest.mark.parametrize("name", with_mark(CARDS, pytest.mark.nightly, [SWEEP]))
 def test_a_thumbnail_shows_what_the_twin_makes(made, name):
     with Image.open(thumbnails.path(name)) as shown:
         assert_alike(shown, thumbnails.drawn(name, made(name)))

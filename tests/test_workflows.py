@@ -23,6 +23,7 @@ from shapes.drawing import draw
 from shapes.scorer import read, verdict
 from shapes.world import Picture, Thing
 from support.checkpoints import write_checkpoint
+from support.marks import with_mark
 from support.workflow_runs import ADDED, CELLS, unsampled
 from worlds import MODELS
 
@@ -405,9 +406,7 @@ def test_template_browser_has_every_file_with_its_thumbnail(server):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.interface if name == ADD_AND_REMOVE else ()) for name in SHAPES]
-)
+@pytest.mark.parametrize("name", with_mark(SHAPES, pytest.mark.interface, [ADD_AND_REMOVE]))
 def test_shapes_twin_gives_a_picture_with_and_one_without(run, name):
     images = run(name, SHAPES[name], SEEN if name == UPDATE else {})
     assert all(map(is_a_picture, images.values()))
@@ -606,9 +605,7 @@ def test_random_inpainting_checkpoint_is_one_for_comfyui(tmp_path):
 
 @pytest.mark.server
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ONE_OF_EACH_KIND else pytest.mark.nightly) for name in SHAPES]
-)
+@pytest.mark.parametrize("name", with_mark(SHAPES, pytest.mark.nightly, but=ONE_OF_EACH_KIND))
 def test_it_runs_as_shipped_on_random_weights(run, random_checkpoints, name, request):
     """In its own size and steps only where --full-size asks for that: it takes long on a CPU."""
     images = run(name, RANDOM) if request.config.getoption("--full-size") else run(name, RANDOM, SMALL)

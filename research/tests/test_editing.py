@@ -137,7 +137,15 @@ def test_results_that_are_not_in_float32_name_their_precision(tmp_path):
 @pytest.mark.parametrize("model", editing.STUDIES)
 def test_methods_and_candidates_have_names_of_their_own(model):
     study, cfg = editing.STUDIES[model], MODELS[model].world.cfg
-    for tried in (list(editing.candidates(study, cfg)), *(rows(model, name) for name in study.kinds)):
+    tried_by_kind = [[*editing.candidates(study, name, cfg)] for name in study.kinds]
+    for tried in (*tried_by_kind, *(rows(model, name) for name in study.kinds)):
         assert len({method.name for method in tried}) == len(tried)
         for method in tried:
             assert method.edit is None or (method.edit.alphas[0] > 0 and isinstance(method.edit, Edit))
+
+
+def test_an_edit_that_only_adds_is_tuned_without_removing():
+    study = editing.STUDIES["things"]
+    tried = {name: [method.edit for method in editing.candidates(study, name, 3.0) if method.edit] for name in PAPER}
+    assert not any(edit.alphas[1] for edit in tried["cat_with_glasses"])
+    assert all(any(edit.alphas[1] for edit in tried[name]) for name in PAPER if name != "cat_with_glasses")
