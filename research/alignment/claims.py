@@ -55,6 +55,7 @@ CLAIMS = [
           (s.AWAY, s.COMPOSED), (s.THINGS_CONCEPTS, s.THINGS_COMPOSED)),
     Claim("The norm term in the first half gains on the same cfg", 1,
           (s.NORM_EARLY, s.HIGHER), (s.THINGS_NORM, s.THINGS_HIGHER)),
+    Claim("The norm term loses at the usual cfg", -1, (s.NORM, s.PLAIN), (s.NORM, s.PLAIN)),
     Claim("The attention term loses at 0.1", -1, (s.ATTENTION, s.PLAIN), (s.ATTENTION, s.PLAIN)),
     Claim("The update with the authors' gammas: no difference shown", 0,
           (s.AUTHORS, s.PLAIN), (s.AUTHORS, s.PLAIN)),

@@ -298,6 +298,7 @@ AVERAGED = _composable(0.1, 0.5, cfg=2.5)
 AVERAGED_HIGHEST = _composable(0.1, 0.5, cfg=3.0)
 AUTHORS, ATTENTION = _ebca(0.01, 0.02), _ebca(0.1, 0.0)
 WORDS_HIGHER = _words(1.3, cfg=2.5)
+NORM = _ebca(0.0, 0.06)
 NORM_HIGHER = _ebca(0.0, 0.06, "cfg 2.5", cfg=2.5)
 NORM_EARLY = _ebca(0.0, 0.06, "first half of the steps, cfg 2.5", end=0.5, cfg=2.5)
 COMPOSED = _objects(0.1, 0.0, 0.5, cfg=2.5)
@@ -321,7 +322,7 @@ METHODS = [
     _nag(3.0),
     AUTHORS,
     ATTENTION,
-    _ebca(0.0, 0.06),
+    NORM,
     NORM_HIGHER,
     NORM_EARLY,
     COMPOSED,
@@ -482,6 +483,7 @@ THINGS_METHODS = [
     THINGS_NAG,
     AUTHORS,
     ATTENTION,
+    NORM,
     THINGS_NORM,
     THINGS_COMPOSED,
     THINGS_EMPTY,
