@@ -47,6 +47,9 @@ BLOCK_TOKENS = ("img", "txt")
 #: Forward passes of a network that other packs replace.
 FORWARDS = ("forward", "_forward", "forward_orig", "forward_core_with_concat", "patchify_and_embed")
 
+Rotation = Tensor | tuple[Tensor, ...]
+"""Of tokens, [b or 1, t + n, ..]; before ComfyUI 0.30 several of these, of the cosines and of the sines."""
+
 
 @dataclass(frozen=True)
 class JointFamily:
@@ -71,8 +74,8 @@ class JointFamily:
     token_count: str | None = None
     #: The module whose input is the positions [b, t + n, axes] of the tokens, where texts have positions.
     positions: Callable[[Module], Module | None] = lambda network: None
-    #: Where texts have positions and no module embeds them: the place, among a layer's arguments, of the rotation
-    #: [b or 1, t + n, ..] of its tokens. The text's first ones are any text's.
+    #: Where texts have positions and no module embeds them: the place, among a layer's arguments, of the Rotation of
+    #: its tokens. The text's first ones are any text's.
     rotation: int | None = None
     #: The text [b, t, c] among the arguments of a layer; None for a layer that gets text and image as one.
     text: Callable[[tuple, Mapping[str, Any]], Tensor | None] = lambda args, kwargs: None
@@ -218,7 +221,7 @@ class _JointCall:
         #: How many layers have been entered.
         self._layer_runs = 0
         #: The rotation that the network has given to layers, and the one that they get.
-        self._rotation: tuple[Tensor, Tensor] | None = None
+        self._rotation: tuple[Rotation, Rotation] | None = None
 
     @contextmanager
     def hooks_on(self, network: Module) -> Iterator[None]:
@@ -375,13 +378,18 @@ class _JointCall:
         override = partial(visit.attend, visit, options.get(OVERRIDE))
         return args, {**kwargs, "transformer_options": {**options, OVERRIDE: override}}
 
-    def _rotated(self, rotation: Tensor) -> Tensor:
-        """The rotation of a layer's tokens [b or 1, t + n, ..], in which each text has the first ones."""
+    def _rotated(self, rotation: Rotation) -> Rotation:
+        """The rotation of a layer's tokens, in which each text has the first ones."""
         if self._rotation is None or self._rotation[0] is not rotation:
-            image = rotation[:, self._text_tokens :]
-            texts = [rotation[:, :length] for length in self._lengths["context"]]
-            self._rotation = rotation, torch.cat([*texts, image], dim=1)
+            is_whole = isinstance(rotation, Tensor)
+            parts = tuple(map(self._with_first_ones, (rotation,) if is_whole else rotation))
+            self._rotation = rotation, parts[0] if is_whole else parts
         return self._rotation[1]
+
+    def _with_first_ones(self, part: Tensor) -> Tensor:
+        """[b or 1, t + n, ..] of one text -> the same of all texts, of which each has the first ones."""
+        texts = [part[:, :length] for length in self._lengths["context"]]
+        return torch.cat([*texts, part[:, self._text_tokens :]], dim=1)
 
     def _pieces(self, image: int) -> list[tuple[int, int]]:
         """(text or IMAGE, number of tokens) of what follows each other in an attention call with an image."""

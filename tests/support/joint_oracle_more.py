@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -165,7 +166,9 @@ def _ideogram4(network, x: Tensor, timestep: Tensor, mix: Mix, conds: dict[str, 
     kind = network.embed_image_indicator.weight.double()
     image = linear(network.input_proj, pixels_first(patches(x, 1), 2)) + kind[1]
     texts = [linear(network.llm_cond_proj, rms_norm(network.llm_cond_norm, text)) + kind[0] for text in mix.texts]
-    condition = silu(linear(network.adaln_proj, network.t_embedding(1.0 - timestep, torch.float32).double()))[0]
+    is_told_type = "dtype" in inspect.signature(network.t_embedding.forward).parameters  # not before ComfyUI 0.27
+    time = network.t_embedding(1.0 - timestep, *[torch.float32] * is_told_type)
+    condition = silu(linear(network.adaln_proj, time.double()))[0]
     ids = places(height, width) + 65536
     text_ids = [torch.arange(len(text))[:, None].expand(-1, 3) for text in texts]
 

@@ -16,6 +16,8 @@ import comfy.ops
 import comfy.sample
 import comfy.supported_models
 import torch
+from comfyui_version import __version__
+from packaging.version import Version
 
 from support import toy_dit
 from support.toy import noise, patcher
@@ -46,6 +48,9 @@ _LTX23 = dict(
 _STABLE_AUDIO = dict(
     audio_model="dit1.0", io_channels=8, embed_dim=128, num_heads=4, depth=3, cond_token_dim=SOUND_WIDTH,
 )  # fmt: skip
+
+#: Where ComfyUI's own attention fails on an older one, here if the text has fewer heads than the sound.
+RUNS_SINCE = {"stable_audio3": "0.27"}
 
 _VIDEO = (16, 2, 8, 8)
 _BOTH = ("b0.0", "a0.0", "b1.0", "a1.0", "b2.0", "a2.0")
@@ -236,8 +241,9 @@ def outside_weights(class_name: str) -> dict[str, torch.Tensor]:
 
 
 def exists(family: str) -> bool:
-    """Whether this ComfyUI has the family."""
-    return hasattr(comfy.supported_models, FAMILIES[family].class_name)
+    """Whether this ComfyUI has the family, and runs it without EBCA."""
+    is_old = Version(__version__) < Version(RUNS_SINCE.get(family, "0"))
+    return hasattr(comfy.supported_models, FAMILIES[family].class_name) and not is_old
 
 
 def model(family: str, dtype: torch.dtype = torch.float32, **more: Any):
