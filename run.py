@@ -3,7 +3,7 @@
     python run.py demo                        before/after pictures on a model that ships with the repository
     python run.py demo --count 6              the same for seeds 0 to 5, all of them drawn and counted
     python run.py test                        tier 1, for every push: the newest ComfyUI, the interfaces of the oldest
-                                              (a quarter of an hour on two cores)
+                                              (ten minutes on two cores)
     python run.py test --quick                tier 0, before a commit: without server and sampling (a minute)
     python run.py test --all                  the nightly tier: everything on the newest and the oldest ComfyUI, and the
                                               fast tests on those between (over an hour)
