@@ -1,4 +1,4 @@
-"""EBCA and torch.compile, in both orders: compiled code rests while EBCA is on, and runs while it is off."""
+"""EBCA and torch.compile, in both orders: compiled code is bypassed while EBCA is on, and runs while it is off."""
 from __future__ import annotations
 
 import functools
@@ -98,7 +98,7 @@ def on(scene: Scene, model) -> Scene:
 def hand_made(comfy, update: oracle.Update = UPDATE) -> torch.Tensor:
     scene = replace(small_scene(), steps=2)
     sampling = scene.model.get_model_object("model_sampling")
-    with oracle.at_work(oracle.Ebca(sampling, scene.prompts(), [update]), scene.model):
+    with oracle.applied(oracle.Ebca(sampling, scene.prompts(), [update]), scene.model):
         return scene.sampled(comfy)
 
 

@@ -96,10 +96,11 @@ def test_left_out_with_one_warning(comfy, pack, caplog, name, neighbour_first):
 
 
 @pytest.mark.interface
-def test_negative_prompt_rests_with_the_edits_where_prompts_run_apart(comfy, pack, caplog):
+def test_update_of_the_negative_prompt_ends_with_the_edits_where_prompts_run_apart(comfy, pack, caplog):
     """With hooks, or with little memory, ComfyUI calls the model for each prompt alone, the negative prompt first.
 
-    In the first step nothing tells that the edits will be left out. From the second step on, the negative prompt rests.
+    In the first step nothing tells that the edits will be left out. From the second step on, the update of the negative
+    prompt is disabled too.
     """
     scene = other_packs.scene(fresh=True)
     scene.model.model.memory_required = lambda shape, *args, **kwargs: 1e30 if shape[0] > 1 else 1.0
@@ -122,7 +123,7 @@ def test_one_replaced_layer_leaves_the_others_at_work(comfy, pack, caplog, asks,
     asked = {"update": dict(updates=[oracle.Update(0.01, 0.02)]),
              "edit": dict(edits=[oracle.Edit(toy.conditioning(8)[0][0][0], 0.7, 0.004, 0.0005)])}[asks]
     sampling = scene.model.get_model_object("model_sampling")
-    with oracle.at_work(oracle.Ebca(sampling, scene.prompts(), **asked, untouched=[key]), scene.model):
+    with oracle.applied(oracle.Ebca(sampling, scene.prompts(), **asked, untouched=[key]), scene.model):
         expected = scene.sampled(comfy)
 
     together, warnings = sampled_with_warnings(comfy, caplog, got)

@@ -176,7 +176,7 @@ def by_hand_run(comfy, name: str, method: str) -> torch.Tensor:
     scene = plain(name) if row.formula and not row.hand else (row.hand or row.wire)(comfy, plain(name))
     sampling = scene.model.get_model_object("model_sampling")
     ebca = oracle.Ebca(sampling, scene.prompts(), **HAND[method], neighbour=row.formula)
-    with oracle.at_work(ebca, scene.model, *scene.more_models):
+    with oracle.applied(ebca, scene.model, *scene.more_models):
         return scene.sampled(comfy)
 
 
@@ -254,7 +254,7 @@ def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, caplog, ne
     sampling = scene.model.get_model_object("model_sampling")
     by_hand = oracle.Ebca(sampling, scene.prompts(), edits=[oracle.Edit(text[0][0][0], 0.8)],
                           neighbour=other_packs.ONE_LENGTH)
-    with oracle.at_work(by_hand, scene.model):
+    with oracle.applied(by_hand, scene.model):
         expected = scene.sampled(comfy)
     got = neighbour(comfy, with_edit).sampled(comfy)
     assert relative_error(got, expected) < 1e-5

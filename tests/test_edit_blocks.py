@@ -44,7 +44,7 @@ def test_unet_equals_the_formulas(comfy, pack, blocks, places):
 @pytest.mark.parametrize("family", ["wan", "predict2", "pixart"])
 def test_transformer_equals_the_loop(comfy, pack, family):
     model, edits = toy_dit.model(family), transformer_runs.edits(family)
-    with transformer_runs.Ebca(edits=in_layers(edits, {"b0", "b2"})).at_work(family, model):
+    with transformer_runs.Ebca(edits=in_layers(edits, {"b0", "b2"})).applied(family, model):
         expected = transformer_runs.run(model, family)
     got = transformer_runs.run(on_model(comfy, pack, transformer_runs.Ebca, edits, model, "b0,b2"), family)
     assert relative_error(got, expected) < TOLERANCE
@@ -56,7 +56,7 @@ def test_transformer_equals_the_loop(comfy, pack, family):
 def test_joint_attention_equals_the_loop(comfy, pack, family):
     """The texts go on in all blocks."""
     model, edits = toy_joint.model(family), joint_runs.edits(family)
-    with joint_oracle.at_work(family, model, in_layers(edits, {0, 2})):
+    with joint_oracle.applied(family, model, in_layers(edits, {0, 2})):
         expected = joint_runs.run(model, family)
     got = joint_runs.run(on_model(comfy, pack, wiring.Ebca, edits, model, "b0,b2"), family)
     assert relative_error(got, expected) < TOLERANCE
@@ -71,7 +71,7 @@ def test_masked_texts_in_joint_attention_equal_the_loop(comfy, pack, family):
     first, second = joint_runs.edits(family)
     edits = replace(first, text=toy_joint.conditioning(family, 21, 9, attention_mask=mask)), second
     model = toy_joint.model(family)
-    with joint_oracle.at_work(family, model, in_layers(edits, {1})):
+    with joint_oracle.applied(family, model, in_layers(edits, {1})):
         expected = joint_runs.run(model, family)
     got = joint_runs.run(on_model(comfy, pack, wiring.Ebca, edits, model, "b1"), family)
     assert relative_error(got, expected) < TOLERANCE

@@ -51,7 +51,7 @@ def test_attention_override_computes_edits_too(comfy, pack, monkeypatch, family,
     model = toy_joint.model(family)
     got = run(wired(comfy, pack, order, sharpened, model, family), family)
     monkeypatch.setattr(joint_parts, "attention", lambda q, k, v, heads: oracle.attention(1.5 * q, k, v, heads))
-    with joint_oracle.at_work(family, model, edits(family)):
+    with joint_oracle.applied(family, model, edits(family)):
         expected = run(model, family)
     assert relative_error(got, expected) < TOLERANCE
     assert relative_error(run(composed(comfy, pack, model, edits(family)), family), got) > 100 * TOLERANCE
@@ -121,7 +121,7 @@ def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, pack, capl
         joint_parts, "attention",
         lambda q, k, v, heads: oracle.attention(1.5 * q if len(k) in lengths else q, k, v, heads),
     )  # fmt: skip
-    with joint_oracle.at_work(family, model, long):
+    with joint_oracle.applied(family, model, long):
         expected = run(model, family)
     assert relative_error(got, expected) < TOLERANCE
 
@@ -139,7 +139,7 @@ def test_a_block_that_another_pack_skips_is_skipped(comfy, pack, family, order):
     got = run(wired(comfy, pack, order, neighbour, model, family), family)
     skipped = toy_joint.model(family)
     del toy_joint.double_blocks(family, skipped)[1]
-    with joint_oracle.at_work(family, skipped, edits(family)):
+    with joint_oracle.applied(family, skipped, edits(family)):
         expected = run(skipped, family)
     assert relative_error(got, expected) < TOLERANCE
 
@@ -158,7 +158,7 @@ def test_steps_that_easy_cache_skips(comfy, pack, family, order):
     got = run(wired(comfy, pack, order, cached, model, family), family, steps=steps, cfg=1.0)
     counter.remove()
     assert 0 < len(calls) < steps
-    with joint_oracle.at_work(family, model, edits(family)):
+    with joint_oracle.applied(family, model, edits(family)):
         expected = run(cached(model), family, steps=steps, cfg=1.0)
     assert relative_error(got, expected) < TOLERANCE
 
@@ -207,7 +207,7 @@ def test_concepts_are_composed(comfy, pack, family):
         model=model, clip=clip, prompt=prompt, strength=0.3, end_percent=1.0
     )
     case = [oracle.Edit(text(words), weight) for words, weight in (("a bear", 0.3), ("a red balloon", 0.3), ("", -0.2))]
-    with joint_oracle.at_work(family, model, case):
+    with joint_oracle.applied(family, model, case):
         expected = run(model, family, positive, text(""), cfg=1.0)
     assert relative_error(run(wired, family, positive, text(""), cfg=1.0), expected) < TOLERANCE
 
@@ -429,7 +429,7 @@ def test_calls_outside_a_run_compose_too(comfy, pack):
     options = {**model.model_options["transformer_options"], "wrappers": model.wrappers, "sigmas": sigma}
     with torch.inference_mode():
         got = model.model.apply_model(x, sigma, c_crossattn=text, transformer_options=dict(options))
-        with joint_oracle.at_work("qwen", model, edits("qwen")):
+        with joint_oracle.applied("qwen", model, edits("qwen")):
             own = {"cond_or_uncond": [0], "sigmas": sigma}
             expected = model.model.apply_model(x, sigma, c_crossattn=text, transformer_options=own)
     assert relative_error(got, expected) < TOLERANCE

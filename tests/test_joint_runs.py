@@ -27,7 +27,7 @@ each_kind = pytest.mark.parametrize("family", toy_joint.KINDS)
 
 def by_hand(model, family: str, case, tokens=None, **options) -> torch.Tensor:
     """The hand-made run of a MODEL -> the final latent. tokens: the masks of the edits on image tokens."""
-    with joint_oracle.at_work(family, model, case, tokens):
+    with joint_oracle.applied(family, model, case, tokens):
         return run(model, family, **options)
 
 

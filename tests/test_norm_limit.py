@@ -24,7 +24,7 @@ def test_cross_attention_equals_the_formulas(comfy, pack):
     model, positive, negative = toy.model(), toy.conditioning(1), toy.conditioning(0)
     prompts = [oracle.Prompt(wiring.text(seed), role) for seed, role in ((1, True), (0, False))]
     by_hand = oracle.Ebca(model.get_model_object("model_sampling"), prompts, edits=REMOVED, norm_limit=LIMIT)
-    with oracle.at_work(by_hand, model):
+    with oracle.applied(by_hand, model):
         expected = sample(model, positive, negative, toy.latent(), steps=2)
     got = unet(comfy, pack, norm_limit=LIMIT)
     assert relative_error(got, expected) < TOLERANCE
@@ -35,7 +35,7 @@ def test_cross_attention_equals_the_formulas(comfy, pack):
 def test_joint_attention_equals_the_loop(comfy, pack, family):
     added, removed = joint_runs.edits(family)
     model, case = toy_joint.model(family), [oracle.Edit(added.text, 0.3), oracle.Edit(removed.text, -0.9)]
-    with joint_oracle.at_work(family, model, case, norm_limit=LIMIT):
+    with joint_oracle.applied(family, model, case, norm_limit=LIMIT):
         expected = joint_runs.run(model, family)
     got = joint_runs.run(joint_runs.composed(comfy, pack, model, case, norm_limit=LIMIT), family)
     assert relative_error(got, expected) < TOLERANCE

@@ -44,7 +44,7 @@ def test_hand_made_run_matches_the_reference(name):
     prompts = [oracle.Prompt(TENSORS[role][0], role == "positive") for role in ("positive", "negative")]
     ebca = oracle.Ebca(model.get_model_object("model_sampling"), prompts, updates(scenario), edits(scenario))
 
-    with oracle.at_work(ebca, model):
+    with oracle.applied(ebca, model):
         latent = sample_sigmas(
             model, reference.reference_noise(), TENSORS["sigmas"], [[TENSORS["positive"], {}]],
             [[TENSORS["negative"], {}]], SETTINGS["cfg"],

@@ -24,7 +24,7 @@ each_pooled = pytest.mark.parametrize("family", [name for name in toy_joint.FAMI
 @pytest.mark.parametrize("batch", [1, 2])
 def test_run_equals_the_loop(comfy, pack, family, batch):
     model, case = toy_joint.model(family), edits(family)
-    with joint_oracle.at_work(family, model, case, mix_pooled=True):
+    with joint_oracle.applied(family, model, case, mix_pooled=True):
         expected = run(model, family, batch=batch)
     got = run(composed(comfy, pack, model, case, mix_pooled=True), family, batch=batch)
     assert relative_error(got, expected) < TOLERANCE
@@ -36,7 +36,7 @@ def test_windows_and_texts_of_each_image_equal_the_loop(comfy, pack, family):
     model, (_, removed) = toy_joint.model(family), edits(family)
     texts = toy_joint.conditioning(family, 21, 9, batch=2)
     case = [oracle.Edit(texts, 0.75, window=(0.0, 0.6)), replace(removed, window=(0.4, 1.0))]
-    with joint_oracle.at_work(family, model, case, mix_pooled=True):
+    with joint_oracle.applied(family, model, case, mix_pooled=True):
         expected = run(model, family, batch=2, steps=4)
     got = run(composed(comfy, pack, model, case, mix_pooled=True), family, batch=2, steps=4)
     assert relative_error(got, expected) < TOLERANCE
@@ -48,7 +48,7 @@ def test_an_edit_with_a_mask_is_left_out(comfy, pack, family):
     model, masks = toy_joint.model(family), [torch.ones(1, 8, 8).tril(), None]
     weights = [mask if mask is None else mask.new_zeros(1, 16) for mask in masks]
     black = [None if mask is None else torch.zeros_like(mask) for mask in masks]
-    with joint_oracle.at_work(family, model, edits(family), weights, mix_pooled=True):
+    with joint_oracle.applied(family, model, edits(family), weights, mix_pooled=True):
         expected = run(model, family)
     got = run(composed(comfy, pack, model, edits(family), black, mix_pooled=True), family)
     assert relative_error(got, expected) < TOLERANCE

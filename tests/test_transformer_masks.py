@@ -42,7 +42,7 @@ def equals_the_loop(
     plain = ebca(family)
     case = Ebca([update(family, mask=masks[0])], edits(family), masks[1:])
     by_hand = Ebca([update(family, mask=tokens[0])], edits(family))
-    with by_hand.at_work(family, model, edit_masks=tokens[1:]):
+    with by_hand.applied(family, model, edit_masks=tokens[1:]):
         expected = run(model, family, steps=2, **options)
     got = run(case.on(comfy, pack, model), family, steps=2, **options)
     assert relative_error(got, expected) < TOLERANCE
@@ -163,7 +163,7 @@ def test_masks_of_two_images_equal_the_image_alone(comfy, pack, family):
 @each_family
 def test_update_of_the_positive_prompt_alone_equals_the_loop(comfy, pack, family):
     model, case = toy_dit.model(family), ebca(family)
-    with case.at_work(family, model, positive_only=True):
+    with case.applied(family, model, positive_only=True):
         expected = run(model, family, steps=2)
     got = run(case.on(comfy, pack, model, apply_to="positive"), family, steps=2)
     assert relative_error(got, expected) < TOLERANCE
@@ -180,7 +180,7 @@ def test_update_of_the_positive_prompt_alone_equals_the_loop(comfy, pack, family
 )
 def test_chosen_blocks_equal_the_loop(comfy, pack, family, blocks, names):
     model, case = toy_dit.model(family), Ebca([update(family)])
-    with case.at_work(family, model, blocks=names):
+    with case.applied(family, model, blocks=names):
         expected = run(model, family, steps=2)
     got = run(case.on(comfy, pack, model, blocks=blocks), family, steps=2)
     assert relative_error(got, expected) < TOLERANCE
@@ -200,7 +200,7 @@ def test_schedule_equals_the_loop(comfy, pack, family):
             low, high = (middle, high) if sampling.percent_to_sigma(middle) > sigma else (low, middle)
         return 1.0 - 0.8 * low
 
-    with case.at_work(family, model, factor=factor):
+    with case.applied(family, model, factor=factor):
         expected = run(model, family)
     assert relative_error(run(case.on(comfy, pack, model, schedule=schedule), family), expected) < TOLERANCE
 
@@ -209,7 +209,7 @@ def test_schedule_equals_the_loop(comfy, pack, family):
 def test_token_weights_equal_the_loop(comfy, pack, family):
     weights = torch.linspace(0.0, 3.0, toy_dit.TOKENS)
     model, case = toy_dit.model(family), Ebca([update(family, token_weights=weights)])
-    with case.at_work(family, model):
+    with case.applied(family, model):
         expected = run(model, family, steps=2)
     assert relative_error(run(case.on(comfy, pack, model), family, steps=2), expected) < TOLERANCE
 
@@ -232,7 +232,7 @@ def test_an_image_wired_to_a_text_to_video_model_is_no_part_of_the_text(comfy, p
     positive, negative = (toy_dit.conditioning("wan", seed, clip_vision_output=states) for seed in (1, 2))
     model, case = toy_dit.model("wan"), ebca("wan")
     prompts = dict(positive=positive, negative=negative, steps=2)
-    with case.at_work("wan", model):
+    with case.applied("wan", model):
         expected = run(model, "wan", **prompts)
     assert relative_error(run(case.on(comfy, pack, model), "wan", **prompts), expected) < TOLERANCE
 
@@ -247,7 +247,7 @@ def test_masked_tokens_of_prompts_and_edits_are_not_read(comfy, pack):
     added, removed = edits("ltxv")
     case = Ebca([update("ltxv")], [replace(added, text=masked(21, 9, 3)), replace(removed, text=masked(22, 15, 6))])
     prompts = dict(positive=masked(1, 12, 4), negative=masked(2, 12, 2), steps=2)
-    with case.at_work("ltxv", model):
+    with case.applied("ltxv", model):
         expected = run(model, "ltxv", **prompts)
     assert relative_error(run(case.on(comfy, pack, model), "ltxv", **prompts), expected) < TOLERANCE
 

@@ -55,7 +55,7 @@ def sharpened(model):
 @pytest.mark.parametrize("family", ["wan", "wan_vace", "predict2", "ltxv", "kandinsky5"])
 def test_attention_override_computes_edits_too(comfy, pack, family, order):
     model, case = toy_dit.model(family), ebca(family)
-    with case.at_work(family, model, attend=lambda q, k, v, heads: oracle.attention(1.5 * q, k, v, heads)):
+    with case.applied(family, model, attend=lambda q, k, v, heads: oracle.attention(1.5 * q, k, v, heads)):
         expected = run(sharpened(model), family, steps=2)
     got = run(wired(comfy, pack, order, sharpened, case, model), family, steps=2)
     assert relative_error(got, expected) < TOLERANCE
@@ -97,7 +97,7 @@ def test_edit_of_a_length_that_a_packs_attention_does_not_take(comfy, pack, capl
         return oracle.attention(q if len(k) == SHORT else 1.5 * q, k, v, heads)
 
     model, case = toy_dit.model(family), Ebca([update(family)], edits(family, (SHORT, 12)))
-    with case.at_work(family, model, attend=attend):
+    with case.applied(family, model, attend=attend):
         expected = run(sharpened_for_the_prompt(model), family, steps=2)
     got = run(wired(comfy, pack, order, sharpened_for_the_prompt, case, model), family, steps=2)
     assert relative_error(got, expected) < TOLERANCE
@@ -192,7 +192,7 @@ def test_update_reads_what_the_pre_hook_of_another_pack_gives_the_layer(comfy, p
     model, case = toy_dit.model(family), Ebca([update(family)])
     before = run(model, family, steps=2)
     scaled_texts(model, family)
-    with case.at_work(family, model):
+    with case.applied(family, model):
         expected = run(model, family, steps=2)
     assert relative_error(run(case.on(comfy, pack, model), family, steps=2), expected) < TOLERANCE
     assert relative_error(run(model, family, steps=2), before) > 100 * TOLERANCE
@@ -216,7 +216,7 @@ def test_patch_behind_cross_attention_equals_the_loop(comfy, pack, family, order
     """Wan calls attn2_patch after the layer."""
     model, case = toy_dit.model(family), ebca(family)
     neighbour = patched(lambda args: 1.05 * args["x"])
-    with case.at_work(family, model):
+    with case.applied(family, model):
         expected = run(neighbour(model), family, steps=2)
     got = run(wired(comfy, pack, order, neighbour, case, model), family, steps=2)
     assert relative_error(got, expected) < TOLERANCE
@@ -238,7 +238,7 @@ def test_patch_of_the_queries_inside_the_layer_equals_the_loop(comfy, pack, orde
     without = run(case.on(comfy, pack, model), "predict2", steps=2)
     for module in cross_attention(model, "predict2").values():
         module.register_forward_pre_hook(lambda module, args: (args[0] + shift, *args[1:]))
-    with case.at_work("predict2", model):
+    with case.applied("predict2", model):
         expected = run(model, "predict2", steps=2)
     assert relative_error(got, expected) < TOLERANCE
     assert relative_error(without, got) > 100 * TOLERANCE

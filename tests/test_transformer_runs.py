@@ -21,7 +21,7 @@ each_family = pytest.mark.parametrize("family", toy_dit.FAMILIES)
 
 def equals_the_loop(comfy, pack, model, family, case, **options):
     """The nodes on a MODEL against the hand-made run of the same MODEL; the final latent."""
-    with case.at_work(family, model):
+    with case.applied(family, model):
         expected = run(model, family, **options)
     got = run(case.on(comfy, pack, model), family, **options)
     assert relative_error(got, expected) < TOLERANCE
@@ -162,9 +162,9 @@ def test_two_stages_are_two_runs(comfy, pack, family):
         return run(model, family, latent=latent, steps=4, **options)
 
     first, second = dict(last_step=2), dict(start_step=2, disable_noise=True, force_full_denoise=True)
-    with case.at_work(family, plain):
+    with case.applied(family, plain):
         middle = stage(plain, **first)
-    with case.at_work(family, plain):
+    with case.applied(family, plain):
         expected = stage(plain, {"samples": middle}, **second)
     model = case.on(comfy, pack, plain)
     got = stage(model, {"samples": stage(model, **first)}, **second)

@@ -58,7 +58,7 @@ def test_repaint_with_an_update_and_edits_equals_the_loop(comfy, pack, family):
         return sampled(comfy, model, family, sampler, noise, latent, 3, negative, 4.0)
 
     model, case = toy_dit.model(family), ebca(family)
-    with case.at_work(family, model):
+    with case.applied(family, model):
         expected = run(model)
     assert relative_error(run(case.on(comfy, pack, model)), expected) < 1e-5
     assert relative_error(run(model), expected) > 1e-3

@@ -1,4 +1,4 @@
-"""Steps go back through transformers' weights as ComfyUI stores them, and compiled code rests while EBCA is on."""
+"""Steps go back through transformers' weights as ComfyUI stores them. Compiled code is bypassed while EBCA is on."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ STORED = {
 @pytest.mark.parametrize("stored", STORED)
 def test_run_equals_the_loop_over_texts(comfy, pack, family, stored):
     (model, by_hand), case = (make(family) for make in STORED[stored]), ebca(family)
-    with case.at_work(family, by_hand):
+    with case.applied(family, by_hand):
         expected = run(by_hand, family, steps=2)
     assert relative_error(run(case.on(comfy, pack, model), family, steps=2), expected) < TOLERANCE
 
@@ -117,7 +117,7 @@ def test_run_equals_the_loop_over_texts(comfy, pack, family, stored):
 def test_effect_in_half_precision_is_that_by_hand(comfy, pack, family, dtype, tolerance):
     """By hand the layers compute in float64; the rest of the network is the same."""
     model, case = toy_dit.model(family, dtype=dtype), ebca(family)
-    with case.at_work(family, model):
+    with case.applied(family, model):
         expected = run(model, family, steps=1)
     got, plain = run(case.on(comfy, pack, model), family, steps=1), run(model, family, steps=1)
     assert (got - expected).norm() < tolerance * (expected - plain).norm()

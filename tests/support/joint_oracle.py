@@ -1,7 +1,7 @@
 """Composition in joint attention, made by hand in float64: row by row, with a text stream of its own for each context.
 
 Needs a booted host. Nothing of the pack and no forward pass of ComfyUI's networks takes part: for the length of a `with
-at_work(...)` the forward pass of the network is replaced by one that is written here, with its weights.
+applied(...)` the forward pass of the network is replaced by one that is written here, with its weights.
 """
 
 from __future__ import annotations
@@ -429,7 +429,7 @@ def _prepared(family: str, text: Tensor) -> Tensor:
 
 
 @contextmanager
-def at_work(
+def applied(
     family: str, model, edits: Sequence[Edit], masks: Sequence[Tensor | None] | None = None,
     norm_limit: float | None = None, mix_pooled: bool = False,
 ):  # fmt: skip

@@ -1,6 +1,6 @@
 """EBCA made by hand: the method's formulas in float64, with explicit softmax matrices, row by row. Needs a booted host.
 
-Nothing of the pack and none of ComfyUI's attention patches takes part. For the length of a `with oracle.at_work(...)`
+Nothing of the pack and none of ComfyUI's attention patches takes part. For the length of a `with oracle.applied(...)`
 the forward pass of each attn2 module is replaced, on the module itself; everything around it (samplers, guiders, other
 nodes) stays ComfyUI's. What another pack does in cross-attention is told as a formula: `Neighbour`.
 """
@@ -281,7 +281,7 @@ def layers(unet) -> dict[Key, torch.nn.Module]:
 
 
 @contextmanager
-def at_work(ebca: Ebca, *models):
+def applied(ebca: Ebca, *models):
     """While this lasts, the MODELs' U-Nets have the hand-made attention; they themselves must hold no EBCA node."""
     comfy.model_management.unload_all_models()  # else what an earlier MODEL patched would be put back over it
     with ExitStack() as stack:

@@ -2,7 +2,7 @@
 
 Needs a booted host.
 
-Nothing of the pack takes part. For the length of a `with at_work(...)` the forward pass of each cross-attention module
+Nothing of the pack takes part. For the length of a `with applied(...)` the forward pass of each cross-attention module
 is replaced, on the module itself. `FAMILIES` says how each kind of module makes queries, keys and values, and how each
 network embeds a text before its layers read it.
 """
@@ -426,7 +426,7 @@ def _visible(conditioning: list) -> Tensor | None:
 
 
 @contextmanager
-def at_work(ebca: Ebca):
+def applied(ebca: Ebca):
     """While this lasts, the MODEL's layers have the hand-made attention; it must hold no EBCA node."""
     comfy.model_management.unload_all_models()  # else what an earlier MODEL patched would be put back over it
     base, network = ebca.base, ebca.network

@@ -23,10 +23,10 @@ class Ebca(wiring.Ebca):
     """Updates and edits on a toy transformer; an edit's text is a CONDITIONING."""
 
     @contextmanager
-    def at_work(self, family: str, model, **more: Any):
+    def applied(self, family: str, model, **more: Any):
         """While this lasts, one run of the plain MODEL computes it by hand; more: as transformer_oracle.Ebca takes."""
         ebca = transformer_oracle.Ebca(family, model, self.updates, self.edits, **more)
-        with transformer_oracle.at_work(ebca):
+        with transformer_oracle.applied(ebca):
             yield
 
 

@@ -44,7 +44,7 @@ class Ebca:
             oracle.Prompt(text, role) for role, cond in ((True, positive), (False, negative)) for text in texts(cond)
         ]
         sampling = model.get_model_object("model_sampling")
-        with oracle.at_work(oracle.Ebca(sampling, prompts, self.updates, self.edits), model) as run:
+        with oracle.applied(oracle.Ebca(sampling, prompts, self.updates, self.edits), model) as run:
             yield run
 
 
