@@ -109,7 +109,11 @@ def test_one_line_is_said_at_the_start(pack, caplog):
         return await (await pack.comfy_entrypoint()).get_node_list()
 
     count = len(asyncio.run(load()))
-    assert messages(caplog) == [f"Energy-Based Cross Attention {pyproject()['project']['version']}: {count} nodes"]
+    line = f"Energy-Based Cross Attention {pyproject()['project']['version']}: {count} nodes"
+    assert messages(caplog) == [line]
+    forms = [REPO / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml" for name in ("bug", "picture")]
+    for path in (REPO / "README.md", *forms):
+        assert line in path.read_text(encoding="utf-8"), path
 
 
 @pytest.mark.slow
