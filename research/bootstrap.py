@@ -20,9 +20,14 @@ class Estimate:
     high: float
 
     @property
+    def side(self) -> int:
+        """The side of zero on which the interval lies, 1 or -1; 0 where it includes zero."""
+        return (self.low > 0) - (self.high < 0)
+
+    @property
     def is_clear(self) -> bool:
         """Whether the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
+        return self.side != 0
 
     def text(self, form: str, scale: float = 1.0, unit: str = "") -> str:
         """Such as 12.5 % (9.0 to 16.0). form: of a number, times scale."""

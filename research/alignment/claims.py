@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from alignment import columns
 from alignment import settings as s
-from alignment.columns import RIGHT, is_one_of, percent
-from alignment.results import Cell, Results
+from alignment.columns import RIGHT, percent
+from alignment.results import Results
 from alignment.settings import STUDIES, UNET, Method
-from bootstrap import Estimate, mean_of
+from bootstrap import Estimate
 
 REPEATED_ON = "things"
 
@@ -33,14 +34,9 @@ class Claim:
 
     def holds(self, found: Estimate) -> str:
         """What an interval says of it."""
-        if sign(found) == self.expected:
+        if found.side == self.expected:
             return "yes" if self.expected else "none shown here either"
-        return "no" if sign(found) else "not shown"
-
-
-def sign(found: Estimate) -> int:
-    """The side of zero on which an interval lies; 0 where it includes zero."""
-    return (found.low > 0) - (found.high < 0)
+        return "no" if found.is_clear else "not shown"
 
 
 CLAIMS = [
@@ -88,14 +84,6 @@ def table(on_shapes: Sampled, on_things: Sampled) -> str:
 
 
 def change(letters: str, model: str, pair: Pair, sampled: Sampled) -> Estimate | None:
-    """The share with these letters, less that of the other method on the same captions and noise: mean over all
-    sets; None where one is not sampled."""
-    differences = []
-    for captions in STUDIES[model].scored.sets:
-        cells = [Cell(captions, one.kind, one.settings, False, sampled.images, model) for one in pair]
-        found = [sampled.results.get(cell.key) for cell in cells]
-        if None in found:
-            return None
-        ours, other = (is_one_of(line["labels"], letters) for line in found)
-        differences.append(ours - other)
-    return mean_of(differences)
+    """What columns.change says of a pair over all sets; None where one is not sampled."""
+    both = [sampled.results.labels(one, model, STUDIES[model].scored.sets, sampled.images) for one in pair]
+    return None if None in both else columns.change(*both, letters)

@@ -26,9 +26,10 @@ def is_right(labels: str) -> np.ndarray:
     return is_one_of(labels, RIGHT)
 
 
-def change(labels: Labels, plain: Labels) -> Estimate:
-    """The share of right pictures, less the plain model's on the same captions and noise: mean over the sets."""
-    return mean_of([is_right(labels[name]) - is_right(plain[name]) for name in labels])
+def change(labels: Labels, others: Labels, letters: str = RIGHT) -> Estimate:
+    """The share of pictures with these letters, less another method's on the same captions and noise: mean over the
+    sets."""
+    return mean_of([is_one_of(labels[name], letters) - is_one_of(others[name], letters) for name in labels])
 
 
 def share(labels: str, letters: str) -> float:

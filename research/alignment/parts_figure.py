@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from alignment.columns import change
-from alignment.results import Cell, Results
-from alignment.settings import STUDIES, Method
+from alignment.results import Results
+from alignment.settings import STUDIES
 from bootstrap import Estimate
 
 COLOURS = ((31, 119, 180), (214, 96, 20), (44, 140, 60), (130, 60, 170))  # of the models, in the order of STUDIES
@@ -31,18 +31,10 @@ def rows(results: Results, sets: Sequence[str], images: int) -> list[Row]:
     found: dict[str, dict[str, Estimate]] = {}
     for model, study in STUDIES.items():
         for part, method, other in study.parts:
-            both = [list(_labels(results, one, model, sets, images)) for one in (method, other)]
-            if all(len(labels) == len(sets) for labels in both):
-                labels = (dict(zip(sets, of, strict=True)) for of in both)
-                found.setdefault(part, {})[model] = change(*labels)
+            both = [results.labels(one, model, sets, images) for one in (method, other)]
+            if None not in both:
+                found.setdefault(part, {})[model] = change(*both)
     return [Row(part, changes) for part, changes in found.items()]
-
-
-def _labels(results: Results, method: Method, model: str, sets: Sequence[str], images: int) -> Iterator[str]:
-    for captions in sets:
-        line = results.get(Cell(captions, method.kind, method.settings, False, images, model).key)
-        if line:
-            yield line["labels"]
 
 
 def figure(shown: Sequence[Row], title: str) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,9 @@ class Results:
         self._found[key] = line
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def labels(self, method: Method, model: str, sets: Sequence[str], images: int) -> dict[str, str] | None:
+        """{set of captions: the letters of a method's scored pictures}; None where one is not sampled."""
+        cells = {captions: Cell(captions, method.kind, method.settings, False, images, model) for captions in sets}
+        found = {captions: self.get(cell.key) for captions, cell in cells.items()}
+        return None if None in found.values() else {captions: line["labels"] for captions, line in found.items()}

@@ -105,7 +105,7 @@ def test_a_finding_holds_where_the_interval_lies_on_its_side_of_zero(expected, i
 def test_kept_results_of_shapes_show_each_finding():
     shapes = claims.Sampled(Results(PATH), compare.IMAGES)
     found = {claim.text: claims.change(claim.letters, "unet", claim.shapes, shapes) for claim in claims.CLAIMS}
-    assert {text: claims.sign(one) for text, one in found.items()} == {
+    assert {text: one.side for text, one in found.items()} == {
         claim.text: claim.expected for claim in claims.CLAIMS
     }  # fmt: skip
 
