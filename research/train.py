@@ -40,8 +40,9 @@ UNET = {
 }
 COUNTS = (0.60, 0.28, 0.12)  # shares of pictures with one, two, three objects
 PRIMER = 600  # pictures of one large object come first and fade out by 1.5 times this: words sink in
-# Pictures that a VAE encodes come again after CYCLE steps, from step FRESH on: they are encoded once.
-FRESH, CYCLE = 700, 400
+# Pictures that a VAE encodes come again after CYCLE steps, from step FRESH on: they are encoded once. From step OTHERS
+# on they are others.
+FRESH, CYCLE, OTHERS = 700, 400, 5000
 NONSENSE = 0.05  # share of captions with words from outside the grammar, so that these disturb little
 START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49406
 TEXT_KEYS, CLIP_KEYS = "cond_stage_model.", "clip_l.transformer.text_model."
@@ -167,7 +168,7 @@ ARCHITECTURES = {
         zero=("img_mod.lin", "txt_mod.lin", "modulation.lin", "final_layer.linear", "final_layer.adaLN_modulation.1"),
         primer=(0.26, 0.38, 0.12), start=DEMO / "shapes_transformer.safetensors", vae=None, joint=True),
     ("things", "unet"): Architecture(
-        THINGS, latent_unet, "Things", "things.safetensors", steps=5000, batch=48, rate=8e-4,
+        THINGS, latent_unet, "Things", "things.safetensors", steps=8000, batch=48, rate=8e-4,
         ends=("input_blocks.0.", "out."), zero=("out_layers.3", "proj_out", "denoiser.out.2"),
         primer=(0.70, 0.85, 0.06), start=None, vae=DEMO / "training" / "things_vae.safetensors"),
 }
@@ -227,7 +228,7 @@ class Latents:
 
     def batch(self, step: int) -> Batch:
         """Latents and tokens of the step that first had these pictures, levels and noise of this one."""
-        first = step if step < FRESH else FRESH + (step - FRESH) % CYCLE
+        first = step if step < FRESH else FRESH + (step - FRESH) % CYCLE + CYCLE * (step >= OTHERS)
         if first not in self.kept:
             drawn = make_batch(self.seed, first, self.ids, self.architecture)
             seen = train_vae.encode(self.vae, drawn.images), drawn.tokens

@@ -26,13 +26,13 @@ from worlds import MODELS, THINGS
 SETS = ("one thing", "animal-animal", "animal-object", "object-object")
 FIRST, COUNT = 100, 25  # of each set: the first of its images here, and how many
 #: The checkpoint whose pictures they are.
-SEEN = "dea430ecc817"
+SEEN = "7bdd581ddf25"
 #: The pictures, counted over all sets, of which the eye said no.
 NOT_RIGHT = frozenset({
-    3, 8, 15,
-    25, 26, 35, 38, 39, 47,
-    50, 53, 58, 64,
-    78, 81, 84, 86, 87, 90, 91, 92, 93, 95, 96, 98, 99,
+    8,
+    25, 26, 32, 33, 35, 38,
+    53, 58, 64, 71, 74,
+    81, 82, 84, 85, 86, 87, 89, 90, 91, 92, 93, 95,
 })  # fmt: skip
 SHEET = plain_model.DEMO.parent / "docs" / "things_scorer.png"
 TILE, TEXT = 128, 56

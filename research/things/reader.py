@@ -1,6 +1,7 @@
 """The network that names what one region of a picture shows, and how regions are cut out for it."""
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,19 +18,21 @@ from .world import COLOURS, KINDS, SIDE, WORN
 Array = np.ndarray
 
 WEIGHTS = Path(__file__).with_name("scorer.safetensors")
-CROP = 40  # pixels of what the network sees, each way
+CROP = 48  # pixels of what the network sees, each way
 MIXTURE, BLOT = len(KINDS), len(KINDS) + 1  # what a region may show beside the kinds
 NOTHING = len(WORN)  # the last class of what is worn
 MARK = 30.0  # a pixel further than this from the ground (each channel 0..255) is not ground
 REACH = 2  # pixels around a thing that belong to it: parts that lie less than twice this apart are one region
 SPECK = 100  # regions of fewer pixels are dust; drawn things have 500 and more
-WIDTHS = (32, 64, 112, 160)
+WAIST = 6  # things that touch are parted where they are thinner than about twice so many pixels
+WIDTHS = (40, 80, 144, 208)
 
 
 @dataclass(frozen=True)
 class Region:
     """A connected region off the ground: its box in fractions of the picture's side, its pixels, and its cut-out.
 
+    pixels: [h w 3] of the box, 0..255. inside: [h w], what belongs to it; marked: what of that is not ground.
     crop: float32 [4 CROP CROP]: colours, grey (0.5) outside the region; and 1 inside the region, 0 outside.
     """
 
@@ -37,8 +40,15 @@ class Region:
     top: float
     right: float
     bottom: float
-    area: int
+    pixels: Array
+    inside: Array
+    marked: Array
     crop: Array
+
+    @property
+    def area(self) -> int:
+        """Marked pixels."""
+        return int(self.marked.sum())
 
 
 def ground_of(pixels: Array) -> tuple[Array, float]:
@@ -54,16 +64,37 @@ def regions(pixels: Array, ground: Array) -> list[Region]:
     marked = np.square(pixels - ground).sum(-1) > MARK ** 2
     joined = ndimage.binary_dilation(marked, np.ones((3, 3)), iterations=REACH)
     labels, _ = ndimage.label(joined, np.ones((3, 3)))
+    masks = (labels == index for index in range(1, labels.max() + 1))
+    return _regions(pixels, marked, masks, 0.0, 0.0)
+
+
+def parts(region: Region) -> Iterator[list[Region]]:
+    """Ways to part a region into things that touch: the pieces that so many erosions leave, with what is nearest."""
+    for times in range(WAIST):
+        kept = ndimage.binary_erosion(region.marked, iterations=times) if times else region.marked
+        labels, count = ndimage.label(kept, np.ones((3, 3)))
+        if count > 1:
+            nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+            owners = np.where(region.inside, labels[tuple(nearest)], 0)
+            masks = (owners == index for index in range(1, count + 1))
+            yield _regions(region.pixels, region.marked, masks, region.left, region.top)
+
+
+def _regions(pixels: Array, marked: Array, masks: Iterable[Array], left: float, top: float) -> list[Region]:
+    """The regions that masks [h w] cut from pixels [h w 3], whose corner lies at left and top; dust is left out."""
     found = []
-    for index, place in enumerate(ndimage.find_objects(labels), 1):
-        inside = labels[place] == index
-        area = int((inside & marked[place]).sum())
-        if area >= SPECK:
-            found.append(_region(pixels[place], inside, place, area))
+    for mask in masks:
+        if (mask & marked).sum() >= SPECK:
+            (rows, columns), = ndimage.find_objects(mask.astype(np.int8))
+            part, inside = pixels[rows, columns], mask[rows, columns]
+            box = columns.start / SIDE, rows.start / SIDE, columns.stop / SIDE, rows.stop / SIDE
+            place = (start + shift for start, shift in zip((left, top, left, top), box))
+            found.append(Region(*place, part, inside, inside & marked[rows, columns], _crop(part, inside)))
     return found
 
 
-def _region(pixels: Array, inside: Array, place: tuple[slice, slice], area: int) -> Region:
+def _crop(pixels: Array, inside: Array) -> Array:
+    """The cut-out of a Region."""
     height, width = inside.shape
     side = max(height, width)
     canvas = np.full((side, side, 4), (127.5, 127.5, 127.5, 0.0), np.float32)
@@ -71,8 +102,7 @@ def _region(pixels: Array, inside: Array, place: tuple[slice, slice], area: int)
     part = canvas[top:top + height, left:left + width]
     part[inside, :3], part[inside, 3] = pixels[inside], 255.0
     small = Image.fromarray(canvas.round().astype(np.uint8), "RGBX").resize((CROP, CROP), Image.Resampling.BILINEAR)
-    return Region(place[1].start / SIDE, place[0].start / SIDE, place[1].stop / SIDE, place[0].stop / SIDE, area,
-                  np.asarray(small, np.float32).transpose(2, 0, 1) / 255.0)
+    return np.asarray(small, np.float32).transpose(2, 0, 1) / 255.0
 
 
 class Reader(nn.Module):

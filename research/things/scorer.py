@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 
 from .grammar import Scene, Wanted, parse
-from .reader import BLOT, MIXTURE, Region, ground_of, regions, trained
+from .reader import BLOT, MIXTURE, Region, ground_of, parts, regions, trained
 from .world import COLOURS, GROUNDS, KINDS, OBJECTS, SIDE, WEARERS, WORN, holds
 
 Array = np.ndarray
 
 PLAIN = 0.9  # of the border has one colour where the ground is plain
 GROUND = 45.0  # a ground is within this of one of GROUNDS, each channel 0..255
-SURE = 0.6  # a name that the network gives with less probability is none
+SURE = 0.5  # a name that the network gives with less probability is none
+WORN_SURE = 0.7  # the same for what is worn: dark eyes resemble glasses
 
 LABELS = ("all right", "thing missing", "mixture of two", "wrong colour", "something extra", "unreadable")
 
@@ -100,7 +101,7 @@ def readings(images: Sequence[Array]) -> list[Reading]:
     names = iter(_named([region for found in cut for region in found]))
     read_back = []
     for ground, found in zip(grounds, cut):
-        seen = [next(names) for _ in found]
+        seen = [one for _ in found for one in next(names)]
         things = tuple(thing for thing in seen if isinstance(thing, Found))
         read_back.append(Reading(things, ground, seen.count(MIXTURE), seen.count(BLOT)))
     return read_back
@@ -149,27 +150,48 @@ def _scaled(image: Array) -> Array:
     return np.stack([np.asarray(Image.fromarray(pixels[..., c]).resize(size, filter_)) for c in range(3)], axis=-1)
 
 
-def _named(cut: Sequence[Region]) -> list[Found | int]:
+def _named(cut: Sequence[Region]) -> list[list[Found | int]]:
+    """For each region the things that it shows, or MIXTURE or BLOT: several where they touch and each has a name."""
+    named: list[list[Found | int]] = [[one] for one in _things(cut)]
+    for index, region in enumerate(cut):
+        if not _are_things(named[index]):
+            ways = (_things(way) for way in parts(region))
+            named[index] = next((way for way in ways if len(way) > 1 and _are_things(way)), named[index])
+    return named
+
+
+def _are_things(seen: Sequence[Found | int]) -> bool:
+    return all(isinstance(one, Found) for one in seen)
+
+
+def _things(cut: Sequence[Region]) -> list[Found | int]:
     """For each region the thing that it shows, or MIXTURE or BLOT."""
     if not cut:
         return []
-    with torch.inference_mode():
-        kinds, worn, colours = trained()(torch.from_numpy(np.stack([region.crop for region in cut])))
-    probabilities, best = kinds.softmax(-1).max(-1)
+    kinds, worn, colours = _probabilities(torch.from_numpy(np.stack([region.crop for region in cut])))
     named: list[Found | int] = []
-    for region, probability, kind, item, colour in zip(
-        cut, probabilities.tolist(), best.tolist(), worn.argmax(-1).tolist(), colours.argmax(-1).tolist()
-    ):
+    for region, (probability, kind), (certainty, item), (_, colour) in zip(cut, kinds, worn, colours):
         if probability < SURE or kind >= len(KINDS):
             named.append(MIXTURE if kind == MIXTURE and probability >= SURE else BLOT)
             continue
         name = KINDS[kind]
         named.append(Found(
             name, list(COLOURS)[colour] if name in OBJECTS else None,
-            WORN[item] if name in WEARERS and item < len(WORN) else None,
+            WORN[item] if name in WEARERS and item < len(WORN) and certainty >= WORN_SURE else None,
             region.left, region.top, region.right, region.bottom, probability,
         ))  # fmt: skip
     return named
+
+
+def _probabilities(crops: torch.Tensor) -> list[list[tuple[float, int]]]:
+    """Of each cut-out the likeliest kind, what is worn and the colour, each as (probability, class).
+
+    Means over a cut-out and its mirror image, as all things may be mirrored.
+    """
+    with torch.inference_mode():
+        views = [trained()(view) for view in (crops, crops.flip(-1))]
+    means = [torch.stack(logits).softmax(-1).mean(0).max(-1) for logits in zip(*views)]
+    return [list(zip(*(part.tolist() for part in mean))) for mean in means]
 
 
 def _fulfils(found: Found, wanted: Wanted) -> bool:

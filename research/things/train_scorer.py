@@ -46,7 +46,7 @@ REDRAWN_ROUND = 32  # the same, from REDRAWN on
 SCENES, WRONG = 256, 160  # pictures of a round: scenes, and single regions that show nothing that has a name
 RATE = 2e-3
 WARMUP = 50
-NOISES = (0.0, 0.25, 0.42)  # how much of a picture is redrawn: where in the noise schedule that begins
+NOISES = (0.0, 0.25, 0.42, 0.5)  # how much of a picture is redrawn: where in the noise schedule that begins
 REDRAWING_STEPS = 12  # of a whole schedule
 UNKNOWN = -1  # in labels: not asked
 
