@@ -107,7 +107,7 @@ STUDIES = {
         PAPER,
         {name: Tuned({0: _ADDED, 1: _ADDED} if name == "cat_with_glasses" else {0: _LATER, 1: _LATE}, 0.75)
          for name in PAPER},
-        (0.1, 0.3, 0.5), ((0.75, 0.65), (1.2, 1.1), (0.75, 0.0), (1.2, 0.0)), (_CFG,), 500,
+        (0.1, 0.3, 0.5), ((0.4, 0.3), (0.75, 0.65), (0.4, 0.0), (0.75, 0.0)), (_CFG,), 500,
         "things.md", torch.bfloat16,
     ),
 }  # fmt: skip

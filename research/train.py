@@ -41,7 +41,7 @@ UNET = {
 COUNTS = (0.60, 0.28, 0.12)  # shares of pictures with one, two, three objects
 PRIMER = 600  # pictures of one large object come first and fade out by 1.5 times this: words sink in
 # Pictures that a VAE encodes come again after CYCLE steps, from step FRESH on: they are encoded once. From step OTHERS
-# on they are others.
+# on it is the next CYCLE of pictures that comes again.
 FRESH, CYCLE, OTHERS = 700, 400, 5000
 NONSENSE = 0.05  # share of captions with words from outside the grammar, so that these disturb little
 START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49406
@@ -220,14 +220,14 @@ def levels_and_noise(rng: np.random.Generator, architecture: Architecture) -> tu
 
 
 class Latents:
-    """Batches of a world with a VAE; the latents of pictures that come again are kept."""
+    """Batches of a world with a VAE; the latents of pictures that come again are kept, by the number of their batch."""
 
     def __init__(self, vae: torch.nn.Module, seed: int, ids: dict[str, int], architecture: Architecture):
         self.vae, self.seed, self.ids, self.architecture = vae, seed, ids, architecture
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def batch(self, step: int) -> Batch:
-        """Latents and tokens of the step that first had these pictures, levels and noise of this one."""
+        """Latents and tokens of the batch that comes again at this step, levels and noise of the step's own."""
         first = step if step < FRESH else FRESH + (step - FRESH) % CYCLE + CYCLE * (step >= OTHERS)
         if first not in self.kept:
             drawn = make_batch(self.seed, first, self.ids, self.architecture)

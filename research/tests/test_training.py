@@ -97,6 +97,9 @@ def test_latents_of_pictures_that_come_again_are_kept(tokenizer, untrained_vae):
     assert not torch.equal(first.images, other.images)
     anew = train.Latents(untrained_vae, 3, words, architecture).batch(step + 2 * train.CYCLE)
     assert all(torch.equal(*pair) for pair in zip(vars(anew).values(), vars(again).values(), strict=True))
+    late = next(at for at in range(train.OTHERS, 2 * train.OTHERS) if (at - step) % train.CYCLE == 0)
+    others = train.make_batch(3, step + train.CYCLE, words, architecture)
+    assert torch.equal(made.batch(late).images, train_vae.encode(untrained_vae, others.images))
 
 
 def test_trained_network_is_the_one_that_comfyui_loads(words, architecture, untrained_vae, tmp_path):

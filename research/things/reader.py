@@ -24,7 +24,7 @@ NOTHING = len(WORN)  # the last class of what is worn
 MARK = 30.0  # a pixel further than this from the ground (each channel 0..255) is not ground
 REACH = 2  # pixels around a thing that belong to it: parts that lie less than twice this apart are one region
 SPECK = 100  # regions of fewer pixels are dust; drawn things have 500 and more
-WAIST = 6  # things that touch are parted where they are thinner than about twice so many pixels
+WAIST = 6  # things that touch are parted where they are at most twice so many pixels wide
 WIDTHS = (40, 80, 144, 208)
 
 
@@ -69,14 +69,19 @@ def regions(pixels: Array, ground: Array) -> list[Region]:
 
 
 def parts(region: Region) -> Iterator[list[Region]]:
-    """Ways to part a region into things that touch: the pieces that so many erosions leave, with what is nearest."""
-    for times in range(WAIST):
+    """Ways to part a region into things that touch or lie close: the pieces that 0 to WAIST erosions leave.
+
+    Pieces of fewer than SPECK pixels do not count. Every other pixel goes to the nearest piece.
+    """
+    for times in range(WAIST + 1):
         kept = ndimage.binary_erosion(region.marked, iterations=times) if times else region.marked
-        labels, count = ndimage.label(kept, np.ones((3, 3)))
-        if count > 1:
-            nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
-            owners = np.where(region.inside, labels[tuple(nearest)], 0)
-            masks = (owners == index for index in range(1, count + 1))
+        labels, _ = ndimage.label(kept, np.ones((3, 3)))
+        pieces = np.flatnonzero(np.bincount(labels.ravel())[1:] >= SPECK) + 1
+        if len(pieces) > 1:
+            seeds = np.where(np.isin(labels, pieces), labels, 0)
+            nearest = ndimage.distance_transform_edt(seeds == 0, return_distances=False, return_indices=True)
+            owners = np.where(region.inside, seeds[tuple(nearest)], 0)
+            masks = (owners == piece for piece in pieces)
             yield _regions(region.pixels, region.marked, masks, region.left, region.top)
 
 

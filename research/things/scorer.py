@@ -21,7 +21,7 @@ Array = np.ndarray
 PLAIN = 0.9  # of the border has one colour where the ground is plain
 GROUND = 45.0  # a ground is within this of one of GROUNDS, each channel 0..255
 SURE = 0.5  # a name that the network gives with less probability is none
-WORN_SURE = 0.7  # the same for what is worn: dark eyes resemble glasses
+WORN_SURE = 0.7  # an animal wears nothing that has less probability: dark eyes resemble glasses
 
 LABELS = ("all right", "thing missing", "mixture of two", "wrong colour", "something extra", "unreadable")
 
@@ -90,7 +90,7 @@ def read(image: Array) -> Reading:
 
 
 def readings(images: Sequence[Array]) -> list[Reading]:
-    """What read() gives for each image, in one pass of the network."""
+    """What read() gives for each image; all regions pass the network together, parts of regions apart."""
     grounds, cut = [], []
     for image in images:
         pixels = _scaled(image)
@@ -151,17 +151,19 @@ def _scaled(image: Array) -> Array:
 
 
 def _named(cut: Sequence[Region]) -> list[list[Found | int]]:
-    """For each region the things that it shows, or MIXTURE or BLOT: several where they touch and each has a name."""
+    """For each region the things that it shows, or MIXTURE or BLOT.
+
+    There are several where it can be parted so that each part has a name, with a mean probability above the whole's.
+    """
     named: list[list[Found | int]] = [[one] for one in _things(cut)]
-    for index, region in enumerate(cut):
-        if not _are_things(named[index]):
-            ways = (_things(way) for way in parts(region))
-            named[index] = next((way for way in ways if len(way) > 1 and _are_things(way)), named[index])
+    for region, seen in zip(cut, named):
+        (whole,) = seen
+        least = whole.probability if isinstance(whole, Found) else 0.0
+        for found in map(_things, parts(region)):
+            if all(isinstance(one, Found) for one in found) and np.mean([one.probability for one in found]) > least:
+                seen[:] = found
+                break
     return named
-
-
-def _are_things(seen: Sequence[Found | int]) -> bool:
-    return all(isinstance(one, Found) for one in seen)
 
 
 def _things(cut: Sequence[Region]) -> list[Found | int]:
@@ -184,7 +186,7 @@ def _things(cut: Sequence[Region]) -> list[Found | int]:
 
 
 def _probabilities(crops: torch.Tensor) -> list[list[tuple[float, int]]]:
-    """Of each cut-out the likeliest kind, what is worn and the colour, each as (probability, class).
+    """Of each cut-out [n 4 CROP CROP] the likeliest kind, what is worn and the colour, each as (probability, class).
 
     Means over a cut-out and its mirror image, as all things may be mirrored.
     """

@@ -88,7 +88,7 @@ def mixture(rng: np.random.Generator, style: str, size: int) -> Array:
 
 
 def blot(rng: np.random.Generator, style: str, size: int) -> Array:
-    """Something without a name, [size size 4]: part of a thing, its pieces in disorder, two that touch, or a stain."""
+    """Something without a name, [size size 4]: part of a thing, pieces in disorder, two that overlap, a stain."""
     kind, others = rng.integers(5), []
     if kind == 0:
         return sprite(rng, style, size, others) * half_plane(rng, size, rng.uniform(-0.05, 0.2))
