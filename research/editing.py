@@ -93,11 +93,12 @@ class Study:
 
 
 # For the transformer only EBCA was tuned, with one fixed-point iteration at cfg 1.25; the denoise is the U-Net's. In
-# joint attention nothing was tuned: strengths are the transformer's, and there is no update. On the things model
-# nothing has been tuned yet: strengths are those of the shapes U-Net.
+# joint attention nothing was tuned: strengths are the transformer's, and there is no update. On the things model EBCA
+# was tuned for two edits, with one fixed-point iteration; the others have the strengths of the shapes U-Net.
 _LATE, _LATER = (Edit((2.2, 2.1), start, (5e-4, 5e-4)) for start in (0.3, 0.4))
 _ADDED = Edit((2.2, 0.0), 0.3, (5e-4, 0.0))
 _EARLY, _JOINT = (Edit((1.6, 1.5), 0.1, gammas) for gammas in ((5e-4, 5e-4), (0.0, 0.0)))
+_DOG, _ZEBRA = (Edit((0.75, 0.65), start, (5e-4, 5e-4)) for start in (0.5, 0.3))
 _CFG = MODELS["things"].world.cfg
 STUDIES = {
     "unet": Study(OBJECT, {"object": Tuned({0: _LATER, 1: _LATE}, 0.75)}, (0.3, 0.4)),
@@ -105,8 +106,10 @@ STUDIES = {
     "joint": Study(OBJECT, {"object": Tuned({0: _JOINT, 1: _JOINT}, 0.75)}, (0.1, 0.2, 0.3)),
     "things": Study(
         PAPER,
-        {name: Tuned({0: _ADDED, 1: _ADDED} if name == "cat_with_glasses" else {0: _LATER, 1: _LATE}, 0.75)
-         for name in PAPER},
+        {
+            "cat_to_dog": Tuned({0: _DOG, 1: _DOG}, 0.6), "cat_with_glasses": Tuned({0: _ADDED, 1: _ADDED}, 0.75),
+            "horse_to_zebra": Tuned({0: _ZEBRA, 1: _ZEBRA}, 0.7), "animal_to_goat": Tuned({0: _LATER, 1: _LATE}, 0.75),
+        },
         (0.1, 0.3, 0.5), ((0.4, 0.3), (0.75, 0.65), (0.4, 0.0), (0.75, 0.0)), (_CFG,), 500,
         "things.md", torch.bfloat16,
     ),
