@@ -58,13 +58,14 @@ def main(argv: list[str] | None = None) -> None:
         scenes += some
     verdicts = [THINGS.verdict(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
     by_eye = [number not in NOT_RIGHT for number in range(len(pictures))]
+    agree = [verdict.complete == right for verdict, right in zip(verdicts, by_eye, strict=True)]
     for start, name in enumerate(SETS):
         part = slice(start * COUNT, (start + 1) * COUNT)
         by_scorer = sum(verdict.complete for verdict in verdicts[part])
-        print(f"{name}: {sum(by_eye[part])} of {COUNT} right by eye, {by_scorer} by the scorer")
-    agreed = sum(v.complete == right for v, right in zip(verdicts, by_eye, strict=True))
+        print(f"{name}: {sum(by_eye[part])} of {COUNT} right by eye, {by_scorer} by the scorer; "
+              f"they agree in {sum(agree[part])}")
     stricter = sum(right and not v.complete for v, right in zip(verdicts, by_eye, strict=True))
-    print(f"The two agree in {agreed} of {len(pictures)}; in {stricter} of the others the scorer is the stricter one.")
+    print(f"The two agree in {sum(agree)} of {len(pictures)}; in {stricter} of the others the scorer is stricter.")
     sheet(scenes, pictures, verdicts, by_eye).save(SHEET, optimize=True)
 
 

@@ -1,7 +1,7 @@
 """The network that names what one region of a picture shows, and how regions are cut out for it."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -64,8 +64,7 @@ def regions(pixels: Array, ground: Array) -> list[Region]:
     marked = np.square(pixels - ground).sum(-1) > MARK ** 2
     joined = ndimage.binary_dilation(marked, np.ones((3, 3)), iterations=REACH)
     labels, _ = ndimage.label(joined, np.ones((3, 3)))
-    masks = (labels == index for index in range(1, labels.max() + 1))
-    return _regions(pixels, marked, masks, 0.0, 0.0)
+    return _regions(pixels, marked, labels, 0.0, 0.0)
 
 
 def parts(region: Region) -> Iterator[list[Region]]:
@@ -81,20 +80,23 @@ def parts(region: Region) -> Iterator[list[Region]]:
             seeds = np.where(np.isin(labels, pieces), labels, 0)
             nearest = ndimage.distance_transform_edt(seeds == 0, return_distances=False, return_indices=True)
             owners = np.where(region.inside, seeds[tuple(nearest)], 0)
-            masks = (owners == piece for piece in pieces)
-            yield _regions(region.pixels, region.marked, masks, region.left, region.top)
+            yield _regions(region.pixels, region.marked, owners, region.left, region.top)
 
 
-def _regions(pixels: Array, marked: Array, masks: Iterable[Array], left: float, top: float) -> list[Region]:
-    """The regions that masks [h w] cut from pixels [h w 3], whose corner lies at left and top; dust is left out."""
+def _regions(pixels: Array, marked: Array, labels: Array, left: float, top: float) -> list[Region]:
+    """The regions that labels [h w] part pixels [h w 3] into, 0 for none; left, top: of their corner. Not dust."""
     found = []
-    for mask in masks:
-        if (mask & marked).sum() >= SPECK:
-            (rows, columns), = ndimage.find_objects(mask.astype(np.int8))
-            part, inside = pixels[rows, columns], mask[rows, columns]
-            box = columns.start / SIDE, rows.start / SIDE, columns.stop / SIDE, rows.stop / SIDE
-            place = (start + shift for start, shift in zip((left, top, left, top), box))
-            found.append(Region(*place, part, inside, inside & marked[rows, columns], _crop(part, inside)))
+    for index, place in enumerate(ndimage.find_objects(labels), 1):
+        if place is None:  # no pixel has this label
+            continue
+        inside = labels[place] == index
+        seen = inside & marked[place]
+        if seen.sum() >= SPECK:
+            (above, below), (before, after) = ((side.start / SIDE, side.stop / SIDE) for side in place)
+            found.append(Region(
+                left + before, top + above, left + after, top + below, pixels[place], inside, seen,
+                _crop(pixels[place], inside),
+            ))  # fmt: skip
     return found
 
 

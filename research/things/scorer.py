@@ -151,19 +151,17 @@ def _scaled(image: Array) -> Array:
 
 
 def _named(cut: Sequence[Region]) -> list[list[Found | int]]:
-    """For each region the things that it shows, or MIXTURE or BLOT.
+    """For each region the things that it shows, or MIXTURE or BLOT."""
+    return [_parted(region, whole) for region, whole in zip(cut, _things(cut))]
 
-    There are several where it can be parted so that each part has a name, with a mean probability above the whole's.
-    """
-    named: list[list[Found | int]] = [[one] for one in _things(cut)]
-    for region, seen in zip(cut, named):
-        (whole,) = seen
-        least = whole.probability if isinstance(whole, Found) else 0.0
-        for found in map(_things, parts(region)):
-            if all(isinstance(one, Found) for one in found) and np.mean([one.probability for one in found]) > least:
-                seen[:] = found
-                break
-    return named
+
+def _parted(region: Region, whole: Found | int) -> list[Found | int]:
+    """The things in the parts of a region, if each has a name and their mean probability is above the whole's."""
+    least = whole.probability if isinstance(whole, Found) else 0.0
+    for found in map(_things, parts(region)):
+        if all(isinstance(one, Found) for one in found) and np.mean([one.probability for one in found]) > least:
+            return found
+    return [whole]
 
 
 def _things(cut: Sequence[Region]) -> list[Found | int]:
