@@ -9,7 +9,7 @@ from scipy import ndimage
 from things import reader, scenes, train_scorer
 from things.grammar import Scene, describe, parse
 from things.scorer import LABELS, judge, read, readings, verdict
-from things.world import GROUNDS, SIDE, STYLES, Picture, Thing
+from things.world import GROUNDS, KINDS, OBJECTS, SIDE, STYLES, Picture, Thing
 
 CAT = Thing("cat", None, None, 0.25, 0.3, 0.4)
 CROWNED = replace(CAT, worn="crown")
@@ -92,6 +92,32 @@ def test_label(things, caption, label, style):
     assert label in LABELS
 
 
+@pytest.mark.parametrize(("at", "share"), [(0.3, 0.65), (0.75, 0.8)])
+def test_most_things_in_two_pieces_are_read_as_one(at, share):
+    """Drawn things cut across, the lower piece 9 pixels further down: 5 pixels of ground are left between them."""
+    pictures = [Picture((Thing(kind, "red" if kind in OBJECTS else None, None, 0.5, 0.45, 0.5),), style, "teal")
+                for kind in KINDS for style in STYLES]  # fmt: skip
+    images = []
+    for made in pictures:
+        image, (_, top, _, bottom) = scenes.draw(made), scenes.box(made.things[0], made.style)
+        row = int(top + at * (bottom - top))
+        below = image[row:-9].copy()
+        image[row:] = image[0, 0]
+        image[row + 9:] = below
+        images.append(image)
+    whole = [([found.kind for found in one.found], one.mixtures + one.blots) == ([made.things[0].kind], 0)
+             for one, made in zip(readings(images), pictures, strict=True)]  # fmt: skip
+    assert np.mean(whole) > share
+
+
+def test_what_has_no_name_is_not_joined_to_something_far_away():
+    image = picture(CAT)
+    image[100:115, 100:115] = 0.0
+    reading = read(image)
+    assert [found.kind for found in reading.found] == ["cat"]
+    assert reading.blots == 1
+
+
 @pytest.mark.parametrize(("apart", "pieces", "share"), [(0.42, 2, 0.9), (0.38, 1, 0.6)], ids=["close", "touching"])
 def test_most_things_that_lie_close_or_touch_are_read_apart(apart, pieces, share):
     """apart: of the middles of two things, in sides. One region, whose pixels off the ground are so many pieces."""
@@ -170,13 +196,49 @@ def test_examples_depend_on_seed_and_round_alone(monkeypatch):
     assert len(crops) == len(labels)
 
 
+class Erasing:
+    """A redrawer that leaves only the ground of pictures, so that nothing of them can be cut out."""
+
+    def redrawn(self, images, *_):
+        return images[:, :1, :1] + 0 * images
+
+    def recognises(self, *_):
+        return True
+
+
+class Doubting(Erasing):
+    """A redrawer that changes nothing and recognises nothing of it."""
+
+    def redrawn(self, images, *_):
+        return images
+
+    def recognises(self, *_):
+        return False
+
+
 def test_every_second_picture_is_redrawn(monkeypatch):
-    """If the ground alone is left, nothing of those pictures can be cut out."""
     monkeypatch.setattr(train_scorer, "SCENES", 6)
-    monkeypatch.setattr(train_scorer, "WRONG", 0)
-    monkeypatch.setattr(train_scorer, "redrawn", lambda sampler, images, *_: images[:, :1, :1] + 0 * images)
-    (crops, _), (others, _) = train_scorer.examples(3, 7), train_scorer.examples(3, 7, "a sampler")
-    assert 0 < len(others) < len(crops)
+    rng = np.random.default_rng
+    for make in (lambda *args: train_scorer.scene_examples(args[0], 0.0, args[1]), train_scorer.wrong_examples):
+        every, others = make(rng(3), None), make(rng(3), Erasing())
+        assert 0 < len(others) < len(every)
+
+
+def test_redrawn_things_that_are_not_recognised_are_left_out(monkeypatch):
+    """Those of the style that the model does not know are not redrawn, and stay."""
+    monkeypatch.setattr(train_scorer, "SCENES", 40)
+    every, known = (train_scorer.scene_examples(np.random.default_rng(3), 0.0, one) for one in (None, Doubting()))
+    monkeypatch.setattr(train_scorer, "HELD_OUT", None)
+    none_known = train_scorer.scene_examples(np.random.default_rng(3), 0.0, Doubting())
+    assert 0 < len(none_known) < len(known) < len(every)
+
+
+def test_what_is_recognised_is_up_to_the_network(monkeypatch):
+    """It recognises a drawn cat as a cat, and not as a dog."""
+    picture = scenes.arrange(np.random.default_rng(0), [Thing("cat", None, None, 0.5, 0.5, 0.4, False)], STYLES[0])
+    ((region, _),) = train_scorer.found_in(picture, scenes.draw(picture) * 255)
+    redrawer = train_scorer.Redrawer(None, reader.trained())
+    assert [redrawer.recognises(region.crop, KINDS.index(kind)) for kind in ("cat", "dog")] == [True, False]
 
 
 def test_learning_rate_falls_to_zero_in_each_phase():

@@ -25,6 +25,7 @@ MARK = 30.0  # a pixel further than this from the ground (each channel 0..255) i
 REACH = 2  # pixels around a thing that belong to it: parts that lie less than twice this apart are one region
 SPECK = 100  # regions of fewer pixels are dust; drawn things have 500 and more
 WAIST = 6  # things that touch are parted where they are at most twice so many pixels wide
+NEAR = 12 / SIDE  # pieces of one thing lie at most so far apart, in fractions of the picture's side
 WIDTHS = (40, 80, 144, 208)
 
 
@@ -81,6 +82,25 @@ def parts(region: Region) -> Iterator[list[Region]]:
             nearest = ndimage.distance_transform_edt(seeds == 0, return_distances=False, return_indices=True)
             owners = np.where(region.inside, seeds[tuple(nearest)], 0)
             yield _regions(region.pixels, region.marked, owners, region.left, region.top)
+
+
+def joined(pixels: Array, first: Region, second: Region) -> Region:
+    """Two regions of pixels [h w 3], 0..255, whose shorter side is SIDE, as one."""
+    marked, labels = np.zeros(pixels.shape[:2], bool), np.zeros(pixels.shape[:2], int)
+    for region in (first, second):
+        place = (slice(round(region.top * SIDE), round(region.bottom * SIDE)),
+                 slice(round(region.left * SIDE), round(region.right * SIDE)))  # fmt: skip
+        marked[place] |= region.marked
+        labels[place] |= region.inside
+    (one,) = _regions(pixels, marked, labels, 0.0, 0.0)
+    return one
+
+
+def are_near(first: Region, second: Region) -> bool:
+    """Whether the boxes of two regions are at most NEAR apart."""
+    across = max(first.left, second.left) - min(first.right, second.right)
+    down = max(first.top, second.top) - min(first.bottom, second.bottom)
+    return bool(np.hypot(max(across, 0.0), max(down, 0.0)) <= NEAR)
 
 
 def _regions(pixels: Array, marked: Array, labels: Array, left: float, top: float) -> list[Region]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from .grammar import Scene, Wanted, parse
-from .reader import BLOT, MIXTURE, Region, ground_of, parts, regions, trained
+from .reader import BLOT, MIXTURE, Region, are_near, ground_of, joined, parts, regions, trained
 from .world import COLOURS, GROUNDS, KINDS, OBJECTS, SIDE, WEARERS, WORN, holds
 
 Array = np.ndarray
@@ -91,17 +91,16 @@ def read(image: Array) -> Reading:
 
 def readings(images: Sequence[Array]) -> list[Reading]:
     """What read() gives for each image; all regions pass the network together, parts of regions apart."""
-    grounds, cut = [], []
-    for image in images:
-        pixels = _scaled(image)
+    scaled, grounds, cut = [_scaled(image) for image in images], [], []
+    for pixels in scaled:
         ground, share = ground_of(pixels)
         name, distance = min(((name, np.linalg.norm(ground - c)) for name, c in GROUNDS.items()), key=lambda p: p[1])
         grounds.append(name if share >= PLAIN and distance <= GROUND else None)
         cut.append(regions(pixels, ground) if grounds[-1] else [])
     names = iter(_named([region for found in cut for region in found]))
     read_back = []
-    for ground, found in zip(grounds, cut):
-        seen = [one for _ in found for one in next(names)]
+    for pixels, ground, found in zip(scaled, grounds, cut):
+        seen = _joined(pixels, [(region, next(names)) for region in found])
         things = tuple(thing for thing in seen if isinstance(thing, Found))
         read_back.append(Reading(things, ground, seen.count(MIXTURE), seen.count(BLOT)))
     return read_back
@@ -162,6 +161,21 @@ def _parted(region: Region, whole: Found | int) -> list[Found | int]:
         if all(isinstance(one, Found) for one in found) and np.mean([one.probability for one in found]) > least:
             return found
     return [whole]
+
+
+def _joined(pixels: Array, seen: list[tuple[Region, list[Found | int]]]) -> list[Found | int]:
+    """What regions of pixels [h w 3] show, a region without a name joined to a near one that they show together.
+
+    That is another without a name, or a thing of the kind that both show.
+    """
+    for (i, (piece, shown)), (j, (region, beside)) in itertools.permutations(enumerate(seen), 2):
+        if shown == [BLOT] and len(beside) == 1 and beside != [MIXTURE] and are_near(piece, region):
+            whole = joined(pixels, piece, region)
+            (thing,) = _things([whole])
+            if isinstance(thing, Found) and (beside == [BLOT] or thing.kind == beside[0].kind):
+                rest = [one for index, one in enumerate(seen) if index not in (i, j)]
+                return _joined(pixels, [*rest, (whole, [thing])])
+    return [one for _, shown in seen for one in shown]
 
 
 def _things(cut: Sequence[Region]) -> list[Found | int]:

@@ -2,10 +2,10 @@
 
     .host/venv/bin/python research/things/train_scorer.py --state scorer.pt --comfyui .host/ComfyUI-0.30.0
 
-It sees the drawings of all four styles, those of the style held out too: it judges pictures and makes none. At the end
-half of the pictures are redrawn by the things model: noise is added and removed again, so that what they show is known
-and looks as the model draws it. Every step's cut-outs come from (seed, step), so a run that was stopped goes on from
-its state.
+It sees the drawings of all four styles, those of the style held out too: it judges pictures and makes none. In the last
+phase half of the pictures are redrawn by the things model: noise is added and removed again, so that what they show is
+known and looks as the model draws it. Redrawn things that the network of the phase before does not recognise are left
+out. Every step's cut-outs come from (seed, step), so a run that was stopped goes on from its state.
 """
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import logging
 import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,8 @@ SCENES, WRONG = 256, 160  # pictures of a round: scenes, and single regions that
 RATE = 2e-3
 WARMUP = 50
 NOISES = (0.0, 0.25, 0.42, 0.5)  # how much of a picture is redrawn: where in the noise schedule that begins
+SLIGHT = 2  # so many of NOISES leave mixtures and blots what they are
+RECOGNISED = 0.2  # least probability of a redrawn thing's kind in the phase before
 REDRAWING_STEPS = 12  # of a whole schedule
 UNKNOWN = -1  # in labels: not asked
 
@@ -115,8 +118,8 @@ def blot(rng: np.random.Generator, style: str, size: int) -> Array:
     return np.dstack([np.where(field[1, ..., None] > 0, *colours) * inside, 255 * inside]).astype(np.float32)
 
 
-def wrong(rng: np.random.Generator) -> tuple[Array, int]:
-    """A picture [SIDE SIDE 3], 0..255, of a mixture or a blot, and which of them it is."""
+def wrong(rng: np.random.Generator) -> tuple[Array, int, str]:
+    """A picture [SIDE SIDE 3], 0..255, of a mixture or a blot, which of them it is, and its style."""
     style, size = STYLES[rng.integers(len(STYLES))], int(rng.integers(36, 80))
     label, make = (MIXTURE, mixture) if rng.random() < 0.55 else (BLOT, blot)
     ground = list(GROUNDS.values())[rng.integers(len(GROUNDS))]
@@ -126,7 +129,7 @@ def wrong(rng: np.random.Generator) -> tuple[Array, int]:
     top, left = rng.integers(3, SIDE - side - 3, 2)
     image[top:top + side, left:left + side] *= 1 - made[..., 3:] / 255
     image[top:top + side, left:left + side] += made[..., :3]
-    return image, label
+    return image, label, style
 
 
 def found_in(picture: Picture, pixels: Array) -> list[tuple[reader.Region, Thing]]:
@@ -141,46 +144,80 @@ def found_in(picture: Picture, pixels: Array) -> list[tuple[reader.Region, Thing
     return pairs
 
 
-def redrawn(
-    sampler: plain_model.Sampler, images: Array, pictures: list[Picture], rng: np.random.Generator
-) -> Array:
-    """Drawn pictures [b SIDE SIDE 3], 0..1, with noise of one of NOISES added to the latents and removed by the model.
+@dataclass(frozen=True)
+class Redrawer:
+    """The things model, and the network of the phase before, which says what it still recognises."""
 
-    Those of the style that it does not know only pass through its VAE.
+    sampler: plain_model.Sampler
+    before: Reader
+
+    def redrawn(self, images: Array, captions: list[str], which: Array, rng: np.random.Generator) -> Array:
+        """Images [b SIDE SIDE 3], 0..1, to whose latents noise is added and removed again by the model.
+
+        which: [b], of NOISES.
+        """
+        out = np.empty_like(images)
+        for index, noise in enumerate(NOISES):
+            some = np.flatnonzero(which == index)
+            if len(some):
+                seed, asked = int(rng.integers(2**31)), [captions[i] for i in some]
+                with torch.autocast("cpu", torch.bfloat16):
+                    out[some] = self.sampler.redrawn(images[some], asked, seed, noise, REDRAWING_STEPS)
+        return out
+
+    def recognises(self, crop: Array, kind: int) -> bool:
+        """Whether a cut-out [4 CROP CROP] still shows its kind."""
+        with torch.inference_mode():
+            kinds, *_ = self.before(torch.from_numpy(crop[None]))
+        return kinds.softmax(-1)[0, kind].item() >= RECOGNISED
+
+
+def scene_examples(rng: np.random.Generator, wearing: float, redrawer: Redrawer | None) -> list[tuple]:
+    """Cut-outs and classes of things in scenes, of which every second is redrawn.
+
+    A scene of the style that the model does not know only passes through its VAE.
     """
-    captions = [describe(picture, rng).caption() for picture in pictures]
-    known = np.array([picture.style != HELD_OUT for picture in pictures])
-    out, which = np.empty_like(images), known * rng.choice(len(NOISES), len(images))
-    for index, noise in enumerate(NOISES):
-        some = np.flatnonzero(which == index)
-        if len(some):
-            seed, asked = int(rng.integers(2**31)), [captions[i] for i in some]
-            with torch.autocast("cpu", torch.bfloat16):
-                out[some] = sampler.redrawn(images[some], asked, seed, noise, REDRAWING_STEPS)
-    return out
-
-
-def examples(
-    seed: int, number: int, sampler: plain_model.Sampler | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut-outs [n 4 CROP CROP] and classes [n 3] of a round; sampler: its model redraws every second picture."""
-    rng = np.random.default_rng([seed, number])
-    crops, labels = [], []
-    wearing = WEARING if number * ROUND >= REVISION else scenes.WEARING
     pictures = [scenes.random_picture(rng, 1 + index % 3, STYLES, wearing) for index in range(SCENES)]
     images = np.stack([scenes.draw(picture) for picture in pictures])
-    if sampler is not None:
-        images[::2] = redrawn(sampler, images[::2], pictures[::2], rng)
-    for picture, image in zip(pictures, images, strict=True):
+    if redrawer:
+        captions = [describe(picture, rng).caption() for picture in pictures[::2]]
+        known = np.array([picture.style != HELD_OUT for picture in pictures[::2]])
+        images[::2] = redrawer.redrawn(images[::2], captions, known * rng.choice(len(NOISES), len(known)), rng)
+    found = []
+    for index, (picture, image) in enumerate(zip(pictures, images, strict=True)):
+        doubted = redrawer and index % 2 == 0 and picture.style != HELD_OUT
         for region, thing in found_in(picture, image * 255):
-            crops.append(region.crop)
-            labels.append(labels_of(thing))
+            labels = labels_of(thing)
+            if not doubted or redrawer.recognises(region.crop, labels[0]):
+                found.append((region.crop, labels))
+    return found
+
+
+def wrong_examples(rng: np.random.Generator, redrawer: Redrawer | None) -> list[tuple]:
+    """Cut-outs and classes of mixtures and blots; every second is slightly redrawn, with another picture's caption."""
+    images, captions, labels = [], [], []
     for _ in range(WRONG):
-        image, label = wrong(rng)
-        found = reader.regions(image, image[0, 0])
-        if found:
-            crops.append(max(found, key=lambda region: region.area).crop)
-            labels.append((label, UNKNOWN, UNKNOWN))
+        image, label, style = wrong(rng)
+        images.append(image)
+        labels.append(label)
+        if redrawer:
+            other = scenes.arrange(rng, [scenes.random_thing(rng, [])], style)
+            captions.append(describe(other, rng).caption())
+    if redrawer:
+        some = np.stack(images[::2]) / 255
+        images[::2] = 255 * redrawer.redrawn(some, captions[::2], rng.choice(SLIGHT, len(some)), rng)
+    found = []
+    for image, label in zip(images, labels, strict=True):
+        if regions := reader.regions(image, image[0, 0]):
+            found.append((max(regions, key=lambda region: region.area).crop, (label, UNKNOWN, UNKNOWN)))
+    return found
+
+
+def examples(seed: int, number: int, redrawer: Redrawer | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut-outs [n 4 CROP CROP] and classes [n 3] of a round; with a redrawer every second picture is redrawn."""
+    rng = np.random.default_rng([seed, number])
+    wearing = WEARING if number * ROUND >= REVISION else scenes.WEARING
+    crops, labels = zip(*scene_examples(rng, wearing, redrawer), *wrong_examples(rng, redrawer))
     return torch.from_numpy(np.stack(crops)), torch.tensor(labels)
 
 
@@ -238,21 +275,23 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    model, first = Reader(), 0
+    model, before, first = Reader(), Reader(), 0
     optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.02, fused=True)
     if args.state.is_file():
         state = torch.load(args.state, weights_only=True)
-        first = restore(state, model=model, optimiser=optimiser)
-    sampler = None
+        first = restore(state, model=model, optimiser=optimiser, before=before)
+    redrawer = None
     if args.steps > REDRAWN:
         comfy_host.start(args.comfyui)
-        sampler = plain_model.Sampler("things", args.checkpoint)
+        redrawer = Redrawer(plain_model.Sampler("things", args.checkpoint), before.eval())
     since, losses = time.monotonic(), []
     for step in range(first, args.steps):
         into_round = step % (REDRAWN_ROUND if step >= REDRAWN else ROUND)
+        if step == REDRAWN:
+            before.load_state_dict(model.state_dict())
         if step == first or into_round == 0:
-            redrawer = sampler if step >= REDRAWN else None
-            crops, labels = examples(args.seed, (step - into_round) // ROUND, redrawer)
+            number = (step - into_round) // ROUND
+            crops, labels = examples(args.seed, number, redrawer if step >= REDRAWN else None)
         generator = torch.Generator().manual_seed(1_000_003 * args.seed + step)
         some = torch.randperm(len(crops), generator=generator)[:BATCH]
         loss = loss_of(model, disturbed(crops[some], generator), labels[some])
@@ -268,7 +307,8 @@ def main(argv: list[str] | None = None) -> None:
             logging.info("step %d  loss %.3f  %.2f s a step", done, np.mean(losses), seconds)
             since, losses = time.monotonic(), []
         if done % 100 == 0 or done == args.steps:
-            save_state(args.state, model=model.state_dict(), optimiser=optimiser.state_dict(), step=done)
+            parts = dict(model=model, optimiser=optimiser, before=before)
+            save_state(args.state, **{name: part.state_dict() for name, part in parts.items()}, step=done)
     save_file({name: value.half() for name, value in model.state_dict().items()}, str(args.out))
 
 
