@@ -7,9 +7,10 @@
 --images holds photographs; beside photo.jpg may lie photo.txt, its caption, and photo.mask.png, as large as the photo
 and white where the object is. The servers need this pack and the checkpoint. What runs is the template EBCA 05 Photo
 cat to dog with the values of the edit. Three pictures are made from one inversion: the reconstruction; the prompt
-swapped, which is the caption with the new words, at the same cfg and with the same negative prompt as EBCA's; and the
-edit by EBCA. Pictures, a sheet of some of them and results go to a folder of the edit in --out; what is there is not
-made again, so the command can be stopped and started, also with other servers.
+swapped, which is the caption with the new words, at the same cfg and with the same negative prompt as EBCA's (the
+caption, or with --empty-negative an empty one); and the edit by EBCA. Pictures, a sheet of some of them and results go
+to a folder of the edit in --out; what is there is not made again, so the command can be stopped and started, also with
+other servers.
 
 With --clip, CLIP accuracy is measured: the share of pictures that are more similar to the caption with the new words
 than to the caption. With --dino (a copy of facebook/dino-vitb8), the structure distance to the photo. With --lpips
@@ -55,6 +56,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--edit", choices=EDITS, required=True)
     parser.add_argument("--alphas", type=float, nargs=2, metavar=("ADD", "REMOVE"), help="by default the edit's")
     parser.add_argument("--start", type=float, help="where the edit begins, 0 to 1, by default the edit's")
+    parser.add_argument("--empty-negative", action="store_true", help="the negative prompt is empty, not the caption")
     parser.add_argument("--dino", type=existing, help="folder of a DINO of transformers, for the structure distance")
     parser.add_argument("--lpips", type=existing, nargs=2, metavar=("ALEXNET", "LINEAR"),
                         help="files of weights, for the background error")  # fmt: skip

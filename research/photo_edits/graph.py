@@ -38,10 +38,13 @@ class PhotoGraph:
             raise SystemExit(f"Expected a picture '{WITH}' and one each of {one_each} in {options.workflow}.")
         self._node = {kind: nodes[0] for kind, nodes in found.items()}
         self._set(edit)
+        if options.empty_negative:
+            empty = self._copy("Empty prompt", "CLIPTextEncode", text="")
+            self._inputs("CFGGuider")["negative"] = [empty, 0]
         self._new_caption = self._copy(SWAPPED, "CLIPTextEncode")
         self.pictures = {
             PHOTO: self._preview(PHOTO, self._inputs("VAEEncode")["pixels"]),
-            # Any cfg gives the same picture, as both prompts are the caption; 1 takes half the time.
+            # At cfg 1 only the positive prompt counts, which is the caption.
             RECONSTRUCTION: self._way(RECONSTRUCTION, cfg=1.0),
             SWAPPED: self._way(SWAPPED, positive=[self._new_caption, 0]),
             WITH: shown[WITH],

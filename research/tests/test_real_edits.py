@@ -196,3 +196,10 @@ def test_from_photos_to_the_table_and_on_where_it_stopped(server, tmp_path, comf
             for title in ("Reconstruction", "With_EBCA")]  # fmt: skip
     assert np.abs(np.subtract(*pair)).max() <= 2
     assert np.array_equal(pair[0], made["Reconstruction"])
+
+    # With an empty negative prompt cfg does.
+    assert real_edits.main([*plain, "--empty-negative", "--out", str(tmp_path / "empty")]) == 0
+    pair = [np.asarray(Image.open(next((tmp_path / "empty").glob(f"*/tom-*-{title}.png"))), int)
+            for title in ("Reconstruction", "With_EBCA")]  # fmt: skip
+    assert np.array_equal(pair[0], made["Reconstruction"])
+    assert np.abs(np.subtract(*pair)).mean() > 0.5
