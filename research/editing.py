@@ -67,18 +67,22 @@ EXACT, SWAPPED = "EBCA, tuned, fixed-point inversion", "prompt swapped, fixed-po
 @dataclass(frozen=True)
 class Tuned:
     """For one trained model and kind of edit, the candidates of --tune with most edits right and, among those, the
-    least background change: EBCA's by the fixed-point iterations of the inversion, and the denoise of img2img."""
+    least background change: EBCA's by the fixed-point iterations of the inversion, and the denoise of img2img.
+
+    negative: EBCA's negative prompt, as in Method.
+    """
 
     edits: Mapping[int, Edit]
     denoise: float
+    negative: str = "caption"
 
 
 @dataclass(frozen=True)
 class Study:
     """What is edited with one trained model.
 
-    tuned: for each of the kinds. alphas, starts, cfgs: of EBCA in --tune. images: pictures a method. document: in
-    docs/, for the tables; None where they are only printed. precision: of inversion and sampling, as in
+    tuned: for each of the kinds. alphas, starts, cfgs, negatives: of EBCA in --tune. images: pictures a method.
+    document: in docs/, for the tables; None where they are only printed. precision: of inversion and sampling, as in
     small_model.in_precision.
     """
 
@@ -87,6 +91,7 @@ class Study:
     starts: Sequence[float]
     alphas: Sequence[tuple[float, float]] = ((1.2, 1.1), (1.6, 1.5), (2.2, 2.1))
     cfgs: Sequence[float] = (1.0, 1.25, 3.0)
+    negatives: Sequence[str] = ("caption",)
     images: int = 200
     document: str | None = None
     precision: torch.dtype = torch.float32
@@ -94,11 +99,11 @@ class Study:
 
 # For the transformer only EBCA was tuned, with one fixed-point iteration at cfg 1.25; the denoise is the U-Net's. In
 # joint attention nothing was tuned: strengths are the transformer's, and there is no update. On the things model EBCA
-# was tuned for two edits, with one fixed-point iteration; the others have the strengths of the shapes U-Net.
+# was tuned with one fixed-point iteration.
 _LATE, _LATER = (Edit((2.2, 2.1), start, (5e-4, 5e-4)) for start in (0.3, 0.4))
-_ADDED = Edit((2.2, 0.0), 0.3, (5e-4, 0.0))
 _EARLY, _JOINT = (Edit((1.6, 1.5), 0.1, gammas) for gammas in ((5e-4, 5e-4), (0.0, 0.0)))
-_DOG, _ZEBRA = (Edit((0.75, 0.65), start, (5e-4, 5e-4)) for start in (0.5, 0.3))
+_FROM_10, _FROM_30 = (Edit((0.75, 0.65), start, (5e-4, 5e-4)) for start in (0.1, 0.3))
+_STRONG_FROM_30 = Edit((1.2, 1.1), 0.3, (5e-4, 5e-4))
 _CFG = MODELS["things"].world.cfg
 STUDIES = {
     "unet": Study(OBJECT, {"object": Tuned({0: _LATER, 1: _LATE}, 0.75)}, (0.3, 0.4)),
@@ -107,11 +112,14 @@ STUDIES = {
     "things": Study(
         PAPER,
         {
-            "cat_to_dog": Tuned({0: _DOG, 1: _DOG}, 0.6), "cat_with_glasses": Tuned({0: _ADDED, 1: _ADDED}, 0.75),
-            "horse_to_zebra": Tuned({0: _ZEBRA, 1: _ZEBRA}, 0.7), "animal_to_goat": Tuned({0: _LATER, 1: _LATE}, 0.75),
+            "cat_to_dog": Tuned({0: _FROM_30, 1: _FROM_30}, 0.6, negative=""),
+            "cat_with_glasses": Tuned({0: _FROM_10, 1: _FROM_10}, 0.65, negative=""),
+            "horse_to_zebra": Tuned({0: _FROM_10, 1: _FROM_10}, 0.8, negative=""),
+            "animal_to_goat": Tuned({0: _STRONG_FROM_30, 1: _STRONG_FROM_30}, 0.75, negative=""),
         },
-        (0.1, 0.3, 0.5), ((0.4, 0.3), (0.75, 0.65), (0.4, 0.0), (0.75, 0.0)), (_CFG,), 500,
-        "things.md", torch.bfloat16,
+        starts=(0.1, 0.3, 0.5), cfgs=(_CFG,), negatives=("caption", ""),
+        alphas=((0.4, 0.3), (0.75, 0.65), (1.2, 1.1), (0.4, 0.0), (0.75, 0.0), (1.2, 0.0)),
+        images=500, document="things.md", precision=torch.bfloat16,
     ),
 }  # fmt: skip
 
@@ -121,7 +129,9 @@ def methods(kind: EditKind, tuned: Tuned, cfg: float) -> list[Method]:
     paper, fixed_point = tuned.edits[0], tuned.edits[1]
     denoise = round(tuned.denoise - 0.05, 2)
     authors, untuned = kind.authors
-    return [
+    prompts = dict(positive="caption", negative=tuned.negative)
+    masks = dict(masked=True, noise_masked=True)
+    rows = [
         Method("no edit, inversion as in the paper", cfg, 0, **CAPTION),
         Method("no edit, fixed-point inversion", cfg, 1, **CAPTION),
         Method(_img2img(denoise), cfg, denoise=denoise),
@@ -129,34 +139,41 @@ def methods(kind: EditKind, tuned: Tuned, cfg: float) -> list[Method]:
         Method("prompt swapped, inversion as in the paper", cfg, 0),
         Method(SWAPPED, cfg, 1),
         Method(f"EBCA, the authors' {authors}, inversion as in the paper", cfg, 0, edit=untuned, **CAPTION),
-        Method("EBCA, tuned, inversion as in the paper", cfg, 0, edit=paper, **CAPTION),
-        Method(EXACT, cfg, 1, edit=fixed_point, **CAPTION),
-        Method("the same, mask on the edits", cfg, 1, edit=fixed_point, masked=True, **CAPTION),
-        Method("the same, noise mask as well", cfg, 1, edit=fixed_point, masked=True, noise_masked=True, **CAPTION),
+        Method("EBCA, tuned, inversion as in the paper", cfg, 0, edit=paper, **prompts),
+        Method(EXACT, cfg, 1, edit=fixed_point, **prompts),
+        Method("the same, mask on the edits", cfg, 1, edit=fixed_point, masked=True, **prompts),
+        Method("the same, noise mask as well", cfg, 1, edit=fixed_point, **masks, **prompts),
     ]
+    if tuned.negative != "caption":
+        rows += [
+            Method(f"{EXACT}, the caption as negative prompt", cfg, 1, edit=fixed_point, **CAPTION),
+            Method("the same, both masks", cfg, 1, edit=fixed_point, **masks, **CAPTION),
+        ]
+    return rows
 
 
 def _img2img(denoise: float) -> str:
     return f"img2img with the new prompt, denoise {denoise}"
 
 
-def candidates(study: Study, name: str, cfg: float) -> Iterator[Method]:
-    """What --tune tries for one kind of edit: the ways without EBCA, and EBCA, which removes only where the tuned edits
-    do."""
-    removes = study.tuned[name].edits[1].alphas[1] > 0
-    strengths = [alphas for alphas in study.alphas if removes or alphas[1] == 0]
+def candidates(study: Study, cfg: float) -> Iterator[Method]:
+    """What --tune tries for each kind of edit: the ways without EBCA, and EBCA."""
     for strength, denoise in product(dict.fromkeys((cfg, 3.0, 6.0)), (0.6, 0.65, 0.7, 0.75, 0.8)):
         yield Method(f"img2img {denoise}, cfg {strength:g}", strength, denoise=denoise)
     for strength, inversion, negative in product(dict.fromkeys((cfg, 3.0)), (0, 1), ("", "caption")):
         said = f"swap, cfg {strength:g}, inversion {inversion}, negative '{negative}'"
         yield Method(said, strength, inversion, negative=negative)
-    for strength, inversion, alphas, start in product(study.cfgs, (0, 1), strengths, study.starts):
+    for negative, strength, inversion, alphas, start in product(
+        study.negatives, study.cfgs, (0, 1), study.alphas, study.starts
+    ):
         edit = Edit(alphas, start, (5e-4, 5e-4))
-        said = f"EBCA, cfg {strength:g}, inversion {inversion}, {alphas} from {start}"
-        yield Method(said, strength, inversion, edit=edit, **CAPTION)
+        said = f"EBCA, cfg {strength:g}, inversion {inversion}, {alphas} from {start}, negative '{negative}'"
+        yield Method(said, strength, inversion, edit=edit, positive="caption", negative=negative)
+    negative, alphas = study.negatives[-1], study.alphas[1]
     for gamma in (0.0, 2e-3):
-        edit = Edit(strengths[1], 0.3, (gamma, gamma))
-        yield Method(f"EBCA, inversion 1, gammas {gamma}", cfg, 1, edit=edit, **CAPTION)
+        edit = Edit(alphas, 0.3, (gamma, gamma))
+        said = f"EBCA, inversion 1, {alphas} from 0.3, negative '{negative}', gammas {gamma}"
+        yield Method(said, cfg, 1, edit=edit, positive="caption", negative=negative)
 
 
 def score(cases: Sequence[Case], images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -357,7 +374,7 @@ def main(arguments: Sequence[str]) -> int:
         small = SmallModel(options.model, options.checkpoint)
     for name in names:
         bench = Bench(options.model, name, options.images or count, seed, options.steps, results)
-        tried = list(candidates(study, name, cfg)) if options.tune else methods(bench.kind, study.tuned[name], cfg)
+        tried = list(candidates(study, cfg)) if options.tune else methods(bench.kind, study.tuned[name], cfg)
         chosen = [method for method in tried if any(text in method.name for text in options.method)]
         if small:
             bench.fill(small, chosen)

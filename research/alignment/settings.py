@@ -467,8 +467,8 @@ THINGS_CANDIDATES = [
 ]
 THINGS_HIGHER = _cfg(_MORE)
 THINGS_WORDS = _words(1.1, cfg=_MORE)
-THINGS_EXCITE = _excite(5.0, "nouns", side=_FINE, cfg=_MORE)
-THINGS_AVERAGED = _composable(0.2, 0.5, cfg=_MORE)
+THINGS_EXCITE = _excite(5.0, "nouns", side=_COARSE, cfg=_MORE)
+THINGS_AVERAGED = _composable(0.1, 0.5, cfg=_MORE)
 THINGS_NAG = _nag(0.5, cfg=_MORE)
 THINGS_NORM_SMALL = _ebca(0.0, 0.02)
 THINGS_NORM = _ebca(0.0, 0.06, f"first half of the steps, cfg {_MORE:g}", end=0.5, cfg=_MORE)

@@ -1,6 +1,7 @@
 """Edits counted on small models: marks are what the pictures show, and what has been sampled is kept."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,15 +138,17 @@ def test_results_that_are_not_in_float32_name_their_precision(tmp_path):
 @pytest.mark.parametrize("model", editing.STUDIES)
 def test_methods_and_candidates_have_names_of_their_own(model):
     study, cfg = editing.STUDIES[model], MODELS[model].world.cfg
-    tried_by_kind = [[*editing.candidates(study, name, cfg)] for name in study.kinds]
-    for tried in (*tried_by_kind, *(rows(model, name) for name in study.kinds)):
+    for tried in ([*editing.candidates(study, cfg)], *(rows(model, name) for name in study.kinds)):
         assert len({method.name for method in tried}) == len(tried)
         for method in tried:
             assert method.edit is None or (method.edit.alphas[0] > 0 and isinstance(method.edit, Edit))
 
 
-def test_an_edit_that_only_adds_is_tuned_without_removing():
-    study = editing.STUDIES["things"]
-    tried = {name: [method.edit for method in editing.candidates(study, name, 3.0) if method.edit] for name in PAPER}
-    assert not any(edit.alphas[1] for edit in tried["cat_with_glasses"])
-    assert all(any(edit.alphas[1] for edit in tried[name]) for name in PAPER if name != "cat_with_glasses")
+def test_rows_with_the_caption_as_negative_prompt_differ_in_that_alone():
+    for name in PAPER:
+        made = {method.name: method for method in rows("things", name)}
+        captioned = f"{editing.EXACT}, the caption as negative prompt"
+        for one, other in ((captioned, editing.EXACT), ("the same, both masks", "the same, noise mask as well")):
+            assert replace(made[one], name=other, negative="") == made[other]
+    for model in set(editing.STUDIES) - {"things"}:
+        assert all(method.negative == "caption" for method in rows(model, "object") if method.edit)

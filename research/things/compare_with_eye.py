@@ -4,8 +4,8 @@
 
 The eye saw pictures and captions, and not what the scorer says. It said of each picture whether all that the caption
 asks for is there and nothing else, in outlines that a person recognises; of the last hundred, whether a person who
-knows the kinds of things would name what is there as the caption does. The scorer was last changed after the first two
-hundreds had been compared with it, and before the third was.
+knows the kinds of things would name what is there as the caption does. The first two hundreds guided changes of the
+scorer; the last did not.
 """
 from __future__ import annotations
 
@@ -52,9 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     if hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12] != SEEN:
         raise SystemExit("The eye has seen pictures of another model: look at those of this one, and set NOT_RIGHT.")
     sampler = plain_model.Sampler("things", checkpoint)
-    for first, not_right in NOT_RIGHT.items():
-        compared = compare(sampler, first, not_right)
-    sheet(*compared).save(SHEET, optimize=True)
+    *_, last = [compare(sampler, first, not_right) for first, not_right in NOT_RIGHT.items()]
+    sheet(*last).save(SHEET, optimize=True)
 
 
 def compare(sampler: plain_model.Sampler, first: int, not_right: set[int]) -> tuple[list, list, list, list[bool]]:

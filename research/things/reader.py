@@ -25,7 +25,7 @@ MARK = 30.0  # a pixel further than this from the ground (each channel 0..255) i
 REACH = 2  # pixels around a thing that belong to it: parts that lie less than twice this apart are one region
 SPECK = 100  # regions of fewer pixels are dust; drawn things have 500 and more
 WAIST = 6  # things that touch are parted where they are at most twice so many pixels wide
-NEAR = 12 / SIDE  # pieces of one thing lie at most so far apart, in fractions of the picture's side
+NEAR = 12 / SIDE  # boxes of pieces of one thing lie at most so far apart, in fractions of the picture's side
 WIDTHS = (40, 80, 144, 208)
 
 
@@ -61,7 +61,10 @@ def ground_of(pixels: Array) -> tuple[Array, float]:
 
 
 def regions(pixels: Array, ground: Array) -> list[Region]:
-    """The regions of pixels [SIDE SIDE 3], 0..255, that are not of the ground's colour [3]; dust is left out."""
+    """The regions of pixels [h w 3], 0..255, that are not of the ground's colour [3]; dust is left out.
+
+    The shorter side of the pixels is SIDE.
+    """
     marked = np.square(pixels - ground).sum(-1) > MARK ** 2
     joined = ndimage.binary_dilation(marked, np.ones((3, 3)), iterations=REACH)
     labels, _ = ndimage.label(joined, np.ones((3, 3)))
@@ -85,7 +88,7 @@ def parts(region: Region) -> Iterator[list[Region]]:
 
 
 def joined(pixels: Array, first: Region, second: Region) -> Region:
-    """Two regions of pixels [h w 3], 0..255, whose shorter side is SIDE, as one."""
+    """Two regions of the pixels that regions() got, as one."""
     marked, labels = np.zeros(pixels.shape[:2], bool), np.zeros(pixels.shape[:2], int)
     for region in (first, second):
         place = (slice(round(region.top * SIDE), round(region.bottom * SIDE)),

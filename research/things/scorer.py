@@ -90,7 +90,7 @@ def read(image: Array) -> Reading:
 
 
 def readings(images: Sequence[Array]) -> list[Reading]:
-    """What read() gives for each image; all regions pass the network together, parts of regions apart."""
+    """What read() gives for each image; all regions pass the network together, parts and joined regions apart."""
     scaled, grounds, cut = [_scaled(image) for image in images], [], []
     for pixels in scaled:
         ground, share = ground_of(pixels)
@@ -164,18 +164,24 @@ def _parted(region: Region, whole: Found | int) -> list[Found | int]:
 
 
 def _joined(pixels: Array, seen: list[tuple[Region, list[Found | int]]]) -> list[Found | int]:
-    """What regions of pixels [h w 3] show, a region without a name joined to a near one that they show together.
+    """What regions of pixels [h w 3] show, one without a name joined to a near one where the two show one thing.
 
-    That is another without a name, or a thing of the kind that both show.
+    A thing is joined only if it remains what it is and its kind is no less probable. Each join leaves one region less.
     """
-    for (i, (piece, shown)), (j, (region, beside)) in itertools.permutations(enumerate(seen), 2):
-        if shown == [BLOT] and len(beside) == 1 and beside != [MIXTURE] and are_near(piece, region):
-            whole = joined(pixels, piece, region)
+    for (first, (region, names)), (second, (piece, rest)) in itertools.permutations(enumerate(seen), 2):
+        if rest == [BLOT] and len(names) == 1 and names != [MIXTURE] and are_near(region, piece):
+            whole = joined(pixels, region, piece)
             (thing,) = _things([whole])
-            if isinstance(thing, Found) and (beside == [BLOT] or thing.kind == beside[0].kind):
-                rest = [one for index, one in enumerate(seen) if index not in (i, j)]
-                return _joined(pixels, [*rest, (whole, [thing])])
-    return [one for _, shown in seen for one in shown]
+            if isinstance(thing, Found) and (names == [BLOT] or _completes(thing, names[0])):
+                others = [one for index, one in enumerate(seen) if index not in (first, second)]
+                return _joined(pixels, [*others, (whole, [thing])])
+    return [one for _, names in seen for one in names]
+
+
+def _completes(whole: Found, part: Found) -> bool:
+    """Whether a thing is what its part was, and no less probable."""
+    same = (whole.kind, whole.colour, whole.worn) == (part.kind, part.colour, part.worn)
+    return same and whole.probability >= part.probability
 
 
 def _things(cut: Sequence[Region]) -> list[Found | int]:

@@ -5,7 +5,8 @@
 It sees the drawings of all four styles, those of the style held out too: it judges pictures and makes none. In the last
 phase half of the pictures are redrawn by the things model: noise is added and removed again, so that what they show is
 known and looks as the model draws it. Redrawn things that the network of the phase before does not recognise are left
-out. Every step's cut-outs come from (seed, step), so a run that was stopped goes on from its state.
+out. Every step's cut-outs come from (seed, step) and that network, which is in the state, so a run that was stopped
+goes on from its state.
 """
 from __future__ import annotations
 
@@ -48,12 +49,14 @@ SCENES, WRONG = 256, 160  # pictures of a round: scenes, and single regions that
 RATE = 2e-3
 WARMUP = 50
 NOISES = (0.0, 0.25, 0.42, 0.5)  # how much of a picture is redrawn: where in the noise schedule that begins
-SLIGHT = 2  # so many of NOISES leave mixtures and blots what they are
+SLIGHT = 2  # so many of NOISES are those of mixtures and blots
 RECOGNISED = 0.2  # least probability of a redrawn thing's kind in the phase before
 REDRAWING_STEPS = 12  # of a whole schedule
 UNKNOWN = -1  # in labels: not asked
 
 Array = np.ndarray
+Example = tuple[Array, tuple[int, int, int]]
+"""A cut-out [4 CROP CROP] and its classes, as labels_of."""
 
 
 def labels_of(thing: Thing) -> tuple[int, int, int]:
@@ -172,20 +175,20 @@ class Redrawer:
         return kinds.softmax(-1)[0, kind].item() >= RECOGNISED
 
 
-def scene_examples(rng: np.random.Generator, wearing: float, redrawer: Redrawer | None) -> list[tuple]:
-    """Cut-outs and classes of things in scenes, of which every second is redrawn.
+def scene_examples(rng: np.random.Generator, wearing: float, redrawer: Redrawer | None) -> list[Example]:
+    """Examples of things in scenes, of which every second is redrawn.
 
-    A scene of the style that the model does not know only passes through its VAE.
+    A scene of the style that the model does not know only passes through its VAE, and all its things stay.
     """
     pictures = [scenes.random_picture(rng, 1 + index % 3, STYLES, wearing) for index in range(SCENES)]
     images = np.stack([scenes.draw(picture) for picture in pictures])
-    if redrawer:
+    if redrawer is not None:
         captions = [describe(picture, rng).caption() for picture in pictures[::2]]
         known = np.array([picture.style != HELD_OUT for picture in pictures[::2]])
         images[::2] = redrawer.redrawn(images[::2], captions, known * rng.choice(len(NOISES), len(known)), rng)
     found = []
     for index, (picture, image) in enumerate(zip(pictures, images, strict=True)):
-        doubted = redrawer and index % 2 == 0 and picture.style != HELD_OUT
+        doubted = redrawer is not None and index % 2 == 0 and picture.style != HELD_OUT
         for region, thing in found_in(picture, image * 255):
             labels = labels_of(thing)
             if not doubted or redrawer.recognises(region.crop, labels[0]):
@@ -193,17 +196,18 @@ def scene_examples(rng: np.random.Generator, wearing: float, redrawer: Redrawer 
     return found
 
 
-def wrong_examples(rng: np.random.Generator, redrawer: Redrawer | None) -> list[tuple]:
-    """Cut-outs and classes of mixtures and blots; every second is slightly redrawn, with another picture's caption."""
+def wrong_examples(rng: np.random.Generator, redrawer: Redrawer | None) -> list[Example]:
+    """Examples of mixtures and blots, of all styles; every second is slightly redrawn, with the caption of some thing.
+    """
     images, captions, labels = [], [], []
     for _ in range(WRONG):
         image, label, style = wrong(rng)
         images.append(image)
         labels.append(label)
-        if redrawer:
+        if redrawer is not None:
             other = scenes.arrange(rng, [scenes.random_thing(rng, [])], style)
             captions.append(describe(other, rng).caption())
-    if redrawer:
+    if redrawer is not None:
         some = np.stack(images[::2]) / 255
         images[::2] = 255 * redrawer.redrawn(some, captions[::2], rng.choice(SLIGHT, len(some)), rng)
     found = []
