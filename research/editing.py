@@ -62,6 +62,7 @@ class Method:
 
 CAPTION = dict(positive="caption", negative="caption")
 EXACT, SWAPPED = "EBCA, tuned, fixed-point inversion", "prompt swapped, fixed-point inversion"
+CAPTIONED = f"{EXACT}, the caption as negative prompt"
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def methods(kind: EditKind, tuned: Tuned, cfg: float) -> list[Method]:
     ]
     if tuned.negative != "caption":
         rows += [
-            Method(f"{EXACT}, the caption as negative prompt", cfg, 1, edit=fixed_point, **CAPTION),
+            Method(CAPTIONED, cfg, 1, edit=fixed_point, **CAPTION),
             Method("the same, both masks", cfg, 1, edit=fixed_point, **masks, **CAPTION),
         ]
     return rows
@@ -307,12 +308,12 @@ class Bench:
         return f"| {method.name} | {' | '.join(cells)} | {moved.mean():.4f} | {calls} | {method.cfg:g} |"
 
     def table(self, tried: Sequence[Method]) -> str:
-        """A line for each method that has been sampled, then EBCA compared with the ways without it."""
+        """A line for each method that has been sampled, then EBCA compared with others."""
         titles = ["method", *self.kind.marks, "background change", "calls", "cfg"]
         lines = ["| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|"]
         there = {method.name: method for method in tried if self.marks(method)}
         lines += [self.row(method) for method in there.values()]
-        others = [name for name in there if name == SWAPPED or name.startswith("img2img with")]
+        others = [name for name in there if name in (SWAPPED, CAPTIONED) or name.startswith("img2img with")]
         if EXACT in there:
             lines += [self._against(there[EXACT], there[other]) for other in others]
         return "\n".join(lines)

@@ -116,7 +116,7 @@ def test_what_is_there_is_not_sampled_again(tmp_path, monkeypatch):
     again.fill(None, rows())
     table = again.table(rows())
     assert f"| {editing.EXACT} | 0.0 % (0.0 to 0.0) | 100.0 % (100.0 to 100.0) | 0.0 % (0.0 to 0.0) | 0.0000 |" in table
-    assert table.count(f"{editing.EXACT} against") == 3
+    assert table.count(f"{editing.EXACT} against") == 4  # img2img twice, the swapped prompt, the other negative prompt
     with pytest.raises(TypeError):
         bench(tmp_path / "a", images=7).fill(None, rows())
 
@@ -147,8 +147,8 @@ def test_methods_and_candidates_have_names_of_their_own(model):
 def test_rows_with_the_caption_as_negative_prompt_differ_in_that_alone():
     for name in PAPER:
         made = {method.name: method for method in rows("things", name)}
-        captioned = f"{editing.EXACT}, the caption as negative prompt"
-        for one, other in ((captioned, editing.EXACT), ("the same, both masks", "the same, noise mask as well")):
+        masked = "the same, both masks", "the same, noise mask as well"
+        for one, other in ((editing.CAPTIONED, editing.EXACT), masked):
             assert replace(made[one], name=other, negative="") == made[other]
     for model in set(editing.STUDIES) - {"things"}:
         assert all(method.negative == "caption" for method in rows(model, "object") if method.edit)
