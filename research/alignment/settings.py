@@ -521,6 +521,6 @@ STUDIES = {
         THINGS_CANDIDATES, THINGS_METHODS, THINGS_COMPARED,
         [PLAIN, THINGS_HIGHER, THINGS_EXCITE, AUTHORS, THINGS_COMPOSED, THINGS_CONCEPTS], THINGS_PARTS,
         scored=Columns(_SPLITS, _SPLITS, THINGS.errors), tuning=Columns(_SPLITS, _SPLITS, THINGS.errors),
-        pictured="each of the three sets of prompts", document="things.md", results="things.jsonl",
+        pictured="the three sets of prompts", document="things.md", results="things.jsonl",
     ),
 }
