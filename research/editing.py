@@ -130,7 +130,7 @@ def methods(kind: EditKind, tuned: Tuned, cfg: float) -> list[Method]:
     paper, fixed_point = tuned.edits[0], tuned.edits[1]
     denoise = round(tuned.denoise - 0.05, 2)
     authors, untuned = kind.authors
-    prompts = dict(positive="caption", negative=tuned.negative)
+    prompts = CAPTION | {"negative": tuned.negative}
     masks = dict(masked=True, noise_masked=True)
     rows = [
         Method("no edit, inversion as in the paper", cfg, 0, **CAPTION),
@@ -169,12 +169,12 @@ def candidates(study: Study, cfg: float) -> Iterator[Method]:
     ):
         edit = Edit(alphas, start, (5e-4, 5e-4))
         said = f"EBCA, cfg {strength:g}, inversion {inversion}, {alphas} from {start}, negative '{negative}'"
-        yield Method(said, strength, inversion, edit=edit, positive="caption", negative=negative)
+        yield Method(said, strength, inversion, edit=edit, **CAPTION | {"negative": negative})
     negative, alphas = study.negatives[-1], study.alphas[1]
     for gamma in (0.0, 2e-3):
         edit = Edit(alphas, 0.3, (gamma, gamma))
         said = f"EBCA, inversion 1, {alphas} from 0.3, negative '{negative}', gammas {gamma}"
-        yield Method(said, cfg, 1, edit=edit, positive="caption", negative=negative)
+        yield Method(said, cfg, 1, edit=edit, **CAPTION | {"negative": negative})
 
 
 def score(cases: Sequence[Case], images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -66,8 +66,8 @@ def regions(pixels: Array, ground: Array) -> list[Region]:
     The shorter side of the pixels is SIDE.
     """
     marked = np.square(pixels - ground).sum(-1) > MARK ** 2
-    joined = ndimage.binary_dilation(marked, np.ones((3, 3)), iterations=REACH)
-    labels, _ = ndimage.label(joined, np.ones((3, 3)))
+    grown = ndimage.binary_dilation(marked, np.ones((3, 3)), iterations=REACH)
+    labels, _ = ndimage.label(grown, np.ones((3, 3)))
     return _regions(pixels, marked, labels, 0.0, 0.0)
 
 

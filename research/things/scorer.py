@@ -168,8 +168,8 @@ def _joined(pixels: Array, seen: list[tuple[Region, list[Found | int]]]) -> list
 
     A thing is joined only if it remains what it is and its kind is no less probable. Each join leaves one region less.
     """
-    for (first, (region, names)), (second, (piece, rest)) in itertools.permutations(enumerate(seen), 2):
-        if rest == [BLOT] and len(names) == 1 and names != [MIXTURE] and are_near(region, piece):
+    for (first, (region, names)), (second, (piece, of_piece)) in itertools.permutations(enumerate(seen), 2):
+        if of_piece == [BLOT] and len(names) == 1 and names != [MIXTURE] and are_near(region, piece):
             whole = joined(pixels, region, piece)
             (thing,) = _things([whole])
             if isinstance(thing, Found) and (names == [BLOT] or _completes(thing, names[0])):
