@@ -68,8 +68,9 @@ def prepare(version: str | None = None) -> Host:
     if own is None:
         python = _pinned_environment()
         return Host(python, _fetched_comfyui(python, version or NEWEST), fetched=True)
-    interpreter = next((p for p in _interpreters_of(own) if _imports(p, "torch")), None)
-    # Where that ComfyUI's own Python cannot be found, its code runs on the packages that the tests pin.
+    interpreter = next((p for p in _interpreters_of(own) if _imports(p, "torch") and _has_venv(p)), None)
+    # Where that ComfyUI's own Python cannot be found or has no venv (as in the portable package for Windows), its code
+    # runs on the packages that the tests pin.
     python = _pinned_environment() if interpreter is None else _tools_environment(interpreter)
     return Host(python, own, fetched=False)
 
@@ -214,7 +215,7 @@ def _make_venv(interpreter: Path, environment: Path) -> None:
     made, version = interpreter_in(environment), _version(interpreter)
     if made.is_file() and _imports(made, "pip") and _version(made) == version:
         return  # by an earlier call, perhaps one that was interrupted: go on with it
-    if not (_imports(interpreter, "venv") and _imports(interpreter, "ensurepip")):
+    if not _has_venv(interpreter):
         raise EnvironmentProblem(
             f"{interpreter} has no venv module. Install it (on Debian and Ubuntu: apt install python3-venv), "
             "or call run.py with another Python."
@@ -260,6 +261,10 @@ def _imports(interpreter: Path, module: str) -> bool:
     # find_spec does not run the module: importing torch takes seconds.
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
     return subprocess.run([interpreter, "-c", code], capture_output=True).returncode == 0
+
+
+def _has_venv(interpreter: Path) -> bool:
+    return _imports(interpreter, "venv") and _imports(interpreter, "ensurepip")
 
 
 def _version(interpreter: Path) -> tuple[int, int]:

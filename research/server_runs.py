@@ -137,7 +137,8 @@ def keep_settings(folder: Path, settings: dict) -> None:
     """Write what the pictures depend on. Raises SystemExit if pictures of other settings are there."""
     folder.mkdir(parents=True, exist_ok=True)
     path, text = folder / "settings.json", json.dumps(settings, indent=1, sort_keys=True)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    holds_pictures = path.exists() and any(folder.rglob("*.png"))  # not if the servers have refused the settings
+    if holds_pictures and path.read_text(encoding="utf-8") != text:
         raise SystemExit(f"{folder} holds pictures made with other settings ({path}): give another --out.")
     path.write_text(text, encoding="utf-8")
 

@@ -54,6 +54,14 @@ def test_own_python_of_a_comfyui_is_used_and_left_alone(comfyui, monkeypatch):
     assert host == environment.Host(("tools over", Path(sys.executable)), comfyui, fetched=False)
 
 
+def test_own_python_without_venv_gives_way_to_the_pinned_packages(comfyui, monkeypatch):
+    """As in the portable package for Windows."""
+    monkeypatch.setenv("COMFYUI_PATH", str(comfyui))
+    monkeypatch.setattr(environment, "_imports", lambda interpreter, module: module != "venv")
+    monkeypatch.setattr(environment, "_pinned_environment", lambda: Path("pinned"))
+    assert environment.prepare() == environment.Host(Path("pinned"), comfyui, fetched=False)
+
+
 def test_unknown_version_names_the_known_ones():
     with pytest.raises(EnvironmentProblem, match=r"Expected one of the ComfyUI versions .*0\.30\.0, got 9\.9"):
         environment._fetched_comfyui(Path(sys.executable), "9.9")

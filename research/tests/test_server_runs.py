@@ -15,7 +15,14 @@ NOBODY = "http://127.0.0.1:9"  # the discard port: nothing answers there
 
 
 def test_pictures_of_other_settings_are_not_mixed(tmp_path):
-    server_runs.keep_settings(tmp_path, {"steps": 4})
+    class Bear(server_runs.Task):
+        name = label = "seed 1/a bear"
+
+    server_runs.keep_settings(tmp_path, {"steps": 3})
+    server_runs.keep_settings(tmp_path, {"steps": 4})  # no picture was made with the former
+    picture = Bear().file(tmp_path, "plain")
+    picture.parent.mkdir()
+    picture.touch()
     server_runs.keep_settings(tmp_path, {"steps": 4})
     with pytest.raises(SystemExit, match="other settings"):
         server_runs.keep_settings(tmp_path, {"steps": 5})
