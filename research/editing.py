@@ -2,7 +2,8 @@
 
     python run.py bench editing                    200 pictures a method: the table of docs/editing.md
     python run.py bench editing --tune             what the settings below were chosen by, on other pictures
-    python run.py bench editing --model things     the paper's edits, of pictures in a style that the model has not seen
+    python run.py bench editing --model things     the paper's edits, of pictures in a style that no model has seen:
+                                                   500 a method, and 80 of what masks and other details change
 
 Every picture is drawn. In the shapes world it shows one object on a plain ground, and the caption names all three; the
 edit adds an object of another colour and any shape, and removes the old one. Edits of the things world: edits.py. The
@@ -16,7 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from worlds import MODELS
 
 TUNING_SEED, SCORED_SEED = 1, 2
 TUNING_IMAGES = 40
+STEPS = 25
 BATCH = 40
 SHOWN = 10  # pictures of a sheet's row
 RESULTS = Path(__file__).with_suffix(".jsonl")
@@ -63,14 +65,16 @@ class Method:
 CAPTION = dict(positive="caption", negative="caption")
 EXACT, SWAPPED = "EBCA, tuned, fixed-point inversion", "prompt swapped, fixed-point inversion"
 CAPTIONED = f"{EXACT}, the caption as negative prompt"
+MASKED = "the same, noise mask as well"
 
 
 @dataclass(frozen=True)
 class Tuned:
     """For one trained model and kind of edit, the candidates of --tune with most edits right and, among those, the
-    least background change: EBCA's by the fixed-point iterations of the inversion, and the denoise of img2img.
+    least background change.
 
-    negative: EBCA's negative prompt, as in Method.
+    edits: EBCA's, by the fixed-point iterations of the inversion; without 0 iterations, of EBCA's edits only the
+    authors' is made with the paper's inversion. denoise: of img2img. negative: EBCA's negative prompt, as in Method.
     """
 
     edits: Mapping[int, Edit]
@@ -82,9 +86,10 @@ class Tuned:
 class Study:
     """What is edited with one trained model.
 
-    tuned: for each of the kinds. alphas, starts, cfgs, negatives: of EBCA in --tune. images: pictures a method.
-    document: in docs/, for the tables; None where they are only printed. precision: of inversion and sampling, as in
-    small_model.in_precision.
+    tuned: for each of the kinds. alphas, starts, cfgs, negatives: of EBCA in --tune. images: pictures a method;
+    varied_images: of the rows of is_varied, where these have fewer and a table of their own. document: in docs/, for
+    the tables; None where they are only printed. fast_precision: of inversion and sampling in --tune and in the table
+    of varied_images, as in small_model.in_precision; float32 elsewhere.
     """
 
     kinds: Mapping[str, EditKind]
@@ -94,8 +99,9 @@ class Study:
     cfgs: Sequence[float] = (1.0, 1.25, 3.0)
     negatives: Sequence[str] = ("caption",)
     images: int = 200
+    varied_images: int | None = None
     document: str | None = None
-    precision: torch.dtype = torch.float32
+    fast_precision: torch.dtype = torch.float32
 
 
 # For the transformer only EBCA was tuned, with one fixed-point iteration at cfg 1.25; the denoise is the U-Net's. In
@@ -113,44 +119,49 @@ STUDIES = {
     "things": Study(
         PAPER,
         {
-            "cat_to_dog": Tuned({0: _FROM_30, 1: _FROM_30}, 0.6, negative=""),
-            "cat_with_glasses": Tuned({0: _FROM_10, 1: _FROM_10}, 0.65, negative=""),
-            "horse_to_zebra": Tuned({0: _FROM_10, 1: _FROM_10}, 0.8, negative=""),
-            "animal_to_goat": Tuned({0: _STRONG_FROM_30, 1: _STRONG_FROM_30}, 0.75, negative=""),
+            "cat_to_dog": Tuned({1: _FROM_30}, 0.6, negative=""),
+            "cat_with_glasses": Tuned({1: _FROM_10}, 0.65, negative=""),
+            "horse_to_zebra": Tuned({1: _FROM_10}, 0.8, negative=""),
+            "animal_to_goat": Tuned({1: _STRONG_FROM_30}, 0.75, negative=""),
         },
         starts=(0.1, 0.3, 0.5), cfgs=(_CFG,), negatives=("caption", ""),
         alphas=((0.4, 0.3), (0.75, 0.65), (1.2, 1.1), (0.4, 0.0), (0.75, 0.0), (1.2, 0.0)),
-        images=500, document="things.md", precision=torch.bfloat16,
+        images=500, varied_images=80, document="things.md", fast_precision=torch.bfloat16,
     ),
 }  # fmt: skip
 
 
 def methods(kind: EditKind, tuned: Tuned, cfg: float) -> list[Method]:
     """The rows of the table."""
-    paper, fixed_point = tuned.edits[0], tuned.edits[1]
+    paper, fixed_point = tuned.edits.get(0), tuned.edits[1]
     denoise = round(tuned.denoise - 0.05, 2)
     authors, untuned = kind.authors
     prompts = CAPTION | {"negative": tuned.negative}
     masks = dict(masked=True, noise_masked=True)
     rows = [
-        Method("no edit, inversion as in the paper", cfg, 0, **CAPTION),
+        paper and Method("no edit, inversion as in the paper", cfg, 0, **CAPTION),
         Method("no edit, fixed-point inversion", cfg, 1, **CAPTION),
         Method(_img2img(denoise), cfg, denoise=denoise),
         Method(_img2img(tuned.denoise), cfg, denoise=tuned.denoise),
-        Method("prompt swapped, inversion as in the paper", cfg, 0),
+        paper and Method("prompt swapped, inversion as in the paper", cfg, 0),
         Method(SWAPPED, cfg, 1),
         Method(f"EBCA, the authors' {authors}, inversion as in the paper", cfg, 0, edit=untuned, **CAPTION),
-        Method("EBCA, tuned, inversion as in the paper", cfg, 0, edit=paper, **prompts),
+        paper and Method("EBCA, tuned, inversion as in the paper", cfg, 0, edit=paper, **prompts),
         Method(EXACT, cfg, 1, edit=fixed_point, **prompts),
         Method("the same, mask on the edits", cfg, 1, edit=fixed_point, masked=True, **prompts),
-        Method("the same, noise mask as well", cfg, 1, edit=fixed_point, **masks, **prompts),
+        Method(MASKED, cfg, 1, edit=fixed_point, **masks, **prompts),
     ]
     if tuned.negative != "caption":
         rows += [
             Method(CAPTIONED, cfg, 1, edit=fixed_point, **CAPTION),
             Method("the same, both masks", cfg, 1, edit=fixed_point, **masks, **CAPTION),
         ]
-    return rows
+    return [row for row in rows if row]
+
+
+def is_varied(method: Method) -> bool:
+    """Whether a row shows what masks, the caption as negative prompt or the inversion alone change."""
+    return method.masked or method.name == CAPTIONED or method.name.startswith("no edit")
 
 
 def _img2img(denoise: float) -> str:
@@ -212,16 +223,16 @@ class Editor:
         small, model = self._small, self._small.model
         positive, negative = self._prompts[method.positive], self._prompts[method.negative]
         settings = dict(steps=self._steps, cfg=method.cfg, sampler_name="euler", scheduler="normal")
+        latent = self._latent | {"noise_mask": self._mask} if method.noise_masked else self._latent
         if method.denoise is not None:
             return small.node(
-                "KSampler", model=model, seed=0, positive=positive, negative=negative, latent_image=self._latent,
+                "KSampler", model=model, seed=0, positive=positive, negative=negative, latent_image=latent,
                 denoise=method.denoise, **settings,
             )[0]  # fmt: skip
         inverted = self._invert(method.fixed_point_iterations)
         if method.edit is not None:
             model = self._composed(method.edit, self._mask if method.masked else None)
         if method.noise_masked:
-            latent = self._latent | {"noise_mask": self._mask}
             return small.sample_custom(model, inverted[1], latent, positive, negative, **settings)
         return small.sample_inverted(model, inverted, self._latent, positive, negative, **settings)
 
@@ -263,23 +274,23 @@ class Bench:
     seed: int
     steps: int
     results: Results
+    precision: torch.dtype = torch.float32
 
     @property
     def kind(self) -> EditKind:
         return STUDIES[self.model].kinds[self.name]
 
     def editor(self, small: SmallModel, cases: Sequence[Case]) -> Editor:
-        return Editor(small, cases, self.steps, STUDIES[self.model].precision)
+        return Editor(small, cases, self.steps, self.precision)
 
     def cases(self) -> list[Case]:
         return self.kind.cases(self.images, self.seed)
 
     def key(self, method: Method) -> str:
-        """The first results are in float32 and do not name it."""
+        """Results in float32 do not name their precision."""
         settings = {name: value for name, value in asdict(method).items() if name != "name"}
         of = {name: getattr(self, name) for name in ("model", "name", "images", "seed", "steps")}
-        precision = STUDIES[self.model].precision
-        named = {} if precision == torch.float32 else {"precision": str(precision).removeprefix("torch.")}
+        named = {} if self.precision == torch.float32 else {"precision": self._precision_name}
         return json.dumps(of | named | {"method": settings}, sort_keys=True)
 
     def fill(self, small: SmallModel, tried: Sequence[Method]) -> None:
@@ -307,13 +318,20 @@ class Bench:
         calls = evaluations(method, self.steps)
         return f"| {method.name} | {' | '.join(cells)} | {moved.mean():.4f} | {calls} | {method.cfg:g} |"
 
+    def conditions(self) -> str:
+        return f"{self.images} pictures a method, {self.steps} steps, euler, normal, {self._precision_name}"
+
+    @property
+    def _precision_name(self) -> str:
+        return str(self.precision).removeprefix("torch.")
+
     def table(self, tried: Sequence[Method]) -> str:
         """A line for each method that has been sampled, then EBCA compared with others."""
         titles = ["method", *self.kind.marks, "background change", "calls", "cfg"]
         lines = ["| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|"]
         there = {method.name: method for method in tried if self.marks(method)}
         lines += [self.row(method) for method in there.values()]
-        others = [name for name in there if name in (SWAPPED, CAPTIONED) or name.startswith("img2img with")]
+        others = [name for name in there if name in (SWAPPED, CAPTIONED) or name.startswith("img2img")]
         if EXACT in there:
             lines += [self._against(there[EXACT], there[other]) for other in others]
         return "\n".join(lines)
@@ -324,6 +342,29 @@ class Bench:
         cells = [f"{name} {_percent(mark, sign='+')}" for name, mark in zip(self.kind.marks, marks)]
         change = f"background change {mean_of([moved]).text('+.4f')}"
         return f"\n{ours.name} against {other.name}: {', '.join([*cells, change])}."
+
+
+def bench_of(
+    model: str, name: str, results: Results, is_tuning: bool, images: int | None = None, steps: int = STEPS
+) -> tuple[Bench, list[Method]]:
+    """What is scored of a kind of edit, or what --tune tries, and the methods. images: by default the study's."""
+    study, cfg = STUDIES[model], MODELS[model].world.cfg
+    if is_tuning:
+        tuning = Bench(model, name, images or TUNING_IMAGES, TUNING_SEED, steps, results, study.fast_precision)
+        return tuning, list(candidates(study, cfg))
+    scored = Bench(model, name, images or study.images, SCORED_SEED, steps, results)
+    return scored, methods(study.kinds[name], study.tuned[name], cfg)
+
+
+def tables_of(bench: Bench, tried: Sequence[Method]) -> list[tuple[Bench, list[Method]]]:
+    """The tables, each with its rows: those of is_varied stand in a second one, if the study has fewer images of them,
+    beside the edit that they vary."""
+    study = STUDIES[bench.model]
+    if study.varied_images is None or bench.images != study.images:
+        return [(bench, list(tried))]
+    first = [method for method in tried if not is_varied(method)]
+    second = [method for method in tried if is_varied(method) or method.name == EXACT]
+    return [(bench, first), (replace(bench, images=study.varied_images, precision=study.fast_precision), second)]
 
 
 def _percent(values: np.ndarray, sign: str = "") -> str:
@@ -352,10 +393,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--report", action="store_true", help="sample nothing")
     made.add_argument("--edit", nargs="+", metavar="EDIT", help=f"only these: with things, of {', '.join(PAPER)}")
     made.add_argument("--method", nargs="+", default=[""], help="only methods with such text in their name")
-    made.add_argument("--images", type=int, help=f"pictures a method: 200, 500 of things, with --tune {TUNING_IMAGES}")
-    made.add_argument("--steps", type=int, default=25, help="sampling steps")
+    made.add_argument(
+        "--images", type=int, help=f"pictures of every method: 200, of things 500 and 80, with --tune {TUNING_IMAGES}"
+    )
+    made.add_argument("--steps", type=int, default=STEPS, help="sampling steps")
     made.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
-    made.add_argument("--document", type=Path, help="file that gets the tables (default: docs/things.md with things)")
+    made.add_argument(
+        "--document", type=Path, help="file that gets the tables (default: docs/things.md with things and no --images)"
+    )
     made.add_argument("--sheet", type=Path, help="file for a picture of the first ten cases with every method")
     return made
 
@@ -363,25 +408,25 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     made = parser()
     options = made.parse_args(arguments)
-    study, cfg = STUDIES[options.model], MODELS[options.model].world.cfg
+    study = STUDIES[options.model]
     names = options.edit or list(study.kinds)
     if unknown := set(names) - set(study.kinds):
         made.error(f"there is no edit {', '.join(sorted(unknown))}: expected some of {', '.join(study.kinds)}")
-    count, seed = (TUNING_IMAGES, TUNING_SEED) if options.tune else (study.images, SCORED_SEED)
     document = options.document or (study.document and REPO / "docs" / study.document)
     results, small = Results(options.results), None
     if not options.report:
         boot(options)
         small = SmallModel(options.model, options.checkpoint)
     for name in names:
-        bench = Bench(options.model, name, options.images or count, seed, options.steps, results)
-        tried = list(candidates(study, cfg)) if options.tune else methods(bench.kind, study.tuned[name], cfg)
-        chosen = [method for method in tried if any(text in method.name for text in options.method)]
-        if small:
-            bench.fill(small, chosen)
-        text = f"{bench.images} pictures a method, {bench.steps} steps, euler, normal\n\n{bench.table(tried)}"
+        bench, tried = bench_of(options.model, name, results, options.tune, options.images, options.steps)
+        tables, chosen = [], [method for method in tried if any(text in method.name for text in options.method)]
+        for part, rows in tables_of(bench, tried):
+            if small:
+                part.fill(small, [method for method in rows if method in chosen])
+            tables.append(f"{part.conditions()}\n\n{part.table(rows)}")
+        text = "\n\n".join(tables)
         print(f"\n{name}: {text}\n")
-        if document:
+        if document and (options.document or options.images is None):
             write_between(document, f"{'candidates of ' if options.tune else ''}edit {name}", text)
         if small and options.sheet:
             path = options.sheet

@@ -2,14 +2,17 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
 import editing
 from alignment.results import Results
 from authors_edits import Edit
 from edits import OBJECT, PAPER
+from json_lines import read_lines
 from shapes.cases import cases
 from shapes.drawing import draw
 from things.grammar import Wanted, parse
@@ -129,10 +132,41 @@ def test_every_setting_of_a_method_is_in_the_key(tmp_path):
 
 def test_results_that_are_not_in_float32_name_their_precision(tmp_path):
     method, *_ = rows()
-    kept = {model: json.loads(bench(tmp_path / "a", model=model).key(method)) for model in editing.STUDIES}
-    assert {model: of.get("precision") for model, of in kept.items()} == {
-        "unet": None, "transformer": None, "joint": None, "things": "bfloat16"
-    }  # fmt: skip
+    for precision, named in ((torch.float32, None), (torch.bfloat16, "bfloat16")):
+        kept = json.loads(bench(tmp_path / "a", precision=precision).key(method))
+        assert kept.get("precision") == named
+
+
+def test_what_varies_an_edit_stands_in_a_table_of_its_own(tmp_path):
+    (compared, first), (varied, second) = editing.tables_of(bench(tmp_path / "a", images=500), rows())
+    assert (compared.images, compared.precision) == (500, torch.float32)
+    assert (varied.images, varied.precision) == (80, torch.bfloat16)
+    assert [method.name for method in first] == [
+        "img2img with the new prompt, denoise 0.55", "img2img with the new prompt, denoise 0.6", editing.SWAPPED,
+        "EBCA, the authors' cat -> dog, inversion as in the paper", editing.EXACT,
+    ]  # fmt: skip
+    assert [method.name for method in second] == [
+        "no edit, fixed-point inversion", editing.EXACT, "the same, mask on the edits", editing.MASKED,
+        editing.CAPTIONED, "the same, both masks",
+    ]  # fmt: skip
+    shapes = bench(tmp_path / "a", model="unet", name="object", images=200)
+    assert editing.tables_of(shapes, rows("unet", "object")) == [(shapes, rows("unet", "object"))]
+
+
+def test_only_edits_tuned_with_the_paper_s_inversion_are_made_with_it():
+    (of_the_authors,) = (method for method in rows() if method.fixed_point_iterations == 0)
+    assert of_the_authors.edit == PAPER["cat_to_dog"].authors[1]
+    assert sum(method.fixed_point_iterations == 0 for method in rows("unet", "object")) == 4
+
+
+def test_every_kept_result_is_of_a_method():
+    """A result whose key no method has would never be shown, and its method sampled again."""
+    wanted = set()
+    for name, is_tuning in product(PAPER, (False, True)):
+        made = editing.bench_of("things", name, Results(editing.RESULTS), is_tuning)
+        wanted |= {part.key(method) for part, some in editing.tables_of(*made) for method in some}
+    kept = {json.dumps(line["of"], sort_keys=True) for line in read_lines(editing.RESULTS)}
+    assert not kept - wanted
 
 
 @pytest.mark.parametrize("model", editing.STUDIES)
@@ -147,7 +181,7 @@ def test_methods_and_candidates_have_names_of_their_own(model):
 def test_rows_with_the_caption_as_negative_prompt_differ_in_that_alone():
     for name in PAPER:
         made = {method.name: method for method in rows("things", name)}
-        masked = "the same, both masks", "the same, noise mask as well"
+        masked = "the same, both masks", editing.MASKED
         for one, other in ((editing.CAPTIONED, editing.EXACT), masked):
             assert replace(made[one], name=other, negative="") == made[other]
     for model in set(editing.STUDIES) - {"things"}:

@@ -88,8 +88,8 @@ def untrained(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("script", "options", "rows"),
     [
-        ("alignment/compare.py", ["--captions", "animal-object", "--method", "side 16, cfg", "NAG 3", "0.5, cfg 4"], 7),
-        ("editing.py", ["--edit", "cat_with_glasses", "--steps", "2", "--method", "tuned", "mask"], 4),
+        ("alignment/compare.py", ["--captions", "animal-object", "--method", "side 8, cfg", "NAG", "0.5, cfg 4"], 6),
+        ("editing.py", ["--edit", "cat_with_glasses", "--steps", "2", "--method", "tuned", "mask"], 5),
     ],
 )
 def test_commands_sample_an_untrained_model_and_write_their_tables(
