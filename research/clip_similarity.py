@@ -28,8 +28,12 @@ class ClipSimilarity:
             from transformers import CLIPModel, CLIPTokenizer
         except ImportError:
             raise SystemExit("CLIP scores need the package transformers: pip install transformers") from None
-        self._model = CLIPModel.from_pretrained(folder).eval()
-        self._tokenizer = CLIPTokenizer.from_pretrained(folder)
+        try:
+            self._model = CLIPModel.from_pretrained(folder).eval()
+            self._tokenizer = CLIPTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:  # no such model, no network, or the files of another kind of model
+            wanted = "the folder or the name of a CLIP model of transformers"
+            raise SystemExit(f"Expected {wanted}, got {folder}: {error}") from None
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image, texts: Sequence[str]) -> list[float]:

@@ -130,13 +130,12 @@ class PromptGraph:
         return self.of(PromptTask("", "", 0))
 
 
-def score(clip: str, done: Sequence[PromptTask], folder: Path) -> list[dict]:
+def score(clip: str, similarity: ClipSimilarity, done: Sequence[PromptTask], folder: Path) -> list[dict]:
     """A line for each picture: group, prompt, seed, title, full and minimum similarity, EBCA Rank's score."""
-    similarity = functools.cache(lambda: ClipSimilarity(clip))
 
     def measure(task: PromptTask, title: str) -> dict:
         rank = score_in(task.file(folder, title, ".txt").read_text(encoding="utf-8"))
-        return scores(similarity(), task.picture(folder, title), task.prompt) | {"one place": rank}
+        return scores(similarity, task.picture(folder, title), task.prompt) | {"one place": rank}
 
     return kept_scores(folder / "scores.jsonl", [
         ({"clip": clip, **vars(task), "picture": title}, functools.partial(measure, task, title))
@@ -195,10 +194,12 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     groups = json.loads(PROMPTS.read_text(encoding="utf-8"))["prompts"]
     wanted = tasks({group: prompts[: options.prompts] for group, prompts in groups.items()}, options.seeds)
-    if not make(options, PromptGraph(options), wanted):
+    graph = PromptGraph(options)
+    similarity = ClipSimilarity(options.clip) if options.clip else None  # before the pictures, as it can fail
+    if not make(options, graph, wanted):
         return 1
-    if options.clip:
-        lines = score(options.clip, wanted, options.out)
+    if similarity:
+        lines = score(options.clip, similarity, wanted, options.out)
         report(options.out, table(lines), agreement(lines))
     return 0
 

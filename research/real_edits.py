@@ -76,8 +76,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     edit = edit_of(options)
     tasks = photos.tasks(options.images, edit)
+    graph = PhotoGraph(options, edit)
     asked = [MEASURES[name](value) for name in MEASURES if (value := getattr(options, name))]
-    if not make(options, PhotoGraph(options, edit), tasks):
+    if not make(options, graph, tasks):
         return 1
     found = {measure: lines for measure in asked if (lines := measure.lines(tasks, options.out))}
     if found:

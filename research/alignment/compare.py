@@ -15,6 +15,7 @@ so the command can be stopped and started at any time.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,13 +31,12 @@ sys.path.append(str(REPO / "research"))
 from alignment import claims, parts_figure  # noqa: E402
 from alignment.columns import RIGHT, share  # noqa: E402
 from alignment.image_statistics import ImageStatistics  # noqa: E402
-from alignment.report import table, write_between  # noqa: E402
+from alignment.report import document_of, table, write_between  # noqa: E402
 from alignment.results import PATH, ROUNDS, TIMED_IMAGES, Cell, Results, time_key  # noqa: E402
-from alignment.settings import PLAIN, STUDIES, Method  # noqa: E402
+from alignment.settings import IMAGES, PLAIN, STUDIES, Method  # noqa: E402
 from small_model import SmallModel, bench_parser, boot, sheet  # noqa: E402
 from worlds import MODELS  # noqa: E402
 
-IMAGES, TUNING_IMAGES = 500, 200
 BATCH = 10  # of larger ones ComfyUI samples the two prompts apart where memory is short, which NAG cannot
 COLUMNS = 10  # of the figure
 DOCS = REPO / "docs"
@@ -134,16 +134,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--report", action="store_true", help="sample nothing")
     parser.add_argument("--captions", nargs="+", metavar="SET", help="sample only these sets of captions")
     parser.add_argument("--method", nargs="+", default=[""], help="only plain and methods with such text in their name")
-    parser.add_argument("--images", type=int, help=f"pictures a cell: {IMAGES}, with --tune {TUNING_IMAGES}")
+    parser.add_argument("--images", type=int, help="pictures a cell (default: as many as the model's tables have)")
     parser.add_argument("--results", type=Path, help="file of the results (default: that of the model's world)")
-    parser.add_argument("--document", type=Path, help="file that gets the table (default: that of the model's world)")
+    parser.add_argument(
+        "--document", type=Path,
+        help="file that gets the table (default: the model's in docs/, without --images, --results and --checkpoint)",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     study = STUDIES[options.model]
     methods, columns = (study.candidates, study.tuning) if options.tune else (study.methods, study.scored)
     if unknown := set(options.captions or ()) - set(columns.sets):
         parser.error(f"there is no set {', '.join(sorted(unknown))}: expected some of {'; '.join(columns.sets)}")
-    images = options.images or (TUNING_IMAGES if options.tune else IMAGES)
-    document = options.document or DOCS / study.document
+    images = options.images or (study.tuning_images if options.tune else study.images)
+    document = document_of(options, DOCS / study.document, "images", "results", "checkpoint")
     results = Results(options.results or PATH.with_name(study.results))
     if not options.report:
         boot(options)
@@ -157,9 +160,18 @@ def main(arguments: Sequence[str]) -> int:
             for method in methods:
                 if method is not PLAIN and results.get(time_key(method, options.model)) is None:
                     results.add(time_key(method, options.model), ratios=times(small, method))
-            picture(small, study.figure, document.with_name(f"{document.stem}{study.picture}.png"))
+            if document:
+                picture(small, study.figure, document.with_name(f"{document.stem}{study.picture}.png"))
     text = table(results, methods, columns, options.tune, images, options.model)
     print(text)
+    if document:
+        write_tables(document, text, results, images, options)
+    return 0
+
+
+def write_tables(document: Path, text: str, results: Results, images: int, options: argparse.Namespace) -> None:
+    """The table of the command, what is found on other models by the same results, and the figure of the parts."""
+    study = STUDIES[options.model]
     write_between(document, study.comments + ("candidates" if options.tune else "scores"), text)
     if options.model == claims.REPEATED_ON and not options.tune:
         shapes = claims.Sampled(Results(PATH), IMAGES)
@@ -169,7 +181,6 @@ def main(arguments: Sequence[str]) -> int:
         title = f"Change in correct images, in percentage points ({IMAGES} images of {study.pictured} each)"
         parts = parts_figure.figure(shown, title).quantize(32)
         parts.save(document.with_name(f"{document.stem}_parts.png"), optimize=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def table(
             compared = against(all_labels[ours.name], all_labels[other.name])
             lines.append(f"\n{ours.name} against {other.name}: {compared}.")
     return "\n".join(lines)
+
+
+def document_of(options: argparse.Namespace, kept: Path | None, *changing: str) -> Path | None:
+    """The file that gets the tables: --document, or the one that is kept, if there is one and no option is given that
+    changes what its tables hold."""
+    changed = [name for name in changing if getattr(options, name) is not None]
+    if options.document or not (kept and changed):
+        return options.document or kept
+    print(f"With --{changed[0]} the tables are only printed: name a file with --document.", flush=True)
+    return None
 
 
 def write_between(path: Path, name: str, text: str) -> None:

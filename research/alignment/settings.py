@@ -9,6 +9,8 @@ from typing import Any
 from alignment.columns import Columns
 from worlds import SHAPES, THINGS
 
+IMAGES = 500  # of a cell that is scored
+
 
 @dataclass(frozen=True)
 class Method:
@@ -411,7 +413,7 @@ class Study:
     picture: what follows the document's name in that of the pictures.
     comments: what stands before `scores` and `candidates` in the document's comments around the tables.
     scored, tuning: the columns of both tables. pictured: the scored ones that the figures show, in words.
-    document: in docs/. results: the file beside this one.
+    images, tuning_images: of each cell of both tables. document: in docs/. results: the file beside this one.
     """
 
     candidates: Sequence[Method]
@@ -424,6 +426,8 @@ class Study:
     scored: Columns = SCORED
     tuning: Columns = TUNING
     pictured: str = "two and of three objects"
+    images: int = IMAGES
+    tuning_images: int = 200
     document: str = "alignment.md"
     results: str = "results.jsonl"
 
@@ -506,12 +510,12 @@ STUDIES = {
     ),
     "joint": Study(
         JOINT_CANDIDATES, JOINT_METHODS, JOINT_COMPARED, [PLAIN, HIGHER, COMPOSED, AWAY, AWAY_UNGUIDED], JOINT_PARTS,
-        "_joint", "joint ",
+        "_joint", "joint ", images=300,
     ),
     "things": Study(
         THINGS_CANDIDATES, THINGS_METHODS, THINGS_COMPARED,
         [PLAIN, THINGS_HIGHER, THINGS_EXCITE, AUTHORS, THINGS_COMPOSED, THINGS_CONCEPTS], THINGS_PARTS,
         scored=Columns(_SPLITS, _SPLITS, THINGS.errors), tuning=Columns(_SPLITS, _SPLITS, THINGS.errors),
-        pictured="the three sets of prompts", document="things.md", results="things.jsonl",
+        pictured="the three sets of prompts", tuning_images=100, document="things.md", results="things.jsonl",
     ),
 }

@@ -26,7 +26,7 @@ sys.path.append(str(REPO / "research"))
 
 from alignment.columns import share  # noqa: E402
 from alignment.compare import BATCH  # noqa: E402
-from alignment.report import write_between  # noqa: E402
+from alignment.report import document_of, write_between  # noqa: E402
 from alignment.results import PATH as ALIGNMENT  # noqa: E402
 from alignment.results import Results  # noqa: E402
 from alignment.settings import UNET, Method  # noqa: E402
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from choosing.recording import Recorded
 
 DOCUMENT = REPO / "docs" / "choosing.md"
+NOISES = 4  # pictures of a caption
 #: The picture: of which captions and verdicts, how many of each, in how many columns and colours.
 PICTURED, SHOWN, COLUMNS, PALETTE = "three objects", 100, 20, 48
 VERDICTS = {"all right": "rR"} | {name: SHAPES.errors[name] for name in ("missing", "extra", "unreadable", "swapped")}
@@ -208,7 +209,7 @@ def counted(options: argparse.Namespace) -> dict[str, str]:
         boot(options)
         shapes = SmallModel(options.model, options.checkpoint)
         fill(shapes, results, list(wanted(options, study)))
-        if not (options.tune or options.captions or options.setting):
+        if options.document and not (options.tune or options.captions or options.setting):
             name = f"{options.document.stem}{study.picture}.png"
             picture(shapes, results, options, options.document.with_name(name))
     recordings = report.Recordings(options.model, results, Results(ALIGNMENT), options.noises, options.images)
@@ -228,9 +229,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--captions", nargs="+", metavar="SET", help="only sample these sets of captions")
     parser.add_argument("--setting", nargs="+", metavar="SETTING", help="only sample these methods")
     parser.add_argument("--images", type=int, help="captions of every set, by default 500 or 250")
-    parser.add_argument("--noises", type=int, default=4, help="pictures of a caption")
-    parser.add_argument("--results", type=Path, default=PATH, help="file of the results")
-    parser.add_argument("--document", type=Path, default=DOCUMENT, help="file that gets the tables")
+    parser.add_argument("--noises", type=int, help=f"pictures of a caption, by default {NOISES}")
+    parser.add_argument("--results", type=Path, help=f"file of the results (default: {PATH.name})")
+    parser.add_argument(
+        "--document", type=Path,
+        help=f"file that gets the tables (default: docs/{DOCUMENT.name}, without --images, --noises, --results and "
+        "--checkpoint)",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     study = STUDIES[options.model]
     for option, known in (("captions", study.images), ("setting", study.settings)):
@@ -238,9 +243,12 @@ def main(arguments: Sequence[str]) -> int:
             parser.error(f"--{option} is one of {', '.join(known)}, got {', '.join(unknown)}")
     if options.time and options.model != UNET:
         parser.error(f"the time is that of a U-Net's score, got --model {options.model}")
+    options.document = document_of(options, DOCUMENT, "images", "noises", "results", "checkpoint")
+    options.noises, options.results = options.noises or NOISES, options.results or PATH
     for name, text in (timed if options.time else counted)(options).items():
         print(f"{name}\n\n{text}\n")
-        write_between(options.document, name, text)
+        if options.document:
+            write_between(options.document, name, text)
     return 0
 
 

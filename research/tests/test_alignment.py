@@ -1,7 +1,9 @@
 """The alignment benchmark: its intervals, its image statistics, its results file and its tables."""
 
+import argparse
 import inspect
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from alignment.columns import Columns, change
 from alignment.image_statistics import ImageStatistics, distance
 from alignment.methods import KINDS
 from alignment.results import PATH, Cell, Results
-from alignment.settings import CANDIDATES, METHODS, PLAIN, SETS, STUDIES, TUNING, Method
+from alignment.settings import CANDIDATES, IMAGES, METHODS, PLAIN, SETS, STUDIES, TUNING, UNET, Method
 from bootstrap import Estimate, mean_of, statistic_of
 from worlds import MODELS, SHAPES, THINGS
 
@@ -103,7 +105,7 @@ def test_a_finding_holds_where_the_interval_lies_on_its_side_of_zero(expected, i
 
 
 def test_kept_results_of_shapes_show_each_finding():
-    shapes = claims.Sampled(Results(PATH), compare.IMAGES)
+    shapes = claims.Sampled(Results(PATH), IMAGES)
     found = {claim.text: claims.change(claim.letters, "unet", claim.shapes, shapes) for claim in claims.CLAIMS}
     assert {text: one.side for text, one in found.items()} == {
         claim.text: claim.expected for claim in claims.CLAIMS
@@ -175,7 +177,7 @@ def test_tuning_has_other_captions_and_other_noise():
 
 def tuning_cell(method):
     (captions,) = TUNING.sets
-    return Cell(captions, method.kind, method.settings, True, compare.TUNING_IMAGES)
+    return Cell(captions, method.kind, method.settings, True, STUDIES[UNET].tuning_images)
 
 
 def test_methods_whose_code_was_removed_are_in_the_results_and_are_not_sampled(tmp_path, monkeypatch, capsys):
@@ -214,6 +216,33 @@ def test_table_stands_between_its_comments(tmp_path):
     assert path.read_text() == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
     with pytest.raises(ValueError, match="Expected the comments"):
         report.write_between(path, "candidates", "new")
+
+
+def test_tables_of_other_settings_are_written_only_where_a_document_is_named(capsys):
+    kept, named = Path("kept.md"), Path("named.md")
+    for document, images, steps, expected in (
+        (None, None, None, kept), (None, 2, None, None), (None, None, 0, None), (named, 2, None, named),
+        (named, None, None, named),
+    ):  # fmt: skip
+        options = argparse.Namespace(document=document, images=images, steps=steps)
+        assert report.document_of(options, kept, "images", "steps") == expected
+        assert ("--document" in capsys.readouterr().out) == (expected is None)
+    assert report.document_of(argparse.Namespace(document=None, images=2), None, "images") is None
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("model", STUDIES)
+@pytest.mark.parametrize("tune", [[], ["--tune"]], ids=["scored", "tuned"])
+def test_document_has_the_tables_of_the_kept_results(model, tune, tmp_path, capsys):
+    """Prose is wrapped by hand."""
+    study, copy = STUDIES[model], tmp_path / STUDIES[model].document
+    written = (compare.DOCS / study.document).read_text()
+    copy.write_text(written)
+    if f"<!-- {study.comments}{'candidates' if tune else 'scores'}:" not in written:
+        pytest.skip("there is no such table")
+    compare.main(["--comfyui", ".", "--report", "--model", model, "--document", str(copy), *tune])
+    assert copy.read_text().split() == written.split()
 
 
 def test_row_says_what_the_letters_say():

@@ -45,6 +45,14 @@ def test_similarities_are_the_cosines_of_clips_own_embeddings(tmp_path, comfyui_
     assert found["minimum"] == pytest.approx(min(first, second), abs=1e-3)
 
 
+def test_a_clip_model_that_is_not_there_is_refused_before_anything_is_sampled(tmp_path, monkeypatch):
+    monkeypatch.setattr(real_checkpoints, "PromptGraph", lambda options: None)
+    monkeypatch.setattr(real_checkpoints, "make", lambda *_: pytest.fail("sampled"))
+    call = ["--servers", NOBODY, "--checkpoint", "any", "--out", str(tmp_path), "--clip", str(tmp_path)]
+    with pytest.raises(SystemExit, match="Expected the folder or the name of a CLIP model"):
+        real_checkpoints.main(call)
+
+
 def test_table_averages_seeds_and_pairs_prompts():
     lines = [
         {"group": "animals", "prompt": prompt, "seed": seed, "picture": title, "full": value, "minimum": value / 2}
