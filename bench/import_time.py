@@ -44,7 +44,7 @@ def load(comfyui: Path, base: Path) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI; run.py passes it")
     parser.add_argument("--runs", type=int, default=5, help="processes")
     parser.add_argument("--once", action="store_true", help="in this process; JSON")
     options = parser.parse_args(argv)

@@ -98,7 +98,7 @@ def seconds(call: Callable[[], None]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI; run.py passes it")
     parser.add_argument("--rounds", type=int, default=6, help="how often each case is measured")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ebca_bench_", ignore_cleanup_errors=True) as base:

@@ -30,7 +30,7 @@ from settings import SETTINGS, Setting  # noqa: E402
 def main(arguments: Sequence[str]) -> int:
     """Measure and print; 1 if a limit was not held."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI; run.py passes it")
     parser.add_argument("--setting", default="", help="only settings with this text in their name")
     parser.add_argument("--case", default="", help="only cases with this text in their name")
     parser.add_argument("--rounds", type=int, help="how often each case is measured")

@@ -194,7 +194,7 @@ def _answer(name: str, family: Family) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI; run.py passes it")
     parser.add_argument("--out", type=Path, default=DOCUMENT, help="the table, docs/models.md by default")
     options = parser.parse_args(argv)
     folder = environment.fetched_package(PACKAGE, VERSION) / PACKAGE.replace("-", "_") / "templates"

@@ -28,7 +28,7 @@ TILE = 128  # about the pixels of a picture in a sheet, each way
 def bench_parser(description: str, models: Collection[str] = SHAPES_MODELS) -> argparse.ArgumentParser:
     """The options that all commands on small models have; `boot` obeys them. models: those that it works on."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI; run.py passes it")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--model", choices=list(models), default="unet", help="the trained model")
     parser.add_argument(
