@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from alignment.compare import framed
-from alignment.report import write_between
+from alignment.report import document_of, write_between
 from alignment.results import Results
 from authors_edits import Edit
 from bootstrap import mean_of
@@ -65,7 +65,7 @@ class Method:
 CAPTION = dict(positive="caption", negative="caption")
 EXACT, SWAPPED = "EBCA, tuned, fixed-point inversion", "prompt swapped, fixed-point inversion"
 CAPTIONED = f"{EXACT}, the caption as negative prompt"
-MASKED = "the same, noise mask as well"
+NOISE_MASK, BOTH_MASKS = "noise mask", "both masks"
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Study:
 
     tuned: for each of the kinds. alphas, starts, cfgs, negatives: of EBCA in --tune. images: pictures a method;
     varied_images: of the rows of is_varied, where these have fewer and a table of their own. document: in docs/, for
-    the tables; None where they are only printed. fast_precision: of inversion and sampling in --tune and in the table
-    of varied_images, as in small_model.in_precision; float32 elsewhere.
+    the tables; None where they are only printed. tuning_precision: of inversion and sampling in --tune, as in
+    small_model.in_precision; float32 elsewhere.
     """
 
     kinds: Mapping[str, EditKind]
@@ -101,7 +101,7 @@ class Study:
     images: int = 200
     varied_images: int | None = None
     document: str | None = None
-    fast_precision: torch.dtype = torch.float32
+    tuning_precision: torch.dtype = torch.float32
 
 
 # For the transformer only EBCA was tuned, with one fixed-point iteration at cfg 1.25; the denoise is the U-Net's. In
@@ -126,7 +126,7 @@ STUDIES = {
         },
         starts=(0.1, 0.3, 0.5), cfgs=(_CFG,), negatives=("caption", ""),
         alphas=((0.4, 0.3), (0.75, 0.65), (1.2, 1.1), (0.4, 0.0), (0.75, 0.0), (1.2, 0.0)),
-        images=500, varied_images=80, document="things.md", fast_precision=torch.bfloat16,
+        images=500, varied_images=80, document="things.md", tuning_precision=torch.bfloat16,
     ),
 }  # fmt: skip
 
@@ -137,31 +137,30 @@ def methods(kind: EditKind, tuned: Tuned, cfg: float) -> list[Method]:
     denoise = round(tuned.denoise - 0.05, 2)
     authors, untuned = kind.authors
     prompts = CAPTION | {"negative": tuned.negative}
-    masks = dict(masked=True, noise_masked=True)
+    img2img = Method(_img2img(tuned.denoise), cfg, denoise=tuned.denoise)
+    swapped, exact = Method(SWAPPED, cfg, 1), Method(EXACT, cfg, 1, edit=fixed_point, **prompts)
     rows = [
         paper and Method("no edit, inversion as in the paper", cfg, 0, **CAPTION),
         Method("no edit, fixed-point inversion", cfg, 1, **CAPTION),
         Method(_img2img(denoise), cfg, denoise=denoise),
-        Method(_img2img(tuned.denoise), cfg, denoise=tuned.denoise),
+        img2img,
         paper and Method("prompt swapped, inversion as in the paper", cfg, 0),
-        Method(SWAPPED, cfg, 1),
+        swapped,
         Method(f"EBCA, the authors' {authors}, inversion as in the paper", cfg, 0, edit=untuned, **CAPTION),
         paper and Method("EBCA, tuned, inversion as in the paper", cfg, 0, edit=paper, **prompts),
-        Method(EXACT, cfg, 1, edit=fixed_point, **prompts),
-        Method("the same, mask on the edits", cfg, 1, edit=fixed_point, masked=True, **prompts),
-        Method(MASKED, cfg, 1, edit=fixed_point, **masks, **prompts),
+        exact,
     ]
-    if tuned.negative != "caption":
-        rows += [
-            Method(CAPTIONED, cfg, 1, edit=fixed_point, **CAPTION),
-            Method("the same, both masks", cfg, 1, edit=fixed_point, **masks, **CAPTION),
-        ]
+    captioned = [replace(exact, name=CAPTIONED, negative="caption")] if tuned.negative != "caption" else []
+    rows += [*captioned, replace(exact, name=f"{EXACT}, mask on the edits", masked=True)]
+    for row in (img2img, swapped, exact, *captioned):
+        masks = BOTH_MASKS if row.edit else NOISE_MASK
+        rows.append(replace(row, name=f"{row.name}, {masks}", masked=row.edit is not None, noise_masked=True))
     return [row for row in rows if row]
 
 
 def is_varied(method: Method) -> bool:
     """Whether a row shows what masks, the caption as negative prompt or the inversion alone change."""
-    return method.masked or method.name == CAPTIONED or method.name.startswith("no edit")
+    return method.noise_masked or method.masked or method.name == CAPTIONED or method.name.startswith("no edit")
 
 
 def _img2img(denoise: float) -> str:
@@ -326,14 +325,15 @@ class Bench:
         return str(self.precision).removeprefix("torch.")
 
     def table(self, tried: Sequence[Method]) -> str:
-        """A line for each method that has been sampled, then EBCA compared with others."""
+        """A line for each method that has been sampled, then EBCA compared with others that have the same masks."""
         titles = ["method", *self.kind.marks, "background change", "calls", "cfg"]
         lines = ["| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|"]
         there = {method.name: method for method in tried if self.marks(method)}
         lines += [self.row(method) for method in there.values()]
-        others = [name for name in there if name in (SWAPPED, CAPTIONED) or name.startswith("img2img")]
-        if EXACT in there:
-            lines += [self._against(there[EXACT], there[other]) for other in others]
+        for ours in (EXACT, f"{EXACT}, {BOTH_MASKS}", f"{CAPTIONED}, {BOTH_MASKS}"):
+            lines += [self._against(there[ours], other) for other in there.values() if ours in there
+                      and other.name.startswith(("img2img", SWAPPED, CAPTIONED)) and other.name != ours
+                      and other.noise_masked == there[ours].noise_masked]  # fmt: skip
         return "\n".join(lines)
 
     def _against(self, ours: Method, other: Method) -> str:
@@ -350,7 +350,7 @@ def bench_of(
     """What is scored of a kind of edit, or what --tune tries, and the methods. images: by default the study's."""
     study, cfg = STUDIES[model], MODELS[model].world.cfg
     if is_tuning:
-        tuning = Bench(model, name, images or TUNING_IMAGES, TUNING_SEED, steps, results, study.fast_precision)
+        tuning = Bench(model, name, images or TUNING_IMAGES, TUNING_SEED, steps, results, study.tuning_precision)
         return tuning, list(candidates(study, cfg))
     scored = Bench(model, name, images or study.images, SCORED_SEED, steps, results)
     return scored, methods(study.kinds[name], study.tuned[name], cfg)
@@ -364,7 +364,7 @@ def tables_of(bench: Bench, tried: Sequence[Method]) -> list[tuple[Bench, list[M
         return [(bench, list(tried))]
     first = [method for method in tried if not is_varied(method)]
     second = [method for method in tried if is_varied(method) or method.name == EXACT]
-    return [(bench, first), (replace(bench, images=study.varied_images, precision=study.fast_precision), second)]
+    return [(bench, first), (replace(bench, images=study.varied_images), second)]
 
 
 def _percent(values: np.ndarray, sign: str = "") -> str:
@@ -396,11 +396,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--images", type=int, help=f"pictures of every method: 200, of things 500 and 80, with --tune {TUNING_IMAGES}"
     )
-    made.add_argument("--steps", type=int, default=STEPS, help="sampling steps")
-    made.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
+    made.add_argument("--steps", type=int, help=f"sampling steps, by default {STEPS}")
+    made.add_argument("--results", type=Path, help=f"file of the results (default: {RESULTS.name})")
     made.add_argument(
-        "--document", type=Path, help="file that gets the tables (default: docs/things.md with things and no --images)"
-    )
+        "--document", type=Path,
+        help="file that gets the tables (default: with things docs/things.md, without --images, --steps, --results and "
+        "--checkpoint)",
+    )  # fmt: skip
     made.add_argument("--sheet", type=Path, help="file for a picture of the first ten cases with every method")
     return made
 
@@ -412,13 +414,14 @@ def main(arguments: Sequence[str]) -> int:
     names = options.edit or list(study.kinds)
     if unknown := set(names) - set(study.kinds):
         made.error(f"there is no edit {', '.join(sorted(unknown))}: expected some of {', '.join(study.kinds)}")
-    document = options.document or (study.document and REPO / "docs" / study.document)
-    results, small = Results(options.results), None
+    kept = study.document and REPO / "docs" / study.document
+    document = document_of(options, kept, "images", "steps", "results", "checkpoint")
+    results, small = Results(options.results or RESULTS), None
     if not options.report:
         boot(options)
         small = SmallModel(options.model, options.checkpoint)
     for name in names:
-        bench, tried = bench_of(options.model, name, results, options.tune, options.images, options.steps)
+        bench, tried = bench_of(options.model, name, results, options.tune, options.images, options.steps or STEPS)
         tables, chosen = [], [method for method in tried if any(text in method.name for text in options.method)]
         for part, rows in tables_of(bench, tried):
             if small:
@@ -426,7 +429,7 @@ def main(arguments: Sequence[str]) -> int:
             tables.append(f"{part.conditions()}\n\n{part.table(rows)}")
         text = "\n\n".join(tables)
         print(f"\n{name}: {text}\n")
-        if document and (options.document or options.images is None):
+        if document:
             write_between(document, f"{'candidates of ' if options.tune else ''}edit {name}", text)
         if small and options.sheet:
             path = options.sheet

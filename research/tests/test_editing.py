@@ -120,6 +120,8 @@ def test_what_is_there_is_not_sampled_again(tmp_path, monkeypatch):
     table = again.table(rows())
     assert f"| {editing.EXACT} | 0.0 % (0.0 to 0.0) | 100.0 % (100.0 to 100.0) | 0.0 % (0.0 to 0.0) | 0.0000 |" in table
     assert table.count(f"{editing.EXACT} against") == 4  # img2img twice, the swapped prompt, the other negative prompt
+    assert table.count(f"{editing.EXACT}, both masks against") == 3
+    assert table.count(f"{editing.CAPTIONED}, both masks against") == 2
     with pytest.raises(TypeError):
         bench(tmp_path / "a", images=7).fill(None, rows())
 
@@ -139,15 +141,16 @@ def test_results_that_are_not_in_float32_name_their_precision(tmp_path):
 
 def test_what_varies_an_edit_stands_in_a_table_of_its_own(tmp_path):
     (compared, first), (varied, second) = editing.tables_of(bench(tmp_path / "a", images=500), rows())
-    assert (compared.images, compared.precision) == (500, torch.float32)
-    assert (varied.images, varied.precision) == (80, torch.bfloat16)
+    assert (compared.images, varied.images) == (500, 80)
+    img2img = "img2img with the new prompt, denoise 0.6"
     assert [method.name for method in first] == [
-        "img2img with the new prompt, denoise 0.55", "img2img with the new prompt, denoise 0.6", editing.SWAPPED,
+        "img2img with the new prompt, denoise 0.55", img2img, editing.SWAPPED,
         "EBCA, the authors' cat -> dog, inversion as in the paper", editing.EXACT,
     ]  # fmt: skip
     assert [method.name for method in second] == [
-        "no edit, fixed-point inversion", editing.EXACT, "the same, mask on the edits", editing.MASKED,
-        editing.CAPTIONED, "the same, both masks",
+        "no edit, fixed-point inversion", editing.EXACT, editing.CAPTIONED, f"{editing.EXACT}, mask on the edits",
+        f"{img2img}, noise mask", f"{editing.SWAPPED}, noise mask", f"{editing.EXACT}, both masks",
+        f"{editing.CAPTIONED}, both masks",
     ]  # fmt: skip
     shapes = bench(tmp_path / "a", model="unet", name="object", images=200)
     assert editing.tables_of(shapes, rows("unet", "object")) == [(shapes, rows("unet", "object"))]
@@ -181,8 +184,20 @@ def test_methods_and_candidates_have_names_of_their_own(model):
 def test_rows_with_the_caption_as_negative_prompt_differ_in_that_alone():
     for name in PAPER:
         made = {method.name: method for method in rows("things", name)}
-        masked = "the same, both masks", editing.MASKED
+        masked = (f"{one}, both masks" for one in (editing.CAPTIONED, editing.EXACT))
         for one, other in ((editing.CAPTIONED, editing.EXACT), masked):
             assert replace(made[one], name=other, negative="") == made[other]
     for model in set(editing.STUDIES) - {"things"}:
         assert all(method.negative == "caption" for method in rows(model, "object") if method.edit)
+
+
+def test_every_edit_with_a_noise_mask_differs_from_one_without_in_masks_alone():
+    for model, study in editing.STUDIES.items():
+        for name in study.kinds:
+            made = {method.name: method for method in rows(model, name)}
+            masked = [method for method in made.values() if method.noise_masked]
+            assert len(masked) == (4 if model == "things" else 3)
+            for method in masked:
+                without = made[method.name.removesuffix(", both masks").removesuffix(", noise mask")]
+                assert replace(method, name=without.name, masked=False, noise_masked=False) == without
+                assert method.masked == (method.edit is not None)
