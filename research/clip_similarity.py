@@ -31,7 +31,7 @@ class ClipSimilarity:
         try:
             self._model = CLIPModel.from_pretrained(folder).eval()
             self._tokenizer = CLIPTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:  # no such model, no network, or the files of another kind of model
+        except (OSError, ValueError) as error:  # no such model, or no network
             wanted = "the folder or the name of a CLIP model of transformers"
             raise SystemExit(f"Expected {wanted}, got {folder}: {error}") from None
 

@@ -70,7 +70,7 @@ def document_of(options: argparse.Namespace, kept: Path | None, *changing: str) 
     changed = [name for name in changing if getattr(options, name) is not None]
     if options.document or not (kept and changed):
         return options.document or kept
-    print(f"With --{changed[0]} the tables are only printed: name a file with --document.", flush=True)
+    print(f"With --{changed[0]} the tables are only printed: name a copy of {kept.name} with --document.", flush=True)
     return None
 
 

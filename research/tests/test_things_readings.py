@@ -39,6 +39,7 @@ def test_table_has_shares_agreement_and_differences_of_the_last_method():
     assert "cats, ours against plain: named right -50.0 (" in text
     assert "recognised +0.0 (+0.0 to +0.0), scorer +50.0 (" in text
     said = methods_as_read.overall(found)
+    assert said.startswith("On these 8 images")
     assert "named right 50.0 %, recognised 62.5 %" in said
     assert said.endswith("Two readers agree about what is recognised in 75.0 %.")
 

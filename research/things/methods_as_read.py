@@ -8,10 +8,11 @@ who has to name each thing with the most similar of the kinds, and objects with 
 as the caption does, each once and nothing else, however badly drawn. It is *recognised* if one would do so without the
 caption. Of each answer readings.json has a string of 1 and 0 for every reader, in the order of the pictures. What the
 scorer says of edits is in the kept results; pictures of prompts were sampled in float32, not in bfloat16 as those of
-the kept results, so what it says of them is in readings.json.
+the kept results, so what it says of them is in readings.json. The pictures themselves are not kept.
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ import editing  # noqa: E402
 from alignment.report import write_between  # noqa: E402
 from alignment.results import Results  # noqa: E402
 from bootstrap import mean_of  # noqa: E402
+from worlds import MODELS  # noqa: E402
 
 COUNT = 100  # pictures of each method
 READINGS = Path(__file__).with_name("readings.json")
@@ -84,8 +86,8 @@ def _bits(lines: list[str]) -> np.ndarray:
 
 def table(found: Mapping[str, Mapping[str, Read]]) -> str:
     """A line for each method, then the last one, EBCA, compared with the others on the same captions and noise."""
-    lines = ["| images | method | named right | recognised | scorer | the scorer agrees: named | recognised |"]
-    lines.append("|---" * 7 + "|")
+    titles = ["images", "method", *QUESTIONS, "scorer", *(f"the scorer agrees: {question}" for question in QUESTIONS)]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, methods in found.items():
         for method, read in methods.items():
             cells = [f"{100 * values.mean():.1f} %" for _, values in read.columns()]
@@ -104,7 +106,8 @@ def overall(found: Mapping[str, Mapping[str, Read]]) -> str:
     """How often scorer and readers, and two readers, agree on all of these pictures."""
     reads = [read for methods in found.values() for read in methods.values()]
     said = [f"{question} {100 * np.mean([read.agreement(question) for read in reads]):.1f} %" for question in QUESTIONS]
-    text = f"On these {COUNT * len(reads)} images the scorer agrees with the readers: {', '.join(said)}."
+    count = sum(read.scored.size for read in reads)
+    text = f"On these {count} images the scorer agrees with the readers: {', '.join(said)}."
     for question in QUESTIONS:
         alike = [(one == other).mean() for read in reads for one, other in combinations(read.answers[question], 2)]
         if alike:
@@ -114,6 +117,9 @@ def overall(found: Mapping[str, Mapping[str, Read]]) -> str:
 
 def main() -> None:
     kept = json.loads(READINGS.read_text(encoding="utf-8"))
+    checkpoint = REPO / "demo" / MODELS["things"].checkpoint
+    if hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12] != kept["checkpoint"]:
+        raise SystemExit("What was read are pictures of another model: read those of this one.")
     for name, found in (("edits", edits(kept["edits"])), ("prompts", prompts(kept["prompts"]))):
         text = f"{table(found)}\n\n{overall(found)}"
         print(f"{name}\n\n{text}\n")
