@@ -330,10 +330,11 @@ class Bench:
         lines = ["| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|"]
         there = {method.name: method for method in tried if self.marks(method)}
         lines += [self.row(method) for method in there.values()]
-        for ours in (EXACT, f"{EXACT}, {BOTH_MASKS}", f"{CAPTIONED}, {BOTH_MASKS}"):
-            lines += [self._against(there[ours], other) for other in there.values() if ours in there
-                      and other.name.startswith(("img2img", SWAPPED, CAPTIONED)) and other.name != ours
-                      and other.noise_masked == there[ours].noise_masked]  # fmt: skip
+        others = [method for name, method in there.items() if name.startswith(("img2img", SWAPPED, CAPTIONED))]
+        for name in (EXACT, f"{EXACT}, {BOTH_MASKS}", f"{CAPTIONED}, {BOTH_MASKS}"):
+            if ours := there.get(name):
+                rivals = [method for method in others if method.noise_masked == ours.noise_masked and method != ours]
+                lines += [self._against(ours, method) for method in rivals]
         return "\n".join(lines)
 
     def _against(self, ours: Method, other: Method) -> str:

@@ -31,8 +31,8 @@ from worlds import MODELS, THINGS
 
 SETS = ("one thing", "animal-animal", "animal-object", "object-object")
 COUNT = 25  # pictures of each set in a hundred
-#: The checkpoint whose pictures they are.
-SEEN = "7bdd581ddf25"
+CHECKPOINT = plain_model.DEMO / MODELS["things"].checkpoint
+SEEN = "7bdd581ddf25"  # its digest when its pictures were read
 #: Of each hundred, by the number of its first image of each set, and of each question: the pictures of which a reader
 #: said no, counted over the sets, for each reader.
 NOT_SO: dict[int, dict[str, Sequence[set[int]]]] = {
@@ -65,12 +65,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     comfy_host.start(args.comfyui)
     torch.set_num_threads(1)
-    checkpoint = plain_model.DEMO / MODELS["things"].checkpoint
-    if hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12] != SEEN:
-        raise SystemExit("What was read are pictures of another model: read those of this one, and set NOT_SO.")
-    sampler = plain_model.Sampler("things", checkpoint)
+    check_model()
+    sampler = plain_model.Sampler("things", CHECKPOINT)
     *_, last = [compare(sampler, first, not_so) for first, not_so in NOT_SO.items()]
     sheet(*last).save(SHEET, optimize=True)
+
+
+def check_model() -> None:
+    """Raises SystemExit if the pictures that were read are not of the model that is there."""
+    if hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()[:12] != SEEN:
+        raise SystemExit("What was read are pictures of another model: read those of this one, and set SEEN.")
 
 
 def compare(

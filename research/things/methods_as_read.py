@@ -12,7 +12,6 @@ the kept results, so what it says of them is in readings.json. The pictures them
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -29,7 +28,7 @@ import editing  # noqa: E402
 from alignment.report import write_between  # noqa: E402
 from alignment.results import Results  # noqa: E402
 from bootstrap import mean_of  # noqa: E402
-from worlds import MODELS  # noqa: E402
+from things.compare_with_readings import check_model  # noqa: E402
 
 COUNT = 100  # pictures of each method
 READINGS = Path(__file__).with_name("readings.json")
@@ -116,10 +115,8 @@ def overall(found: Mapping[str, Mapping[str, Read]]) -> str:
 
 
 def main() -> None:
+    check_model()
     kept = json.loads(READINGS.read_text(encoding="utf-8"))
-    checkpoint = REPO / "demo" / MODELS["things"].checkpoint
-    if hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12] != kept["checkpoint"]:
-        raise SystemExit("What was read are pictures of another model: read those of this one.")
     for name, found in (("edits", edits(kept["edits"])), ("prompts", prompts(kept["prompts"]))):
         text = f"{table(found)}\n\n{overall(found)}"
         print(f"{name}\n\n{text}\n")
